@@ -1,0 +1,54 @@
+"""Brain tumour segmentation on LGG MRI: data, model, two-stage training, prediction. No Ray here.
+
+    from brainseg import Experiment, Predictor, open_dataset, train_two_stage
+
+    data = open_dataset("data/kaggle_3m")
+    result = train_two_stage(Experiment(), data, on_epoch=lambda report: print(report.row))
+    result.save("model.safetensors")
+    masks = Predictor.load("model.safetensors").masks([data.image(0)])
+
+Names are imported when first used: a report needs `brainseg.config`, but not torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from brainseg.config import Experiment, load_experiment
+    from brainseg.errors import BrainsegError
+    from brainseg.phantom import generate_phantom
+    from brainseg.predict import Predictor
+    from brainseg.store import open_dataset
+    from brainseg.training import Compute, EpochReport, TrainResult, train_two_stage
+
+_HOME = {
+    "BrainsegError": "errors",
+    "Compute": "training",
+    "EpochReport": "training",
+    "Experiment": "config",
+    "Predictor": "predict",
+    "TrainResult": "training",
+    "generate_phantom": "phantom",
+    "load_experiment": "config",
+    "open_dataset": "store",
+    "train_two_stage": "training",
+}
+
+__all__ = [
+    "BrainsegError",
+    "Compute",
+    "EpochReport",
+    "Experiment",
+    "Predictor",
+    "TrainResult",
+    "generate_phantom",
+    "load_experiment",
+    "open_dataset",
+    "train_two_stage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module brainseg has no attribute {name}")
+    return getattr(importlib.import_module(f"brainseg.{_HOME[name]}"), name)

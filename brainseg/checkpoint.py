@@ -1,0 +1,241 @@
+"""Epoch checkpoints: everything that the next epoch depends on, so that a resume is exact.
+
+Nothing here is a pickle: tensors are safetensors, the rest JSON. A write goes aside, is flushed to
+disk and renamed, so a crash leaves the previous state; an epoch checkpoint carries the SHA-256 of
+its files, and one that does not match is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from brainseg.config import Experiment, differences
+from brainseg.errors import CheckpointError
+from brainseg.modelfile import Tensors, sync_file, versions
+
+_MANIFEST = "manifest.json"
+_BEST = "best.safetensors"
+_KEPT = 2
+
+
+@dataclass
+class EpochState:
+    """Everything that the next epoch depends on, at the end of an epoch.
+
+    Attributes:
+        stage: 1 or 2, of the epoch that has ended.
+        epoch: From 1, within the stage.
+        history: One row per epoch so far.
+        best: Stage, epoch and val loss of the best weights.
+        model: Weights and BatchNorm buffers.
+        best_model: The same of the best epoch.
+        optimizer: `torch.optim.Optimizer.state_dict()`.
+        scheduler: `ReduceLROnPlateau.state_dict()`.
+        scaler: `GradScaler.state_dict()`.
+    """
+
+    stage: int
+    epoch: int
+    history: list[dict[str, float]]
+    best: dict[str, float]
+    model: Tensors
+    best_model: Tensors
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+class CheckpointFolder:
+    """The epoch checkpoints of one training run; the newest two are kept.
+
+    Args:
+        folder: Made when first written to.
+        experiment: Of the run; a checkpoint of another one is refused.
+        fingerprint: Of the dataset; likewise.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, fingerprint: str) -> None:
+        """Touch nothing yet."""
+        self._folder = folder
+        self._identity = {"experiment": experiment.model_dump(mode="json")}
+        self._experiment = experiment
+        self._fingerprint = fingerprint
+
+    def save(self, state: EpochState) -> Path:
+        """Write a checkpoint durably and drop all but the newest two.
+
+        Raises:
+            CheckpointError: If the disk refuses; earlier checkpoints are as they were.
+        """
+        final = self._folder / f"stage{state.stage}-epoch{state.epoch:04d}"
+        aside = self._folder / f".{final.name}.{os.getpid()}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            self._write(aside, state)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            _sync_folder(self._folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write the checkpoint {final}: {error}; the previous one is intact"
+            ) from error
+        for old in self._list()[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def latest(self) -> EpochState | None:
+        """Load the newest checkpoint that is whole; damaged ones are named in a warning.
+
+        Returns:
+            The state, or None if there is none at all.
+
+        Raises:
+            CheckpointError: If it belongs to another experiment or dataset.
+        """
+        for folder in reversed(self._list()):
+            try:
+                _verify(folder)
+                return self._read(folder)
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                warnings.warn(f"{folder} is damaged and passed over: {error}", stacklevel=2)
+        return None
+
+    def remove(self) -> None:
+        """Delete the checkpoints of a run that has finished."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _list(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        return sorted(f for f in self._folder.iterdir() if f.name.startswith("stage"))
+
+    def _write(self, folder: Path, state: EpochState) -> None:
+        optimizer, optimizer_tensors = _split_optimizer(state.optimizer)
+        tensors = {f"model.{key}": value for key, value in state.model.items()}
+        save_file(tensors | optimizer_tensors, folder / "state.safetensors")
+        self._write_best(folder, state)
+        record = {
+            "format": 1,
+            "stage": state.stage,
+            "epoch": state.epoch,
+            "history": state.history,
+            "best": state.best,
+            "optimizer": optimizer,
+            "scheduler": state.scheduler,
+            "scaler": state.scaler,
+            "fingerprint": self._fingerprint,
+            "versions": versions(),
+            **self._identity,
+        }
+        (folder / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        for name in sums:
+            sync_file(folder / name)
+        (folder / _MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
+        sync_file(folder / _MANIFEST)
+
+    def _write_best(self, folder: Path, state: EpochState) -> None:
+        """Link the best weights where the previous checkpoint holds the same ones."""
+        target = folder / _BEST
+        is_best = (state.best["stage"], state.best["epoch"]) == (state.stage, state.epoch)
+        previous = self._list()
+        if previous and not is_best:
+            try:
+                os.link(previous[-1] / _BEST, target)
+                if _read_manifest(previous[-1])[_BEST] == _sha256(target):
+                    return
+            except (OSError, ValueError, KeyError):
+                pass  # no links on this file system, or a damaged copy: write it anew
+            target.unlink(missing_ok=True)
+        save_file(state.best_model, target)
+
+    def _read(self, folder: Path) -> EpochState:
+        record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self._check_identity(folder, record)
+        tensors = load_file(folder / "state.safetensors")
+        model = {k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."}
+        return EpochState(
+            stage=record["stage"],
+            epoch=record["epoch"],
+            history=record["history"],
+            best=record["best"],
+            model=model,
+            best_model=load_file(folder / _BEST),
+            optimizer=_join_optimizer(record["optimizer"], tensors),
+            scheduler=record["scheduler"],
+            scaler=record["scaler"],
+        )
+
+    def _check_identity(self, folder: Path, record: Mapping[str, Any]) -> None:
+        theirs = Experiment.model_validate(record["experiment"])
+        changed = differences(self._experiment, theirs)
+        if changed:
+            raise CheckpointError(f"{folder} is of another experiment: {'; '.join(changed)}")
+        if record["fingerprint"] != self._fingerprint:
+            raise CheckpointError(
+                f"{folder} was trained on data {record['fingerprint'][:12]}, "
+                f"these are {self._fingerprint[:12]}"
+            )
+
+
+def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    """Part AdamW's state into what is JSON and what is tensors."""
+    tensors = {
+        f"optimizer.{parameter}.{name}": value
+        for parameter, values in state["state"].items()
+        for name, value in values.items()
+    }
+    return {"param_groups": state["param_groups"]}, tensors
+
+
+def _join_optimizer(record: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    state: dict[int, Tensors] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, parameter, name = key.split(".")
+            state.setdefault(int(parameter), {})[name] = value
+    return {"state": state, **record}
+
+
+def _verify(folder: Path) -> None:
+    """Compare each file with its checksum.
+
+    Raises:
+        ValueError: If one differs, or the manifest, which is written last, is not there.
+    """
+    for name, expected in _read_manifest(folder).items():
+        if _sha256(folder / name) != expected:
+            raise ValueError(f"{name} does not match its checksum")
+
+
+def _read_manifest(folder: Path) -> dict[str, str]:
+    try:
+        return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except FileNotFoundError as error:
+        raise ValueError("it was never completed") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

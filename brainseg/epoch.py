@@ -1,0 +1,107 @@
+"""One pass over training slices, and one over validation or test slices.
+
+Shapes: B slices of a batch, H and W pixels, N slices of a part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from brainseg.batches import Batch
+from brainseg.config import Experiment
+from brainseg.loss import dice_bce
+from brainseg.metrics import Counts, count_pixels
+from brainseg.model import infer_logits, mixed_precision, normalise
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass over N slices found.
+
+    Attributes:
+        loss: Mean over slices of their batch's loss.
+        counts: int64 (N, 4), TP, FP, FN, TN of each slice, in the order of the batches.
+        shown: Number of a slice -> its predicted mask, bool (H, W), of the slices asked for.
+    """
+
+    loss: float
+    counts: Counts
+    shown: dict[int, NDArray[np.bool_]]
+
+
+def train_epoch(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    experiment: Experiment,
+    device: torch.device,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Pass:
+    """Take one optimizer step per batch.
+
+    Args:
+        model: In the mode of its stage, on `device`.
+        batches: Of one epoch.
+        experiment: Loss weights and threshold.
+        device: Where to compute.
+        optimizer: Of the weights that are not frozen.
+        scaler: Of the gradients; a disabled one does nothing.
+    """
+    # Summed on the device: asking for the value at each step would make a GPU wait.
+    total, num_slices = torch.zeros((), device=device), 0
+    counts = []
+    for images, masks, _ in batches:
+        target = masks.to(device, non_blocking=True)
+        with mixed_precision(device):
+            logits = model(normalise(images, device))[:, 0]
+        loss = dice_bce(logits.float(), target.float(), experiment.loss)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach() * len(images)
+        num_slices += len(images)
+        counts.append(count_pixels(is_tumour(logits.detach(), experiment.threshold), target))
+    return Pass(float(total) / num_slices, np.concatenate(counts), {})
+
+
+def validate(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    experiment: Experiment,
+    device: torch.device,
+    shown: Collection[int] = (),
+) -> Pass:
+    """Judge a part of the split, without gradient.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        batches: The part, in order, as it is.
+        experiment: Loss weights and threshold.
+        device: Where to compute.
+        shown: Slices whose predicted masks are wanted.
+    """
+    total, num_slices = torch.zeros((), device=device), 0
+    counts, masks_shown = [], {}
+    for images, masks, numbers in batches:
+        target = masks.to(device, non_blocking=True)
+        logits = infer_logits(model, images, device)
+        predicted = is_tumour(logits, experiment.threshold)
+        total += dice_bce(logits, target.float(), experiment.loss) * len(images)
+        num_slices += len(images)
+        counts.append(count_pixels(predicted, target))
+        for position, number in enumerate(numbers.tolist()):
+            if number in shown:
+                masks_shown[number] = predicted[position].cpu().numpy()
+    return Pass(float(total) / num_slices, np.concatenate(counts), masks_shown)
+
+
+def is_tumour(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Return where the probability reaches a threshold, as bool, without computing a sigmoid."""
+    return logits >= math.log(threshold / (1 - threshold))

@@ -1,0 +1,116 @@
+"""TP, FP, FN, TN per slice, and every score derived from them. No gradient.
+
+The empty-mask rule, once and for all scores: where there is no tumour and none is predicted, a
+score is 1; where its own ratio is 0/0 otherwise (precision with nothing predicted, recall with
+nothing there), it is 0, as Dice is.
+
+Which Dice is always named: `dice_global` sums the counts of all slices (the published one),
+`dice_patient` sums over each patient's slices and averages patients, `dice_slice` averages slices
+that hold tumour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+"""int64 (..., 4): TP, FP, FN, TN in pixels."""
+
+
+def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> Counts:
+    """Count the pixels of each slice.
+
+    Args:
+        predicted_BHW: bool, True where tumour is predicted.
+        masks_BHW: bool or 0/1, where tumour is, on the same device.
+
+    Returns:
+        int64 (B, 4): TP, FP, FN, TN.
+    """
+    predicted, true = predicted_BHW.bool(), masks_BHW.bool()
+    tp = (predicted & true).sum((1, 2))
+    fp, fn = predicted.sum((1, 2)) - tp, true.sum((1, 2)) - tp
+    tn = predicted[0].numel() - tp - fp - fn
+    return torch.stack([tp, fp, fn, tn], dim=1).cpu().numpy().astype(np.int64)
+
+
+def dice(counts: Counts) -> NDArray[np.float64]:
+    """Return 2 TP / (2 TP + FP + FN), in [0, 1], over the last axis (Dice 1945)."""
+    tp, fp, fn, _ = _columns(counts)
+    return _ratio(2 * tp, 2 * tp + fp + fn, fp + fn + tp)
+
+
+def iou(counts: Counts) -> NDArray[np.float64]:
+    """Return TP / (TP + FP + FN), in [0, 1], over the last axis (Jaccard 1912)."""
+    tp, fp, fn, _ = _columns(counts)
+    return _ratio(tp, tp + fp + fn, tp + fp + fn)
+
+
+def accuracy(counts: Counts) -> NDArray[np.float64]:
+    """Return (TP + TN) / all, in [0, 1], over the last axis."""
+    tp, fp, fn, tn = _columns(counts)
+    return _ratio(tp + tn, tp + fp + fn + tn, tp + fp + fn)
+
+
+def precision(counts: Counts) -> NDArray[np.float64]:
+    """Return TP / (TP + FP), in [0, 1], over the last axis."""
+    tp, fp, fn, _ = _columns(counts)
+    return _ratio(tp, tp + fp, tp + fp + fn)
+
+
+def recall(counts: Counts) -> NDArray[np.float64]:
+    """Return TP / (TP + FN), in [0, 1], over the last axis."""
+    tp, fp, fn, _ = _columns(counts)
+    return _ratio(tp, tp + fn, tp + fp + fn)
+
+
+def sum_by_patient(counts: Counts, patients: Sequence[str]) -> dict[str, Counts]:
+    """Sum the counts of each patient's slices.
+
+    Args:
+        counts: int64 (N, 4).
+        patients: N names, one per slice.
+
+    Returns:
+        Patient -> int64 (4,), patients in alphabetical order.
+    """
+    names = np.asarray(patients)
+    return {str(name): counts[names == name].sum(axis=0) for name in np.unique(names)}
+
+
+def summarise(counts: Counts, patients: Sequence[str]) -> dict[str, float]:
+    """Return every named score of a set of slices.
+
+    Args:
+        counts: int64 (N, 4).
+        patients: N names, one per slice.
+
+    Returns:
+        dice_global, iou, accuracy, precision, recall (over all pixels), dice_patient, dice_slice.
+        With no tumour slice at all dice_slice is 1 if none is predicted, else 0.
+    """
+    total = counts.sum(axis=0)
+    by_patient = np.stack(list(sum_by_patient(counts, patients).values()))
+    with_tumour = counts[counts[:, 0] + counts[:, 2] > 0]
+    return {
+        "dice_global": float(dice(total)),
+        "iou": float(iou(total)),
+        "accuracy": float(accuracy(total)),
+        "precision": float(precision(total)),
+        "recall": float(recall(total)),
+        "dice_patient": float(dice(by_patient).mean()),
+        "dice_slice": float(dice(with_tumour if len(with_tumour) else total[None]).mean()),
+    }
+
+
+def _columns(counts: Counts) -> tuple[Counts, Counts, Counts, Counts]:
+    return counts[..., 0], counts[..., 1], counts[..., 2], counts[..., 3]
+
+
+def _ratio(part: Counts, whole: Counts, tumour_anywhere: Counts) -> NDArray[np.float64]:
+    ratio = np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
+    return np.where(np.asarray(tumour_anywhere) == 0, 1.0, ratio)

@@ -1,0 +1,218 @@
+"""The slice store: a dataset decoded once per machine into one memory-mapped uint8 array.
+
+All trials and loader workers of a machine map the same file, so they share one copy in memory. It
+lives in the user's cache folder (`BRAINSEG_CACHE` moves it), never beside the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from filelock import FileLock
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from brainseg.errors import DataError
+from brainseg.index import SliceFile, find_root, find_slices, read_slice
+from brainseg.phantom import MARKER
+
+_FORMAT = 1
+_PIXELS, _TABLE = "slices.npy", "table.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A slice of the store: its name, its patient, how many of its pixels are tumour."""
+
+    name: str
+    patient: str
+    tumour_pixels: int
+
+
+@dataclass(frozen=True)
+class SliceStore:
+    """A checked dataset. Pickles as its path, so that processes share pages, not copies.
+
+    Attributes:
+        folder: Where the decoded array lies.
+        root: The dataset folder that it was decoded from.
+        fingerprint: SHA-256 over the names and pixels of all slices, in order.
+        size: Side of the slices in pixels, as stored.
+        synthetic: True for a generated dataset.
+        slices: In natural order.
+        notes: Sentences worth telling the user.
+    """
+
+    folder: Path
+    root: Path
+    fingerprint: str
+    size: int
+    synthetic: bool
+    slices: tuple[Slice, ...]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """uint8 (N, S, S, 4), read-only: pre-contrast, FLAIR, post-contrast, mask (0 or 1)."""
+        return np.load(self.folder / _PIXELS, mmap_mode="r")  # type: ignore[no-any-return]
+
+    @property
+    def patients(self) -> list[str]:
+        """Patient names in order of appearance."""
+        return list(dict.fromkeys(item.patient for item in self.slices))
+
+    def image(self, number: int) -> NDArray[np.uint8]:
+        """Return the image of a slice, uint8 (S, S, 3)."""
+        return np.ascontiguousarray(self.pixels[number, :, :, :3])
+
+    def mask(self, number: int) -> NDArray[np.uint8]:
+        """Return the mask of a slice, uint8 (S, S), 1 where tumour."""
+        return np.ascontiguousarray(self.pixels[number, :, :, 3])
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the mapped array out: the receiving process maps the file itself."""
+        return {key: value for key, value in self.__dict__.items() if key != "pixels"}
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of this machine's cache, made if need be; `BRAINSEG_CACHE` moves it."""
+    base = os.environ.get("BRAINSEG_CACHE") or platformdirs.user_cache_dir("brainseg")
+    folder = Path(base).expanduser().resolve() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def open_dataset(path: Path | str) -> SliceStore:
+    """Check a dataset and open its slice store, which is built first where there is none.
+
+    Args:
+        path: The kaggle_3m folder, its parent, or the Kaggle archive's root.
+
+    Raises:
+        DataError: If the folder or any file cannot be used; `problems` lists every one.
+    """
+    root, notes = find_root(path)
+    files = find_slices(root)
+    folder = cache_folder("slices") / _signature(root, files)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _TABLE).exists():
+            _build(folder, root, files)
+    return _open(folder, root, tuple(notes))
+
+
+def _signature(root: Path, files: list[SliceFile]) -> str:
+    """Names the dataset's state without decoding it: a changed file gives another store."""
+    digest = hashlib.sha256(f"{_FORMAT} {root}".encode())
+    for item in files:
+        for file in (item.image, item.mask):
+            stat = file.stat()
+            digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def _open(folder: Path, root: Path, notes: tuple[str, ...]) -> SliceStore:
+    table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+    return SliceStore(
+        folder=folder,
+        root=root,
+        fingerprint=table["fingerprint"],
+        size=table["size"],
+        synthetic=(root / MARKER).exists(),
+        slices=tuple(Slice(**row) for row in table["slices"]),
+        notes=notes,
+    )
+
+
+def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
+    size = _first_size(files)
+    aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    try:
+        _check_space(aside, len(files) * size * size * 4)
+        shape = (len(files), size, size, 4)
+        pixels = np.lib.format.open_memmap(aside / _PIXELS, mode="w+", dtype=np.uint8, shape=shape)
+        slices, hashes = _decode_all(files, pixels)
+        pixels.flush()
+        _refuse_shared_slices(slices, hashes)
+        lines = "".join(f"{item.name} {h}\n" for item, h in zip(slices, hashes, strict=True))
+        table = {
+            "fingerprint": hashlib.sha256(lines.encode()).hexdigest(),
+            "size": size,
+            "root": str(root),
+            "slices": [asdict(item) for item in slices],
+        }
+        (aside / _TABLE).write_text(json.dumps(table), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _first_size(files: list[SliceFile]) -> int:
+    """Side of the first readable slice; whether the others share it is checked as they come."""
+    for item in files:
+        try:
+            return int(read_slice(item)[0].shape[0])
+        except DataError:
+            continue
+    raise DataError(f"none of the {len(files)} slices can be read; the first is {files[0].image}")
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"the slice store needs {needed / 1e9:.1f} GB in {folder.parent}, "
+            f"which has {free / 1e9:.1f} GB free; set BRAINSEG_CACHE to a larger disk"
+        )
+
+
+def _decode_all(
+    files: list[SliceFile], pixels: NDArray[np.uint8]
+) -> tuple[list[Slice], list[str]]:
+    """Fill `pixels`; every file is looked at before the problems of all are raised together."""
+
+    def decode(number: int) -> tuple[Slice, str] | str:
+        item = files[number]
+        try:
+            image, mask = read_slice(item)
+        except DataError as error:
+            return f"{item.image.parent.name}/{error}"
+        if image.shape[:2] != pixels.shape[1:3]:
+            side = pixels.shape[1]
+            return f"{item.name}: {image.shape[0]} pixels wide, the first slice is {side}"
+        pixels[number, :, :, :3], pixels[number, :, :, 3] = image, mask
+        digest = hashlib.blake2b(pixels[number].tobytes(), digest_size=16).hexdigest()
+        return Slice(item.name, item.patient, int(mask.sum())), digest
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        results: Iterable[tuple[Slice, str] | str] = pool.map(decode, range(len(files)))
+        bar = tqdm(results, total=len(files), desc="checking slices", unit="slice", disable=None)
+        rows = list(bar)
+    problems = [row for row in rows if isinstance(row, str)]
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} slices cannot be used", problems)
+    good = [row for row in rows if not isinstance(row, str)]
+    return [item for item, _ in good], [digest for _, digest in good]
+
+
+def _refuse_shared_slices(slices: list[Slice], hashes: list[str]) -> None:
+    """A tumour slice that two patients share would sit in training and test at once."""
+    owner: dict[str, Slice] = {}
+    problems = []
+    for item, digest in zip(slices, hashes, strict=True):
+        first = owner.setdefault(digest, item)
+        if item.tumour_pixels and first.patient != item.patient:
+            problems.append(f"{item.name}: the same pixels as {first.name}, of another patient")
+    if problems:
+        raise DataError(f"{len(problems)} slices belong to two patients", problems)

@@ -1,0 +1,103 @@
+"""Live TensorBoard files of a trial, in the study's own folder.
+
+Tune writes its own below its session folder, where nobody looks; here `tensorboard --logdir
+results/<name>` shows all trials while they run, one chart per quantity with a curve per trial.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from brainseg.training import EpochReport, Example
+from study.plan import Trial
+
+_SCALARS = {
+    "train_loss": "loss/train",
+    "val_loss": "loss/val",
+    "train_dice": "Dice/train (global)",
+    "val_dice": "Dice/val (global)",
+    "val_dice_patient": "Dice/val (per patient)",
+    "learning_rate": "learning rate",
+}
+_TRUE, _PREDICTED = (90, 200, 90), (230, 120, 30)
+
+
+class Board:
+    """Writes the epochs of one trial.
+
+    Args:
+        folder: Of the whole study's TensorBoard files.
+        trial: Gives the run its name and hyperparameters.
+        synthetic: Marks the run's name, where people read it.
+    """
+
+    def __init__(self, folder: Path, trial: Trial, synthetic: bool) -> None:
+        """Open the event file; what a previous attempt wrote stays beside it."""
+        run = f"{trial.name} SYNTHETIC" if synthetic else trial.name
+        self._trial = trial
+        self._writer = SummaryWriter(str(folder / run), flush_secs=5)
+        self._write_hyperparameters()
+
+    def write(self, report: EpochReport) -> None:
+        """Write an epoch; one replayed after a resume is there already."""
+        if report.replayed:
+            return
+        step = int(report.row["step"])
+        for key, tag in _SCALARS.items():
+            self._writer.add_scalar(tag, report.row[key], step)
+        if report.examples:
+            sheet = outline_sheet(report.examples)
+            self._writer.add_image(
+                "validation slices (true green, predicted orange)", sheet, step, dataformats="HWC"
+            )
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+    def _write_hyperparameters(self) -> None:
+        experiment = self._trial.experiment
+        values: dict[str, bool | str | float | int] = {
+            "variant": self._trial.variant,
+            "fold": self._trial.fold,
+            "seed": self._trial.seed,
+            "encoder": experiment.model.encoder,
+            "encoder weights": Path(experiment.model.encoder_weights).name,
+            "preprocessed": experiment.preprocess.enabled,
+            "augment strength": experiment.augment.strength,
+            "lr stage 1": experiment.stages[0].learning_rate,
+            "lr stage 2": experiment.stages[1].learning_rate,
+            "batch size": experiment.optimizer.batch_size,
+            "size": experiment.data.size,
+        }
+        # Written into this run: SummaryWriter.add_hparams would open a second one beside it.
+        # Its table then follows these curves live, not only once the trial has ended.
+        metrics = {tag: 0.0 for tag in ("Dice/val (global)", "loss/val")}
+        for summary in hparams(values, metrics)[:2]:  # type: ignore[no-untyped-call]
+            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def outline_sheet(examples: tuple[Example, ...], scale_to: int = 256) -> NDArray[np.uint8]:
+    """Draw slices in a row with true and predicted outlines.
+
+    Returns:
+        uint8 (scale_to, n * scale_to, 3).
+    """
+    tiles = []
+    for example in examples:
+        # Enlarged first, so that outlines stay one pixel thin however small the slices are.
+        size = (scale_to, scale_to)
+        tile = cv2.resize(example.image, size, interpolation=cv2.INTER_LINEAR)
+        for mask, colour in ((example.true, _TRUE), (example.predicted, _PREDICTED)):
+            large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(tile, contours, -1, colour, 1)
+        tiles.append(tile)
+    return np.concatenate(tiles, axis=1)

@@ -1,0 +1,179 @@
+"""The study's folder: made, found again, refused where it is another study's, moved aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from brainseg.config import Experiment, differences
+from brainseg.errors import StudyError
+from study.plan import GRIDS
+from study.results import write_text
+
+METRIC, MODE = "val_dice", "max"
+"""What schedulers, searchers and the report judge by, and in which direction."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a study asks; two studies of one name must ask the same.
+
+    Attributes:
+        grid: Name of the grid.
+        base: What the variants share.
+        weights_hash: SHA-256 of the encoder's weight file, where one was named.
+        fingerprint: Of the dataset.
+    """
+
+    grid: str
+    base: Experiment
+    weights_hash: str
+    fingerprint: str
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the part of study.json that is compared."""
+        return {
+            "grid": self.grid,
+            "variants": GRIDS[self.grid],
+            "metric": METRIC,
+            "mode": MODE,
+            "fingerprint": self.fingerprint,
+            "weights_hash": self.weights_hash,
+            "experiment": self.base.model_dump(mode="json"),
+        }
+
+    def changes_from(self, record: dict[str, Any]) -> list[str]:
+        """Return a line for each difference from the study of a study.json."""
+        theirs = Experiment.model_validate(record["experiment"])
+        if self.weights_hash and self.weights_hash == record["weights_hash"]:
+            # The same weights under another path are the same weights.
+            theirs = theirs.replaced({"model.encoder_weights": self.base.model.encoder_weights})
+        lines = differences(self.base, theirs)
+        ours = self.to_record()
+        for key in ("grid", "variants", "fingerprint", "weights_hash"):
+            if ours[key] != record[key]:
+                lines.append(f"{key}: {_short(record[key])} -> {_short(ours[key])}")
+        return lines
+
+
+def claim_folder(folder: Path, question: Question, *, fresh: bool) -> str:
+    """Make sure that a folder may be written by this study.
+
+    Args:
+        folder: `<storage>/<name>`.
+        question: What this study asks.
+        fresh: Move what is there aside.
+
+    Returns:
+        A sentence on what was found; empty for a new folder.
+
+    Raises:
+        StudyError: If another study has the name, with the difference.
+    """
+    if not folder.exists():
+        return ""
+    if fresh:
+        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
+        return f"the study that was here is now {aside}"
+    changed = question.changes_from(read_study(folder))
+    if changed:
+        raise StudyError(
+            f"{folder} holds another study ({'; '.join(changed)}): choose another --name, "
+            "or --fresh to move it aside"
+        )
+    return f"continuing the study in {folder}"
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Return study.json.
+
+    Raises:
+        StudyError: If the folder holds none.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StudyError(
+            f"{folder} holds no readable study.json, so it is no study: choose another --name"
+        ) from error
+    return record
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a study for one driver; the system frees the lock when its owner dies.
+
+    Raises:
+        StudyError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / "owner.txt"
+    lock = FileLock(folder / "owner.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
+        raise StudyError(f"{folder} is being run by {who}") from error
+    try:
+        write_text(owner, _describe_process() + "\n")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def write_study(folder: Path, question: Question, facts: dict[str, Any]) -> None:
+    """Write study.json; of a study that goes on, the first start and its command stay.
+
+    Args:
+        folder: The study's.
+        question: What it asks.
+        facts: What else a reader wants to know.
+    """
+    started = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": _command()}
+    if (folder / "study.json").exists():
+        record = read_study(folder)
+        started = {key: record[key] for key in started}
+    record = {"name": folder.name, **started, **facts, "commit": _commit()}
+    text = json.dumps(record | question.to_record(), indent=1)
+    write_text(folder / "study.json", text + "\n")
+    write_text(folder / "experiment.yaml", question.base.to_yaml())
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "study.run", *sys.argv[1:]])
+
+
+def _describe_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
+
+
+def _commit() -> str:
+    """Commit of this code, with a + where files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return run.stdout.strip()
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

@@ -1,0 +1,190 @@
+"""What trials left in their folders -> trials.csv, scores.csv and models/, failed trials included.
+
+Reads and writes files only: neither Ray nor torch is needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from study.plan import Trial
+
+Row = dict[str, Any]
+
+TRIAL_COLUMNS = (
+    *("variant", "fold", "seed", "status", "error"),
+    *("encoder", "preprocessed", "weights", "size", "epochs", "best_stage", "best_epoch"),
+    *("val_loss", "val_dice", "val_dice_patient", "val_dice_slice"),
+    *("test_dice_global", "test_iou", "test_accuracy", "test_precision", "test_recall"),
+    *("test_dice_patient", "test_dice_slice", "seconds", "wall_seconds"),
+)
+SCORE_COLUMNS = ("variant", "fold", "seed", "patient", "TP", "FP", "FN", "TN", "Dice")
+
+
+class TrialFolder:
+    """The folder in which one trial leaves everything.
+
+    Args:
+        path: `<study>/trials/<trial>`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Touch nothing yet."""
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model.safetensors"
+
+    def read(self) -> Row | None:
+        """Return the trial's result, or None if it has not ended."""
+        try:
+            row: Row = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return row
+
+    def is_finished(self) -> bool:
+        """Return whether the trial was trained and tested."""
+        row = self.read()
+        return row is not None and row["status"] == "finished" and self.model.exists()
+
+    def read_history(self) -> list[dict[str, float]]:
+        """Return one row per epoch that was reported."""
+        return [{k: float(v) for k, v in row.items()} for row in read_csv(self._history)]
+
+    def read_scores(self) -> list[Row]:
+        """Return one row per test patient."""
+        return read_csv(self.path / "scores.csv")
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write one row per epoch."""
+        write_csv(self._history, list(history[0]), history)
+
+    def write_success(self, trial: Trial, values: Row, scores: Sequence[Row]) -> None:
+        """Write scores and experiment, then the result, which says that all is there."""
+        write_csv(self.path / "scores.csv", SCORE_COLUMNS, scores)
+        write_text(self.path / "experiment.yaml", trial.experiment.to_yaml())
+        self._write_result(trial, {"status": "finished", "error": "", **values})
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def write_failure(self, trial: Trial, status: str, error: str, trace: str = "") -> None:
+        """Write why the trial ended early; its checkpoints stay."""
+        write_text(self.path / "experiment.yaml", trial.experiment.to_yaml())
+        if trace:
+            write_text(self.path / "traceback.txt", trace)
+        history = self.read_history()
+        values = {"epochs": len(history), "seconds": sum(row["seconds"] for row in history)}
+        self._write_result(trial, {"status": status, "error": error, **values})
+
+    def _write_result(self, trial: Trial, values: Row) -> None:
+        row = describe_trial(trial) | values
+        write_text(self.path / "result.json", json.dumps(row, indent=1) + "\n")
+
+    @property
+    def _history(self) -> Path:
+        return self.path / "history.csv"
+
+
+def describe_trial(trial: Trial) -> Row:
+    """Return the columns of trials.csv that are known before a trial starts."""
+    experiment = trial.experiment
+    return {
+        "variant": trial.variant,
+        "fold": trial.fold,
+        "seed": trial.seed,
+        "encoder": experiment.model.encoder,
+        "preprocessed": experiment.preprocess.enabled,
+        "size": experiment.data.size,
+    }
+
+
+def score_rows(trial: Trial, by_patient: Mapping[str, tuple[float, ...]]) -> list[Row]:
+    """Return rows of scores.csv.
+
+    Args:
+        trial: Whose scores.
+        by_patient: Patient -> TP, FP, FN, TN, Dice.
+    """
+    return [
+        dict(
+            zip(
+                SCORE_COLUMNS,
+                (trial.variant, trial.fold, trial.seed, patient, *values),
+                strict=True,
+            )
+        )
+        for patient, values in sorted(by_patient.items())
+    ]
+
+
+def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
+    """Write trials.csv, scores.csv and models/ from the trials' folders.
+
+    Returns:
+        A row per requested trial, in the order variant, fold, seed of the plan; one without a
+        result has the status `unfinished`.
+    """
+    variants = list(dict.fromkeys(trial.variant for trial in trials))
+    ordered = sorted(trials, key=lambda t: (variants.index(t.variant), t.fold, t.seed))
+    rows, scores = [], []
+    for trial in ordered:
+        folder = TrialFolder(study / "trials" / trial.name)
+        unfinished = {"status": "unfinished", "error": "stopped before its end"}
+        row = folder.read() or describe_trial(trial) | unfinished
+        rows.append(row)
+        if row["status"] == "finished":
+            scores += folder.read_scores()
+    write_csv(study / "trials.csv", TRIAL_COLUMNS, rows)
+    write_csv(study / "scores.csv", SCORE_COLUMNS, scores)
+    _export_models(study, ordered, rows)
+    return rows
+
+
+def _export_models(study: Path, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
+    """Copy each variant's model; of several folds and seeds the one with the lowest val loss."""
+    best: dict[str, tuple[float, Trial]] = {}
+    for trial, row in zip(trials, rows, strict=True):
+        if row["status"] == "finished":
+            entry = (float(row["val_loss"]), trial)
+            best[trial.variant] = min(best.get(trial.variant, entry), entry, key=lambda e: e[0])
+    for variant, (_, trial) in best.items():
+        source = TrialFolder(study / "trials" / trial.name).model
+        target = study / "models" / f"{variant}.safetensors"
+        target.parent.mkdir(exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copyfile(source, aside)
+        aside.replace(target)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Return the rows of a CSV file as text; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows under the given columns; what a row lacks stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: aside, flushed to disk, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

@@ -1,0 +1,271 @@
+"""Train, test and rank competing U-Nets under Ray Tune: `python -m study.run --grid baseline`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from brainseg.config import parse_changes
+from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
+from study.console import Progress, print_lines, print_ranking
+from study.folder import claim_folder, locked, read_study
+from study.plan import GRIDS, Machine, TrialResources, share_machine
+from study.report import describe_study, write_report
+from study.results import Row, collect
+
+if TYPE_CHECKING:
+    from study.setup import Request, Setup
+
+FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED = 0, 1, 2, 3
+
+_EXAMPLES = """\
+examples:
+  python -m study.run --grid baseline
+      no data at hand: four variants on generated phantoms, minutes on a laptop
+  python -m study.run --grid baseline --data data/kaggle_3m
+      the published comparison on the real slices, with ImageNet encoders
+  python -m study.run --grid lite --data data/kaggle_3m --folds 10 --seeds 3 --plan
+      what the full product would take; starts nothing
+  python -m study.run --grid baseline --set data.size=128 --set model.encoder_weights=none
+
+The same command again continues a study: finished trials are kept. Watch one with
+  tensorboard --logdir results/NAME
+
+exit codes:
+  0  all trials finished        2  usage: an unknown flag, key, value or grid
+  1  a known error, in a line   3  some trials failed; the report is written all the same
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
+    try:
+        if args.report_only:
+            return _report(args.storage / _existing_name(args), console)
+        return _study(args, console)
+    except BrainsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, DataError):
+            print("".join(f"  {problem}\n" for problem in error.problems), end="", file=sys.stderr)
+        return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m study.run",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_question(parser)
+    where = parser.add_argument_group("where results go")
+    where.add_argument("--name", metavar="NAME", help="of the study (default: the grid's)")
+    where.add_argument(
+        "--storage",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="folder of all studies (default: results)",
+    )
+    where.add_argument(
+        "--fresh", action="store_true", help="move a study of that name aside first"
+    )
+    _add_machine(parser)
+    instead = parser.add_argument_group("instead of running").add_mutually_exclusive_group()
+    instead.add_argument(
+        "--plan", action="store_true", help="print what would run and what it takes; start nothing"
+    )
+    instead.add_argument(
+        "--report-only", action="store_true", help="write the report anew from the CSV files"
+    )
+    return parser
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
+        "--grid",
+        required=True,
+        choices=sorted(GRIDS),
+        help="; ".join(f"{name}: {', '.join(variants)}" for name, variants in GRIDS.items()),
+    )
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="the kaggle_3m folder, its parent, or the Kaggle archive's root (default: "
+        "$BRAINSEG_DATA, else ./data/kaggle_3m, else generated phantoms)",
+    )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="the experiment that all variants share (default: configs/baseline.yaml, for "
+        "phantoms configs/phantom.yaml)",
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="changes",
+        help="change one of its keys, such as data.size=128; may be given again",
+    )
+    group.add_argument(
+        "--folds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rotations of the ten folds, 1 to 10; 10 test every patient once (default: 1)",
+    )
+    group.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="seeds per variant and fold (default: 1)"
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what it runs on")
+    group.add_argument("--concurrent", type=_positive, metavar="N", help="trials at once, at most")
+    group.add_argument(
+        "--gpus-per-trial",
+        type=float,
+        metavar="F",
+        help="a share such as 0.5, or whole ones (default: 1 where there is a GPU, else 0)",
+    )
+    group.add_argument(
+        "--cpus-per-trial",
+        type=_positive,
+        metavar="N",
+        help="counting loader workers (default: dealt evenly among the trials)",
+    )
+    group.add_argument(
+        "--address",
+        metavar="ADDR",
+        help="a running Ray cluster, or auto (default: start one here)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def _study(args: argparse.Namespace, console: Console) -> int:
+    from study.setup import describe_plan, prepare, write_facts
+
+    request = _request(args)
+    setup = prepare(request, console.print, download=not args.plan)
+    if args.plan:
+        resources = _resources(args, _machine(args.address), len(setup.open_trials()))
+        print_lines(describe_plan(setup, resources), console)
+        return FINISHED
+    found = claim_folder(setup.folder, setup.question, fresh=args.fresh)
+    if found:
+        console.print(found)
+    with locked(setup.folder):
+        write_facts(setup, request)
+        if setup.open_trials():
+            _run_open_trials(args, setup, console)
+        rows = collect(setup.folder, setup.trials)
+        _report(setup.folder, console)
+    return _exit_code(rows)
+
+
+def _request(args: argparse.Namespace) -> Request:
+    from study.setup import Request
+
+    return Request(
+        grid=args.grid,
+        data=args.data,
+        config=args.config,
+        changes=parse_changes(args.changes),
+        folds=args.folds,
+        seeds=args.seeds,
+        name=args.name,
+        storage=args.storage,
+    )
+
+
+def _run_open_trials(args: argparse.Namespace, setup: Setup, console: Console) -> None:
+    from study.setup import require_disk
+    from study.trial import Task
+    from study.tuning import cluster, run_trials
+
+    trials = setup.open_trials()
+    console.print(f"Study: {len(setup.trials)} trials, {len(trials)} to run, in {setup.folder}")
+    with cluster(args.address) as machine:
+        resources = _resources(args, machine, len(trials))
+        require_disk(setup, trials, resources)
+        gpus = f"{resources.gpus:g} GPU and " if resources.gpus else ""
+        console.print(
+            f"{resources.concurrent} at once, each with {gpus}{resources.cpus} CPU; live curves: "
+            f"tensorboard --logdir {os.path.relpath(setup.folder)}"
+        )
+        data = setup.data
+        tasks = [Task(t, setup.folder, data.root, data.fingerprint, resources) for t in trials]
+        epochs = sum(stage.epochs for trial in trials for stage in trial.experiment.stages)
+        progress = Progress([trial.name for trial in trials], epochs, console)
+        run_trials(tasks, resources, setup.folder, progress)
+
+
+def _resources(args: argparse.Namespace, machine: Machine, num_trials: int) -> TrialResources:
+    return share_machine(
+        machine,
+        num_trials,
+        cpus=args.cpus_per_trial,
+        gpus=args.gpus_per_trial,
+        concurrent=args.concurrent,
+    )
+
+
+def _machine(address: str | None) -> Machine:
+    """What there is, without starting Ray where it does not run."""
+    if address is not None:
+        from study.tuning import cluster
+
+        with cluster(address) as machine:
+            return machine
+    import torch
+
+    cpus, gpus = os.cpu_count() or 1, float(torch.cuda.device_count())
+    return Machine(cpus, gpus, cpus, gpus)
+
+
+def _report(folder: Path, console: Console) -> int:
+    about = read_study(folder)
+    if not (folder / "trials.csv").exists():
+        raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
+    print_ranking(
+        write_report(folder), "Test scores, by global Dice", describe_study(about), console
+    )
+    console.print(f"report: {folder / 'report.md'}")
+    return FINISHED
+
+
+def _existing_name(args: argparse.Namespace) -> str:
+    if args.name:
+        return str(args.name)
+    both = (args.grid, f"{args.grid}-synthetic")
+    return next((name for name in both if (args.storage / name).is_dir()), args.grid)
+
+
+def _exit_code(rows: Sequence[Row]) -> int:
+    failed = [row for row in rows if row["status"] != "finished"]
+    for row in failed:
+        name = f"{row['variant']} fold {row['fold']} seed {row['seed']}"
+        print(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)
+    return SOME_FAILED if failed else FINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""One trial under Ray Tune: a configuration in, epochs reported, its folder of results written.
+
+A trial's folder `trials/<name>/` is the truth about it: `checkpoints/` while it trains, and once
+it has ended `result.json`, `history.csv`, `scores.csv`, `experiment.yaml` and `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from ray import tune
+
+from brainseg.config import Experiment
+from brainseg.errors import BrainsegError, DataError, DivergedError
+from brainseg.metrics import dice, sum_by_patient, summarise
+from brainseg.predict import Predictor
+from brainseg.store import SliceStore, open_dataset
+from brainseg.training import Compute, EpochReport, TrainResult, describe_weights, train_two_stage
+from study.board import Board
+from study.plan import Trial, TrialResources
+from study.results import TrialFolder, score_rows
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial and its surroundings, as it travels to a worker process."""
+
+    trial: Trial
+    study: Path
+    data: Path
+    fingerprint: str
+    resources: TrialResources
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the plain dictionary that Tune stores beside its own results."""
+        return {
+            "variant": self.trial.variant,
+            "fold": self.trial.fold,
+            "seed": self.trial.seed,
+            "experiment": self.trial.experiment.model_dump(mode="json"),
+            "study": str(self.study),
+            "data": str(self.data),
+            "fingerprint": self.fingerprint,
+            "resources": vars(self.resources),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Task:
+        """Rebuild the task in the worker process."""
+        experiment = Experiment.model_validate(config["experiment"])
+        return cls(
+            Trial(config["variant"], config["fold"], config["seed"], experiment),
+            Path(config["study"]),
+            Path(config["data"]),
+            config["fingerprint"],
+            TrialResources(**config["resources"]),
+        )
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Train, test once, write the trial's folder: the function that Tune schedules.
+
+    A failure that repeating cannot cure (a diverged loss, bad data, a bad value) ends the trial
+    with its row written. Any other one is written too, then raised, so that Tune may try again.
+    """
+    task = Task.from_config(config["task"])
+    folder = TrialFolder(task.study / "trials" / task.trial.name)
+    started = time.time()
+    try:
+        _limit_threads(task.resources)
+        data = _open_data(task)
+        with_board = Board(task.study / "tensorboard", task.trial, data.synthetic)
+        try:
+            result = _train(task, folder, data, with_board)
+        finally:
+            with_board.close()
+        _test(task, folder, data, result, started)
+    except DivergedError as error:
+        folder.write_failure(task.trial, "diverged", str(error))
+    except BrainsegError as error:
+        folder.write_failure(task.trial, "failed", str(error))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        folder.write_failure(task.trial, "failed", reason, traceback.format_exc())
+        raise
+
+
+def _train(task: Task, folder: TrialFolder, data: SliceStore, board: Board) -> TrainResult:
+    def on_epoch(report: EpochReport) -> None:
+        folder.write_history([*history, report.row])
+        history.append(report.row)
+        board.write(report)
+        tune.report({**report.row, "epoch": report.row["step"], "epochs": report.epochs})
+
+    history: list[dict[str, float]] = []
+    return train_two_stage(
+        task.trial.experiment,
+        data,
+        on_epoch,
+        compute=_compute(task),
+        checkpoints=folder.checkpoints,
+    )
+
+
+def _test(
+    task: Task, folder: TrialFolder, data: SliceStore, result: TrainResult, started: float
+) -> None:
+    """Open the test part, for the only time: the weights are chosen and nothing depends on it."""
+    counts, patients = Predictor.of(result, _compute(task)).evaluate(data, "test")
+    scores = {f"test_{key}": value for key, value in summarise(counts, patients).items()}
+    by_patient = {
+        patient: (*sums.tolist(), float(dice(sums)))
+        for patient, sums in sum_by_patient(counts, patients).items()
+    }
+    header = result.header.model_copy(update={"metrics": result.header.metrics | scores})
+    TrainResult(result.weights, result.history, header).save(folder.model)
+    folder.write_success(
+        task.trial,
+        {
+            "weights": describe_weights(task.trial.experiment),
+            "best_stage": header.best["stage"],
+            "best_epoch": header.best["epoch"],
+            "epochs": len(result.history),
+            "seconds": sum(row["seconds"] for row in result.history),
+            "wall_seconds": time.time() - started,
+            "val_loss": header.best["val_loss"],
+            **header.metrics,
+        },
+        score_rows(task.trial, by_patient),
+    )
+
+
+def _compute(task: Task) -> Compute:
+    return Compute("cuda" if task.resources.gpus else "cpu", task.resources.workers)
+
+
+def _open_data(task: Task) -> SliceStore:
+    data = open_dataset(task.data)
+    if data.fingerprint != task.fingerprint:
+        raise DataError(
+            f"{task.data} is not the dataset of this study: fingerprint "
+            f"{data.fingerprint[:12]}, expected {task.fingerprint[:12]}"
+        )
+    return data
+
+
+def _limit_threads(resources: TrialResources) -> None:
+    """Use the CPUs that were asked for, no more; keep freed memory, which training asks for again.
+
+    glibc returns large blocks to the kernel at once and pays for the page faults at every step.
+    """
+    torch.set_num_threads(resources.threads)
+    cv2.setNumThreads(0)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _GIBIBYTE - 1)

@@ -1,0 +1,133 @@
+"""All of Ray that is not a trial: the cluster, and Tune scheduling the trials over it.
+
+Tune's own state is not what a study continues from: trials keep theirs in their own folders
+(`study/trial.py`), so each start hands Tune just the trials that have no result yet, and a damaged
+Tune file loses nothing. Tune writes below `<study>/tune/`, a new folder for each start.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Ray reads these when it is imported. Trials stay in the user's working directory, so that
+# relative paths mean what they say; TensorBoard files are written by study/board.py.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside our progress
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+from ray import tune
+from ray.tune.logger import JsonLoggerCallback
+
+from brainseg.errors import StudyError
+from study.console import Progress
+from study.folder import METRIC, MODE
+from study.plan import Machine, TrialResources
+from study.trial import Task, run_trial
+
+
+class _Reporter(tune.Callback):  # type: ignore[misc]
+    """Hands what Tune hears to the console."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks into a file that nothing here reads back."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._progress.started(str(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        if "val_dice" in result:
+            self._progress.epoch(str(trial), result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._progress.note(f"{trial} failed; its folder says why")
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Machine]:
+    """Start Ray on this machine, or join a running cluster, and leave it afterwards.
+
+    Args:
+        address: Of a running cluster, `auto` for the one of this machine; None starts one.
+
+    Yields:
+        What the cluster has.
+
+    Raises:
+        StudyError: If there is no cluster at the address.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"include_dashboard": False}
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"no Ray cluster can be used at {address or 'here'}: {reason}") from error
+    try:
+        yield _measure()
+    finally:
+        ray.shutdown()
+
+
+def run_trials(
+    tasks: Sequence[Task], resources: TrialResources, study: Path, progress: Progress
+) -> None:
+    """Run trials to their ends; each leaves its result in its own folder.
+
+    Args:
+        tasks: The trials without a result.
+        resources: What each of them asks for.
+        study: The study's folder.
+        progress: Told of every epoch.
+    """
+    runs = study / "tune"
+    runs.mkdir(parents=True, exist_ok=True)
+    number = 1 + sum(1 for _ in runs.iterdir())
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        param_space={"task": tune.grid_search([task.to_config() for task in tasks])},
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode=MODE,
+            max_concurrent_trials=resources.concurrent,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"start-{number}",
+            storage_path=str(runs.resolve()),
+            callbacks=[_Reporter(progress), JsonLoggerCallback()],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _name(trial: Any) -> str:
+    return Task.from_config(trial.config["task"]).trial.name
+
+
+def _measure() -> Machine:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [float(node.get("GPU", 0)) for node in nodes]
+    return Machine(sum(cpus), sum(gpus), max(cpus), max(gpus))
