@@ -6,6 +6,7 @@ results/<name>` shows all trials while they run, one chart per quantity with a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -84,20 +85,28 @@ class Board:
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
-def outline_sheet(examples: tuple[Example, ...], scale_to: int = 256) -> NDArray[np.uint8]:
-    """Draw slices in a row with true and predicted outlines.
+def outline_sheet(examples: Sequence[Example], side: int = 256) -> NDArray[np.uint8]:
+    """Draw slices with true and predicted outlines, two in a row.
+
+    Args:
+        examples: At least one.
+        side: Of each slice in the picture, in pixels.
 
     Returns:
-        uint8 (scale_to, n * scale_to, 3).
+        uint8 (rows * side, 2 * side, 3), black where there is no slice.
     """
-    tiles = []
-    for example in examples:
-        # Enlarged first, so that outlines stay one pixel thin however small the slices are.
-        size = (scale_to, scale_to)
-        tile = cv2.resize(example.image, size, interpolation=cv2.INTER_LINEAR)
-        for mask, colour in ((example.true, _TRUE), (example.predicted, _PREDICTED)):
-            large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-            contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(tile, contours, -1, colour, 1)
-        tiles.append(tile)
-    return np.concatenate(tiles, axis=1)
+    tiles = [_draw_outlines(example, side) for example in examples]
+    if len(tiles) % 2:
+        tiles.append(np.zeros_like(tiles[0]))
+    rows = [np.concatenate(tiles[n : n + 2], axis=1) for n in range(0, len(tiles), 2)]
+    return np.concatenate(rows)
+
+
+def _draw_outlines(example: Example, side: int) -> NDArray[np.uint8]:
+    # Enlarged first, so that outlines stay one pixel thin however small the slices are.
+    tile = cv2.resize(example.image, (side, side), interpolation=cv2.INTER_LINEAR)
+    for mask, colour in ((example.true, _TRUE), (example.predicted, _PREDICTED)):
+        large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tile, contours, -1, colour, 1)
+    return np.asarray(tile, np.uint8)

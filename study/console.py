@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+_HEADINGS = {
+    "accuracy": "acc.",
+    "precision": "prec.",
+    "val loss": "loss",
+    "Dice/patient": "/patient",
+    "Dice/slice": "/slice",
+    "seconds": "s",
+}
+_FRACTION = re.compile(r"\d\.\d{4}")
 _STAGES = {1: "encoder frozen", 2: "all weights"}
 
 
@@ -27,7 +38,7 @@ class Progress:
         self._width = max(len(name) for name in self._short.values())
         self._epochs = epochs
         self._done: dict[str, int] = {}
-        self._replayed = 0
+        self._replayed: dict[str, int] = {}
         self._start = time.monotonic()
         self._console = console
 
@@ -36,53 +47,63 @@ class Progress:
         self.note(f"{self._label(name)}  starts")
 
     def epoch(self, name: str, row: Mapping[str, Any]) -> None:
-        """Print an epoch.
+        """Print an epoch; of those of before a resume only the last one's number.
 
         Args:
             name: The trial.
-            row: `EpochReport.row`, with `epoch` counted over both stages.
+            row: `EpochReport.row`, with `epoch` counted over both stages, and `replayed`.
         """
         self._done[name] = int(row["epoch"])
+        if row["replayed"]:
+            self._replayed[name] = int(row["epoch"])
+            return
+        if self._replayed.get(name) == row["epoch"] - 1:
+            self.note(f"{self._label(name)}  goes on after epoch {self._replayed[name]}")
         stage = _STAGES[int(row["stage"])]
-        self._console.print(
+        self.note(
             f"{self._label(name)}  {int(row['epoch']):>3}/{int(row['epochs'])} {stage:<14} "
             f"val Dice {row['val_dice']:.3f}  loss {row['train_loss']:.3f}/{row['val_loss']:.3f}  "
-            f"{row['seconds']:4.0f} s  {self._left()}",
-            highlight=False,
-            soft_wrap=True,
+            f"{row['seconds']:4.0f} s  {self._left()}"
         )
 
     def note(self, text: str) -> None:
         """Print a sentence."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _label(self, name: str) -> str:
         return self._short.get(name, name).ljust(self._width)
 
     def _left(self) -> str:
         done = sum(self._done.values())
+        now = done - sum(self._replayed.values())
         if done >= self._epochs:
             return "all epochs done"
-        seconds = (time.monotonic() - self._start) / done * (self._epochs - done)
-        return f"[{100 * done // self._epochs:>2} %, {_duration(seconds)} left]".replace(
-            "[", "\\["
-        )
+        seconds = (time.monotonic() - self._start) / now * (self._epochs - done)
+        return f"({100 * done // self._epochs} %, {_duration(seconds)} left)"
 
 
 def print_ranking(
     rows: Sequence[Mapping[str, str]], title: str, caption: str, console: Console
 ) -> None:
-    """Print a ranked table whose columns are the keys of its rows."""
-    if not rows:
-        return
+    """Print a table whose columns are the keys of its rows.
+
+    To fit a terminal, fractions are rounded to three decimals and headings shortened; report.md
+    has them whole.
+    """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
     for column in rows[0]:
+        left = column in ("", "variant", "published")
         table.add_column(
-            column, justify="left" if column in ("", "variant", "status") else "right"
+            _HEADINGS.get(column, column), justify="left" if left else "right", overflow="fold"
         )
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(_rounded(value) for value in row.values()))
     console.print(table)
+
+
+def _rounded(value: str) -> str:
+    return f"{float(value):.3f}" if _FRACTION.fullmatch(value) else value
 
 
 def _duration(seconds: float) -> str:

@@ -124,6 +124,20 @@ def draw_learning_curves(study: Path, rows: Sequence[Row], synthetic: bool) -> P
     return path
 
 
+def shares_variants_with_published(ranking: Sequence[Mapping[str, str]]) -> bool:
+    """Return whether the published table has any of these variants."""
+    return any(row["variant"] in PUBLISHED for row in ranking)
+
+
+def published_rows() -> list[dict[str, str]]:
+    """Return the published table, values as text."""
+    names = ("Dice", "IoU", "accuracy", "precision", "recall", "val loss")
+    return [
+        {"published": variant, **{n: f"{v:.4f}" for n, v in zip(names, values, strict=True)}}
+        for variant, values in PUBLISHED.items()
+    ]
+
+
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a Markdown table whose columns are the keys of its rows."""
     columns = list(rows[0])
@@ -178,8 +192,12 @@ def _compose(
                 ]
             ),
         ]
-    if any(variant in PUBLISHED for variant in {row["variant"] for row in rows}):
-        blocks += ["## Published results, for comparison", _PUBLISHED_NOTE, _published_table()]
+    if shares_variants_with_published(ranking):
+        blocks += [
+            "## Published results, for comparison",
+            _PUBLISHED_NOTE,
+            markdown_table(published_rows()),
+        ]
     if figure is not None:
         alt = "Validation loss and Dice per epoch, one line per trial, coloured by variant"
         blocks += ["## Learning curves", f"![{alt}](figures/{figure.name})"]
@@ -197,15 +215,6 @@ fold and one seed, differences between variants are within what another split wo
 _PUBLISHED_NOTE = """\
 Published by the project whose protocol this is (Tada-TOT): one split, one seed, 12 or fewer test
 patients of 110, 256 px, ImageNet weights, on a GPU. Not measured here."""
-
-
-def _published_table() -> str:
-    names = ["Dice", "IoU", "accuracy", "precision", "recall", "val loss"]
-    rows = [
-        {"published": variant, **{n: f"{v:.4f}" for n, v in zip(names, values, strict=True)}}
-        for variant, values in PUBLISHED.items()
-    ]
-    return markdown_table(rows)
 
 
 def _provenance(about: Mapping[str, Any]) -> str:

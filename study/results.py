@@ -54,6 +54,10 @@ class TrialFolder:
         row = self.read()
         return row is not None and row["status"] == "finished" and self.model.exists()
 
+    def forget_result(self) -> None:
+        """Remove what an earlier attempt ended with: the trial begins or goes on."""
+        (self.path / "result.json").unlink(missing_ok=True)
+
     def read_history(self) -> list[dict[str, float]]:
         """Return one row per epoch that was reported."""
         return [{k: float(v) for k, v in row.items()} for row in read_csv(self._history)]

@@ -16,7 +16,12 @@ from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from study.console import Progress, print_lines, print_ranking
 from study.folder import claim_folder, locked, read_study
 from study.plan import GRIDS, Machine, TrialResources, share_machine
-from study.report import describe_study, write_report
+from study.report import (
+    describe_study,
+    published_rows,
+    shares_variants_with_published,
+    write_report,
+)
 from study.results import Row, collect
 
 if TYPE_CHECKING:
@@ -245,9 +250,11 @@ def _report(folder: Path, console: Console) -> int:
     about = read_study(folder)
     if not (folder / "trials.csv").exists():
         raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
-    print_ranking(
-        write_report(folder), "Test scores, by global Dice", describe_study(about), console
-    )
+    ranking = write_report(folder)
+    print_ranking(ranking, "Test scores, by global Dice", describe_study(about), console)
+    if shares_variants_with_published(ranking):
+        note = "Published by others on another split, not measured here; see report.md."
+        print_ranking(published_rows(), "Published", note, console)
     console.print(f"report: {folder / 'report.md'}")
     return FINISHED
 

@@ -76,6 +76,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """
     task = Task.from_config(config["task"])
     folder = TrialFolder(task.study / "trials" / task.trial.name)
+    folder.forget_result()
     started = time.time()
     try:
         _limit_threads(task.resources)
@@ -101,7 +102,9 @@ def _train(task: Task, folder: TrialFolder, data: SliceStore, board: Board) -> T
         folder.write_history([*history, report.row])
         history.append(report.row)
         board.write(report)
-        tune.report({**report.row, "epoch": report.row["step"], "epochs": report.epochs})
+        step = report.row["step"]
+        seen = {"epoch": step, "epochs": report.epochs, "replayed": report.replayed}
+        tune.report({**report.row, **seen})
 
     history: list[dict[str, float]] = []
     return train_two_stage(

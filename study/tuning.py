@@ -28,6 +28,7 @@ from brainseg.errors import StudyError
 from study.console import Progress
 from study.folder import METRIC, MODE
 from study.plan import Machine, TrialResources
+from study.results import TrialFolder
 from study.trial import Task, run_trial
 
 
@@ -119,7 +120,17 @@ def run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    for result in tuner.fit():
+        if result.error is not None:
+            _record_error(Task.from_config(result.config["task"]), result.error)
+
+
+def _record_error(task: Task, error: Exception) -> None:
+    """Write the row of a trial that could not write its own: its process died, say."""
+    folder = TrialFolder(task.study / "trials" / task.trial.name)
+    if folder.read() is None:
+        last_line = str(error).strip().splitlines()[-1]
+        folder.write_failure(task.trial, "failed", f"{type(error).__name__}: {last_line}")
 
 
 def _name(trial: Any) -> str:

@@ -26,13 +26,19 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
+def pixels(path: Path | str) -> Volume:
+    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert found is not None
+    return np.asarray(found)
+
+
 def read_patient(folder: Path) -> tuple[Volume, Volume]:
     """Read images (slices, size, size, 3), as RGB, and masks (slices, size, size) in order."""
     masks = sorted(folder.glob("*_mask.tif"), key=lambda path: int(path.stem.split("_")[-2]))
     images = [str(path).replace("_mask", "") for path in masks]
     return (
-        np.stack([cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB) for path in images]),
-        np.stack([cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in masks]),
+        np.stack([cv2.cvtColor(pixels(path), cv2.COLOR_BGR2RGB) for path in images]),
+        np.stack([pixels(path) for path in masks]),
     )
 
 
@@ -83,10 +89,10 @@ def test_every_slice_has_its_mask_in_a_folder_that_names_the_phantom(phantom: Pa
 
 def test_images_and_masks_have_the_types_of_the_dataset(phantom: Path) -> None:
     for folder in sorted(phantom.glob("PHANTOM_*"))[:3]:
-        image = cv2.imread(str(folder / f"{folder.name}_6.tif"), cv2.IMREAD_UNCHANGED)
-        mask = cv2.imread(str(folder / f"{folder.name}_6_mask.tif"), cv2.IMREAD_UNCHANGED)
-        assert (image.shape, image.dtype) == ((64, 64, 3), np.uint8)
-        assert (mask.shape, mask.dtype) == ((64, 64), np.uint8)
+        image = pixels(folder / f"{folder.name}_6.tif")
+        mask = pixels(folder / f"{folder.name}_6_mask.tif")
+        assert (image.shape, mask.shape) == ((64, 64, 3), (64, 64))
+        assert image.dtype == mask.dtype == np.uint8
 
 
 def test_the_marker_holds_the_parameters(phantom: Path) -> None:

@@ -1,0 +1,19 @@
+# `make` alone lists what there is.
+.PHONY: help check test test-all golden
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+check: ## format, lint, types: what pre-commit runs too
+	ruff format --check .
+	ruff check .
+	mypy
+
+test: ## the fast tests, without the slow ones
+	pytest
+
+test-all: ## every test, the slow ones included
+	pytest -m "slow or not slow"
+
+golden: ## write the golden losses anew; review the difference in git
+	BRAINSEG_WRITE_GOLDEN=1 pytest tests/test_training.py -k golden

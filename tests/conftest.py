@@ -1,0 +1,63 @@
+"""A small phantom dataset and the real experiment, shrunk; the cache in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainseg.config import Experiment
+from brainseg.phantom import generate_phantom
+from brainseg.store import SliceStore, open_dataset
+
+REAL_DATA = os.environ.get("BRAINSEG_TEST_DATA", str(Path(__file__).parents[2] / "shared" / "lgg"))
+
+TINY = {
+    "data.size": 32,
+    "model.encoder": "mobilenet_v2",
+    "model.encoder_weights": "none",
+    "stages.0.epochs": 1,
+    "stages.0.learning_rate": 1e-3,
+    "stages.1.epochs": 2,
+    "stages.1.learning_rate": 1e-3,
+    "optimizer.batch_size": 8,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRAINSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("BRAINSEG_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "phantom"
+    return generate_phantom(root, patients=12, slices=6, size=32)
+
+
+@pytest.fixture(scope="session")
+def data(phantom_root: Path, _cache: None) -> SliceStore:
+    return open_dataset(phantom_root)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    return Experiment().replaced(TINY)
+
+
+@pytest.fixture(scope="session")
+def real_data(_cache: None) -> SliceStore:
+    if not Path(REAL_DATA).is_dir():
+        pytest.skip("no real slices: set BRAINSEG_TEST_DATA to a kaggle_3m folder")
+    return open_dataset(REAL_DATA)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brainseg.config import Experiment
+from brainseg.errors import StudyError
+from study.console import Progress
+from study.folder import Question, claim_folder, locked, read_study, write_study
+from study.plan import Trial, plan_trials
+from study.report import rank, write_report
+from study.results import TrialFolder, collect, score_rows, write_text
+
+TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
+FACTS = {
+    "folds": 1,
+    "seeds": 2,
+    "first_seed": 44,
+    "data": "d",
+    "synthetic": True,
+    "patients": 12,
+    "slices": 72,
+    "tumour_slices": 30,
+    "weights": "no pretrained weights",
+    "versions": {"torch": "2"},
+}
+
+
+def _finish(study: Path, trial: Trial, dice: float) -> None:
+    folder = TrialFolder(study / "trials" / trial.name)
+    history = [
+        {"stage": s, "epoch": 1, "step": s, "val_loss": 1 - dice, "val_dice": dice, "seconds": 2}
+        for s in (1, 2)
+    ]
+    folder.write_history(history)
+    write_text(folder.model, trial.name)
+    keys = ["dice_global", "iou", "accuracy", "precision", "recall", "dice_patient", "dice_slice"]
+    values: dict[str, Any] = {f"test_{key}": dice for key in keys}
+    values |= {"val_loss": 1 - dice, "seconds": 4, "epochs": 2, "weights": "none"}
+    rows = score_rows(trial, {"p2": (1, 2, 3, 4, dice), "p1": (5, 6, 7, 8, dice)})
+    folder.write_success(trial, values, rows)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two seeds of raw finished, one of preprocessed diverged, the other never ended."""
+    _finish(tmp_path, TRIALS[0], 0.8)
+    _finish(tmp_path, TRIALS[2], 0.9)
+    failed = TrialFolder(tmp_path / "trials" / TRIALS[1].name)
+    failed.write_failure(TRIALS[1], "diverged", "loss is nan, in stage 1")
+    question = Question("lite", Experiment(), "", "f" * 64)
+    write_study(tmp_path, question, FACTS)
+    collect(tmp_path, TRIALS)
+    return tmp_path
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_requested_trial_has_a_row(study: Path) -> None:
+    rows = _rows(study / "trials.csv")
+    assert [(row["variant"], row["seed"], row["status"]) for row in rows] == [
+        ("raw-lite0", "44", "finished"),
+        ("raw-lite0", "45", "finished"),
+        ("preprocessed-lite0", "44", "diverged"),
+        ("preprocessed-lite0", "45", "unfinished"),
+    ]
+    assert rows[2]["error"] == "loss is nan, in stage 1"
+
+
+def test_scores_are_sorted_and_hold_no_times(study: Path) -> None:
+    rows = _rows(study / "scores.csv")
+    assert list(rows[0]) == ["variant", "fold", "seed", "patient", "TP", "FP", "FN", "TN", "Dice"]
+    keys = [(row["variant"], row["fold"], row["seed"], row["patient"]) for row in rows]
+    assert keys == [("raw-lite0", "0", seed, p) for seed in ("44", "45") for p in ("p1", "p2")]
+    assert rows[0]["TP"] == "5"
+
+
+def test_a_variants_model_is_the_one_of_the_lowest_val_loss(study: Path) -> None:
+    models = list((study / "models").iterdir())
+    assert [model.name for model in models] == ["raw-lite0.safetensors"]
+    assert models[0].read_text() == TRIALS[2].name
+
+
+def test_collecting_again_changes_nothing(study: Path) -> None:
+    before = {name: (study / name).read_bytes() for name in ("trials.csv", "scores.csv")}
+    collect(study, TRIALS)
+    assert before == {name: (study / name).read_bytes() for name in before}
+
+
+def test_variants_are_ranked_by_mean_and_failed_ones_stay(study: Path) -> None:
+    ranking = rank(_rows(study / "trials.csv"))
+    assert [row["variant"] for row in ranking] == ["raw-lite0", "preprocessed-lite0"]
+    assert (ranking[0]["Dice"], ranking[0]["trials"]) == ("0.8500", "2/2")
+    assert (ranking[1]["Dice"], ranking[1]["trials"]) == ("-", "0/2")
+
+
+def test_the_report_says_what_it_is(study: Path) -> None:
+    write_report(study)
+    text = (study / "report.md").read_text()
+    for words in ("SYNTHETIC", "no pretrained weights", "diverged", "loss is nan", "0.8500"):
+        assert words in text
+    assert (study / "figures" / "learning_curves.png").stat().st_size > 10_000
+    assert "Published" not in text
+
+
+def test_published_figures_stand_beside_the_baseline_labelled(study: Path) -> None:
+    path = study / "trials.csv"
+    path.write_text(path.read_text().replace("raw-lite0", "raw-resnet50"))
+    write_report(study)
+    text = (study / "report.md").read_text()
+    assert "Published by the project" in text
+    assert "0.8898" in text
+    assert "Not measured here" in text
+
+
+def test_a_half_written_result_is_no_result(study: Path) -> None:
+    path = study / "trials" / TRIALS[0].name / "result.json"
+    path.write_text(path.read_text()[:40])
+    assert not TrialFolder(path.parent).is_finished()
+
+
+def test_the_same_study_continues_and_another_is_refused(study: Path) -> None:
+    same = Question("lite", Experiment(), "", "f" * 64)
+    assert "continuing" in claim_folder(study, same, fresh=False)
+    other = Question("lite", Experiment().replaced({"data.size": 128}), "", "a" * 64)
+    with pytest.raises(StudyError, match=r"data\.size: 256 -> 128; fingerprint: f+\.\.\. -> a+"):
+        claim_folder(study, other, fresh=False)
+
+
+def test_the_same_weights_elsewhere_are_the_same_study(tmp_path: Path) -> None:
+    here, there = (
+        Question("lite", Experiment().replaced({"model.encoder_weights": path}), "abc", "f")
+        for path in ("/a/w.safetensors", "/b/w.safetensors")
+    )
+    write_study(tmp_path, here, FACTS)
+    assert there.changes_from(read_study(tmp_path)) == []
+
+
+def test_fresh_moves_the_old_study_aside(study: Path) -> None:
+    question = Question("lite", Experiment(), "", "f" * 64)
+    said = claim_folder(study, question, fresh=True)
+    assert not study.exists()
+    assert (Path(said.rsplit(" ", 1)[1]) / "study.json").exists()
+
+
+def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(StudyError, match=r"no readable study\.json"):
+        claim_folder(tmp_path, Question("lite", Experiment(), "", "f"), fresh=False)
+
+
+def test_two_drivers_cannot_hold_one_study(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(StudyError, match="is being run by process"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        assert (tmp_path / "owner.txt").exists()
+
+
+def test_the_first_start_stays_in_study_json(study: Path) -> None:
+    first = read_study(study)
+    write_study(study, Question("lite", Experiment(), "", "f" * 64), {**FACTS, "folds": 3})
+    assert read_study(study)["created"] == first["created"]
+    assert read_study(study)["folds"] == 3
+    assert (first["metric"], first["mode"]) == ("val_dice", "max")
+
+
+def test_a_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, json.dumps([1]))
+    monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_text(path, json.dumps([2]))
+    assert json.loads(path.read_text()) == [1]
+
+
+def test_progress_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    names = [trial.name for trial in TRIALS[:2]]
+    progress = Progress(names, 40, Console(width=100, highlight=False))
+    row = {"stage": 2, "epoch": 7, "epochs": 20, "val_dice": 0.7, "train_loss": 0.4}
+    row |= {"val_loss": 0.3, "seconds": 12.3, "replayed": False}
+    progress.epoch(names[1], {**row, "epoch": 6, "replayed": True})
+    progress.epoch(names[1], row)
+    resumed, line = capsys.readouterr().out.splitlines()
+    assert resumed.endswith("goes on after epoch 6")
+    assert line.startswith("preprocessed-lite0 ")
+    assert "7/20 all weights" in line
+    assert "(17 %, " in line
+    assert len(line) < 100
+
+
+def test_a_report_is_redone_without_torch_and_ray(study: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['ray'] = None\n"
+        "from study.run import main\n"
+        f"sys.exit(main(['--grid', 'lite', '--storage', {str(study.parent)!r}, "
+        f"'--name', {study.name!r}, '--report-only']))"
+    )
+    (study / "report.md").unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert "0.8500" in (study / "report.md").read_text()

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from sklearn.model_selection import StratifiedGroupKFold
+
+from brainseg.errors import DataError
+from brainseg.split import PARTS, Split, assign_folds, load_split, split_by_patient
+from brainseg.store import Slice, SliceStore
+
+
+@pytest.mark.parametrize("rotation", range(10))
+@pytest.mark.parametrize("seed", [0, 44])
+def test_no_patient_is_in_two_parts(data: SliceStore, rotation: int, seed: int) -> None:
+    split = split_by_patient(data.slices, rotation, seed)
+    everyone = [patient for part in PARTS for patient in getattr(split, part)]
+    assert sorted(everyone) == sorted(data.patients)
+    numbers = np.concatenate([split.numbers(data.slices, part) for part in PARTS])
+    assert sorted(numbers.tolist()) == list(range(len(data.slices)))
+
+
+def test_a_split_with_a_leak_cannot_be_constructed() -> None:
+    with pytest.raises(ValidationError, match="a would be in both train and test"):
+        Split(rotation=0, split_seed=44, train=("a", "b"), val=("c",), test=("a",))
+
+
+def test_a_split_with_a_leak_cannot_be_loaded(tmp_path: Path) -> None:
+    text = '{"rotation": 0, "split_seed": 1, "train": ["a"], "val": ["a"], "test": ["b"]}'
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(DataError, match="both train and val"):
+        load_split(tmp_path / "split.json")
+
+
+def test_a_split_feeds_back(data: SliceStore, tmp_path: Path) -> None:
+    split = split_by_patient(data.slices, 3, 44)
+    (tmp_path / "split.json").write_text(split.model_dump_json())
+    assert load_split(tmp_path / "split.json") == split
+
+
+def test_ten_rotations_test_every_patient_once(data: SliceStore) -> None:
+    tested = [p for r in range(10) for p in split_by_patient(data.slices, r, 44).test]
+    assert sorted(tested) == sorted(data.patients)
+
+
+def test_rotation_zero_is_the_published_assignment(data: SliceStore) -> None:
+    folds = assign_folds(data.slices, 44)
+    split = split_by_patient(data.slices, 0, 44)
+    assert {folds[p] for p in split.train} <= set(range(7))
+    assert {folds[p] for p in split.val} <= {7, 8}
+    assert {folds[p] for p in split.test} == {9}
+    assert {folds[p] for p in split_by_patient(data.slices, 1, 44).test} == {0}
+
+
+def test_folds_are_those_of_scikit_learn_on_the_real_slices(real_data: SliceStore) -> None:
+    groups = [item.patient for item in real_data.slices]
+    labels = [int(item.tumour_pixels > 0) for item in real_data.slices]
+    folder = StratifiedGroupKFold(10, shuffle=True, random_state=44)
+    last = [test for _, test in folder.split(groups, labels, groups)][9]
+    split = split_by_patient(real_data.slices, 0, 44)
+    assert split.numbers(real_data.slices, "test").tolist() == last.tolist()
+    assert [len(getattr(split, part)) for part in PARTS] == [26, 9, 5]
+
+
+def test_same_seed_same_folds_other_seed_other_folds(data: SliceStore) -> None:
+    assert assign_folds(data.slices, 44) == assign_folds(data.slices, 44)
+    assert assign_folds(data.slices, 44) != assign_folds(data.slices, 45)
+
+
+def test_fewer_patients_than_folds_are_refused() -> None:
+    slices = tuple(Slice(f"s{n}", f"p{n}", n % 2) for n in range(9))
+    with pytest.raises(DataError, match="9 patients"):
+        assign_folds(slices, 44)
+
+
+def test_a_part_without_tumour_is_refused() -> None:
+    slices = tuple(Slice(f"s{n}", f"p{n}", int(n == 0)) for n in range(20))
+    with pytest.raises(DataError, match="holds tumour"):
+        split_by_patient(slices, 0, 44)
