@@ -20,11 +20,12 @@ _HEADINGS = {
     "seconds": "s",
 }
 _FRACTION = re.compile(r"\d\.\d{4}")
-_STAGES = {1: "encoder frozen", 2: "all weights"}
+_STAGES = {1: "frozen", 2: "all"}
+_HEADER = "epoch   stage  val Dice  train  val      time  left, all trials"
 
 
 class Progress:
-    """A line per epoch, with how much of the whole is done and how long the rest may take.
+    """A line per epoch: val Dice, train and val loss, and how long the rest may take.
 
     Args:
         names: Trials of this start.
@@ -39,6 +40,7 @@ class Progress:
         self._epochs = epochs
         self._done: dict[str, int] = {}
         self._replayed: dict[str, int] = {}
+        self._header_printed = False
         self._start = time.monotonic()
         self._console = console
 
@@ -59,11 +61,13 @@ class Progress:
             return
         if self._replayed.get(name) == row["epoch"] - 1:
             self.note(f"{self._label(name)}  goes on after epoch {self._replayed[name]}")
-        stage = _STAGES[int(row["stage"])]
+        if not self._header_printed:
+            self.note(f"{'trial':<{self._width}}  {_HEADER}")
+            self._header_printed = True
         self.note(
-            f"{self._label(name)}  {int(row['epoch']):>3}/{int(row['epochs'])} {stage:<14} "
-            f"val Dice {row['val_dice']:.3f}  loss {row['train_loss']:.3f}/{row['val_loss']:.3f}  "
-            f"{row['seconds']:4.0f} s  {self._left()}"
+            f"{self._label(name)}  {int(row['epoch']):>3}/{int(row['epochs']):<3} "
+            f"{_STAGES[int(row['stage'])]:<6}   {row['val_dice']:.3f}  {row['train_loss']:.3f}  "
+            f"{row['val_loss']:.3f}  {row['seconds']:>4.0f} s  {self._left()}"
         )
 
     def note(self, text: str) -> None:
@@ -76,10 +80,7 @@ class Progress:
     def _left(self) -> str:
         done = sum(self._done.values())
         now = done - sum(self._replayed.values())
-        if done >= self._epochs:
-            return "all epochs done"
-        seconds = (time.monotonic() - self._start) / now * (self._epochs - done)
-        return f"({100 * done // self._epochs} %, {_duration(seconds)} left)"
+        return _duration((time.monotonic() - self._start) / now * (self._epochs - done))
 
 
 def print_ranking(

@@ -22,6 +22,7 @@ from brainseg.errors import StudyError
 from study.plan import GRIDS
 from study.results import write_text
 
+_LOCK, _OWNER = "owner.lock", "owner.txt"
 METRIC, MODE = "val_dice", "max"
 """What schedulers, searchers and the report judge by, and in which direction."""
 
@@ -82,8 +83,8 @@ def claim_folder(folder: Path, question: Question, *, fresh: bool) -> str:
     Raises:
         StudyError: If another study has the name, with the difference.
     """
-    if not folder.exists():
-        return ""
+    if not folder.exists() or {item.name for item in folder.iterdir()} <= {_LOCK, _OWNER}:
+        return ""  # new, or of a start that ended before it had written anything
     if fresh:
         aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         folder.rename(aside)
@@ -120,8 +121,8 @@ def locked(folder: Path) -> Iterator[None]:
         StudyError: If another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / "owner.txt"
-    lock = FileLock(folder / "owner.lock")
+    owner = folder / _OWNER
+    lock = FileLock(folder / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -13,7 +13,7 @@ from brainseg.config import Experiment
 from brainseg.phantom import generate_phantom
 from brainseg.store import SliceStore, open_dataset
 
-REAL_DATA = os.environ.get("BRAINSEG_TEST_DATA", str(Path(__file__).parents[2] / "shared" / "lgg"))
+REAL_DATA = os.environ.get("BRAINSEG_DATA", "")
 
 TINY = {
     "data.size": 32,
@@ -58,6 +58,6 @@ def tiny() -> Experiment:
 
 @pytest.fixture(scope="session")
 def real_data(_cache: None) -> SliceStore:
-    if not Path(REAL_DATA).is_dir():
-        pytest.skip("no real slices: set BRAINSEG_TEST_DATA to a kaggle_3m folder")
+    if not REAL_DATA:
+        pytest.skip("no real slices: set BRAINSEG_DATA to the kaggle_3m folder")
     return open_dataset(REAL_DATA)

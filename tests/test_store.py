@@ -90,5 +90,8 @@ def test_an_aborted_build_is_built_anew(data: SliceStore, tmp_path: Path) -> Non
 
 def test_the_real_slices_are_counted(real_data: SliceStore) -> None:
     tumour = sum(item.tumour_pixels > 0 for item in real_data.slices)
-    assert (len(real_data.patients), len(real_data.slices), tumour) == (40, 1449, 514)
+    known = {40: (1449, 514), 110: (3929, 1373)}  # a subset, and the whole dataset
+    if len(real_data.patients) not in known:
+        pytest.skip("another choice of patients")
+    assert (len(real_data.slices), tumour) == known[len(real_data.patients)]
     assert not real_data.synthetic
