@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from brainseg.config import Experiment, load_experiment
+    from brainseg.epoch import EpochReport
     from brainseg.errors import BrainsegError
     from brainseg.phantom import generate_phantom
     from brainseg.predict import Predictor
     from brainseg.store import open_dataset
-    from brainseg.training import Compute, EpochReport, TrainResult, train_two_stage
+    from brainseg.training import Compute, TrainResult, train_two_stage
 
 _HOME = {
     "BrainsegError": "errors",
     "Compute": "training",
-    "EpochReport": "training",
+    "EpochReport": "epoch",
     "Experiment": "config",
     "Predictor": "predict",
     "TrainResult": "training",

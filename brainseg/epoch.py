@@ -1,4 +1,4 @@
-"""One pass over training slices, and one over validation or test slices.
+"""One pass over training slices, one over validation or test slices, and what is told of both.
 
 Shapes: B slices of a batch, H and W pixels, N slices of a part.
 """
@@ -33,6 +33,35 @@ class Pass:
     loss: float
     counts: Counts
     shown: dict[int, NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A validation slice as the network saw it: uint8 (S, S, 3), and two bool (S, S) masks."""
+
+    name: str
+    image: NDArray[np.uint8]
+    true: NDArray[np.bool_]
+    predicted: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What `on_epoch` is told.
+
+    Attributes:
+        row: stage, epoch (from 1 in its stage), step (from 1 over both), learning_rate,
+            train_loss, train_dice, val_loss, val_dice (both global), val_dice_patient,
+            val_dice_slice, val_iou, val_precision, val_recall, best_val_dice, is_best, seconds.
+        epochs: Epochs of both stages together.
+        examples: Some validation slices; empty if replayed.
+        replayed: True for an epoch of before a resume, reported again.
+    """
+
+    row: dict[str, float]
+    epochs: int
+    examples: tuple[Example, ...] = ()
+    replayed: bool = False
 
 
 def train_epoch(

@@ -1,4 +1,4 @@
-"""The U-Net: built, frozen and unfrozen, fed; and where its encoder's weights come from.
+"""The U-Net: built, frozen and unfrozen, fed.
 
 Shapes: B slices of a batch, H and W pixels.
 """
@@ -6,52 +6,19 @@ Shapes: B slices of a batch, H and W pixels.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-import threading
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from brainseg.config import ModelConfig
-from brainseg.errors import ConfigError, WeightsError
-from brainseg.store import cache_folder
+from brainseg.encoders import check_encoder, find_encoder_weights, smp
+from brainseg.errors import WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_PROBE_SECONDS = 10.0
-
-
-def _import_smp() -> Any:
-    """Import segmentation-models-pytorch beside any build of torch.
-
-    The torchvision of the Python package index for Linux is a CUDA build; beside a CPU build of
-    torch its compiled operators do not load and its import fails, although none of them is used
-    here. Declaring the two that it describes lets the import pass.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import torchvision  # noqa: F401
-        except RuntimeError as error:
-            if "operator torchvision::" not in str(error):
-                raise
-            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-            for operator in ("nms", "qnms"):
-                signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                torch.library.define(f"torchvision::{operator}", signature)
-        import segmentation_models_pytorch
-
-    return segmentation_models_pytorch
-
-
-smp = _import_smp()
 
 
 def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
@@ -81,20 +48,6 @@ def build_unet(encoder: str) -> torch.nn.Module:
         warnings.simplefilter("ignore", DeprecationWarning)
         unet = smp.Unet(encoder, encoder_weights=None, in_channels=3, classes=1)
     return unet.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
-
-
-def check_encoder(encoder: str) -> None:
-    """Refuse an encoder that segmentation-models-pytorch does not have.
-
-    Raises:
-        ConfigError: Naming the encoders there are.
-    """
-    if encoder in smp.encoders.encoders or encoder.startswith("tu-"):
-        return
-    names = ", ".join(sorted(smp.encoders.encoders))
-    raise ConfigError(
-        f"model.encoder is {encoder}, which is unknown; valid: tu-<any timm model>, {names}"
-    )
 
 
 def set_training(model: torch.nn.Module, *, freeze_encoder: bool) -> None:
@@ -154,84 +107,14 @@ def cuda_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
 
 
-def find_encoder_weights(config: ModelConfig) -> Path | None:
-    """Return the file of the encoder's weights, downloaded once per machine if need be.
-
-    Returns:
-        A safetensors file, or None for random weights.
-
-    Raises:
-        WeightsError: If the file is missing or the download impossible.
-    """
-    if config.encoder_weights == "none":
-        return None
-    if config.encoder_weights == "imagenet":
-        return _fetch_imagenet(config.encoder)
-    path = Path(config.encoder_weights).expanduser()
-    if not path.is_file():
-        raise WeightsError(f"model.encoder_weights is {path}, which is not a file")
-    return path
-
-
 def _load_encoder(model: torch.nn.Module, source: Path, name: str) -> None:
     encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
     try:
         encoder.load_state_dict(load_file(source))
     except Exception as error:  # safetensors and torch each raise their own kinds
         reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"{source} does not hold the weights of encoder {name}: {reason}"
-        ) from (error)
-
-
-def _fetch_imagenet(encoder: str) -> Path:
-    """Download through smp into this machine's cache; processes that ask at once wait for one."""
-    target = cache_folder("encoders") / f"{encoder.replace('/', '_')}.imagenet.safetensors"
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            _require_hub(encoder)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    module = smp.encoders.get_encoder(encoder, weights="imagenet")
-            except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise _no_weights(encoder, reason) from error
-            aside = target.with_suffix(f".{os.getpid()}.part")
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
-            aside.replace(target)
-    return target
-
-
-def _require_hub(encoder: str) -> None:
-    """Fail within seconds where the hub cannot be reached; its client would retry for minutes."""
-    import requests
-    from huggingface_hub import constants
-
-    answer: list[str] = []
-
-    def probe() -> None:
-        try:
-            requests.head(constants.ENDPOINT, timeout=_PROBE_SECONDS, allow_redirects=False)
-            answer.append("")
-        except requests.RequestException as error:
-            answer.append(type(error).__name__)
-
-    # In a thread, since resolving a name has no time limit of its own.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS + 2)
-    if not answer or answer[0]:
-        reason = answer[0] if answer else "no answer"
-        raise _no_weights(encoder, f"{constants.ENDPOINT} cannot be reached ({reason})")
-
-
-def _no_weights(encoder: str, reason: str) -> WeightsError:
-    return WeightsError(
-        f"no ImageNet weights for encoder {encoder}: {reason}. Three ways out: connect this "
-        "machine to the network once; --set model.encoder_weights=FILE.safetensors with weights "
-        "from elsewhere; or --set model.encoder_weights=none to train from random weights"
-    )
+        message = f"{source} does not hold the weights of encoder {name}: {reason}"
+        raise WeightsError(message) from error
 
 
 def derive_seed(*parts: int) -> int:

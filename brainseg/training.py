@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from brainseg.batches import Batches
 from brainseg.checkpoint import CheckpointFolder, EpochState
 from brainseg.config import Experiment, StageConfig
-from brainseg.epoch import train_epoch, validate
+from brainseg.encoders import describe_weights
+from brainseg.epoch import EpochReport, Example, train_epoch, validate
 from brainseg.errors import DivergedError
 from brainseg.metrics import Counts, dice, summarise
 from brainseg.model import build_model, cuda_dtype, derive_seed, set_training
@@ -47,35 +48,6 @@ class Compute:
     def torch_device(self) -> torch.device:
         """Return the device, chosen now if none was named."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-@dataclass(frozen=True)
-class Example:
-    """A validation slice as the network saw it: uint8 (S, S, 3), and two bool (S, S) masks."""
-
-    name: str
-    image: NDArray[np.uint8]
-    true: NDArray[np.bool_]
-    predicted: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What `on_epoch` is told.
-
-    Attributes:
-        row: stage, epoch (from 1 in its stage), step (from 1 over both), learning_rate,
-            train_loss, train_dice, val_loss, val_dice (both global), val_dice_patient,
-            val_dice_slice, val_iou, val_precision, val_recall, best_val_dice, is_best, seconds.
-        epochs: Epochs of both stages together.
-        examples: Some validation slices; empty if replayed.
-        replayed: True for an epoch of before a resume, reported again.
-    """
-
-    row: dict[str, float]
-    epochs: int
-    examples: tuple[Example, ...] = ()
-    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +169,7 @@ class _Run:
             experiment=self.experiment,
             fingerprint=self.data.fingerprint,
             synthetic=self.data.synthetic,
-            weights=describe_weights(self.experiment),
+            weights=describe_weights(self.experiment.model),
             best=self.best,
             metrics={key: value for key, value in kept.items() if key.startswith("val_")},
         )
@@ -323,14 +295,6 @@ class _Run:
             if item.tumour_pixels > self.data.slices[other].tumour_pixels:
                 largest[item.patient] = number
         return frozenset(list(largest.values())[:_NUM_EXAMPLES])
-
-
-def describe_weights(experiment: Experiment) -> str:
-    """Say in words where the encoder's first weights came from; stands beside every score."""
-    source = experiment.model.encoder_weights
-    if source == "none":
-        return "no pretrained weights"
-    return "ImageNet" if source == "imagenet" else Path(source).name
 
 
 def _copy(model: torch.nn.Module) -> Tensors:

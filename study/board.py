@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from brainseg.training import EpochReport, Example
+from brainseg.epoch import EpochReport, Example
 from study.plan import Trial
 
 _SCALARS = {

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from brainseg.config import Experiment, load_experiment
+from brainseg.encoders import check_encoder, describe_weights, find_encoder_weights
 from brainseg.errors import ConfigError, StudyError
 from brainseg.index import find_default_root
-from brainseg.model import build_model, build_unet, check_encoder, find_encoder_weights
+from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
 from brainseg.phantom import generate_phantom
 from brainseg.split import PARTS, assign_folds, split_by_patient
 from brainseg.store import SliceStore, cache_folder, open_dataset
-from brainseg.training import describe_weights
 from study.folder import Question, write_study
 from study.plan import Trial, TrialResources, disk_needed, plan_trials, refuse_grid_keys
 from study.results import TrialFolder, write_text
@@ -111,7 +111,7 @@ def write_facts(setup: Setup, request: Request) -> None:
         "patients": len(data.patients),
         "slices": len(data.slices),
         "tumour_slices": num_tumour_slices(data),
-        "weights": describe_weights(base),
+        "weights": describe_weights(base.model),
         "versions": versions(),
     }
     write_study(setup.folder, setup.question, facts)
@@ -160,7 +160,7 @@ def describe_plan(setup: Setup, resources: TrialResources) -> list[tuple[str, st
         ("fingerprint", data.fingerprint),
         ("slices", f"{len(data.slices):,}, of which {num_tumour_slices(data):,} with tumour"),
         *_describe_splits(setup),
-        ("encoder weights", describe_weights(base)),
+        ("encoder weights", describe_weights(base.model)),
         ("trials", f"{len(setup.trials)}, {len(setup.trials) - len(trials)} of them finished"),
         ("epochs", f"{stages} per trial, {_num_epochs(trials):,} to run"),
         ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),

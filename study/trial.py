@@ -19,11 +19,13 @@ import torch
 from ray import tune
 
 from brainseg.config import Experiment
+from brainseg.encoders import describe_weights
+from brainseg.epoch import EpochReport
 from brainseg.errors import BrainsegError, DataError, DivergedError
 from brainseg.metrics import dice, sum_by_patient, summarise
 from brainseg.predict import Predictor
 from brainseg.store import SliceStore, open_dataset
-from brainseg.training import Compute, EpochReport, TrainResult, describe_weights, train_two_stage
+from brainseg.training import Compute, TrainResult, train_two_stage
 from study.board import Board
 from study.plan import Trial, TrialResources
 from study.results import TrialFolder, score_rows
@@ -131,7 +133,7 @@ def _test(
     folder.write_success(
         task.trial,
         {
-            "weights": describe_weights(task.trial.experiment),
+            "weights": describe_weights(task.trial.experiment.model),
             "best_stage": header.best["stage"],
             "best_epoch": header.best["epoch"],
             "epochs": len(result.history),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from brainseg.config import LossConfig
+from brainseg.encoders import smp
 from brainseg.loss import dice_bce
-from brainseg.model import smp
 
 DICE, BCE = (LossConfig(dice_weight=d, bce_weight=1 - d) for d in (1, 0))
 

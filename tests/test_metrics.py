@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
 from brainseg import metrics
+from brainseg.encoders import smp
 from brainseg.metrics import count_pixels, dice, sum_by_patient, summarise
-from brainseg.model import smp
 
 
 def _counts(*rows: tuple[int, int, int, int]) -> metrics.Counts:

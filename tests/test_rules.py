@@ -15,7 +15,17 @@ from study.run import _parser
 ROOT = Path(__file__).parents[1]
 ORDER = [
     *("errors", "config", "index", "phantom", "store", "split", "preprocess", "augment"),
-    *("batches", "loss", "metrics", "model", "modelfile", "checkpoint", "epoch", "training"),
+    *(
+        "batches",
+        "loss",
+        "metrics",
+        "encoders",
+        "model",
+        "modelfile",
+        "checkpoint",
+        "epoch",
+        "training",
+    ),
     *("predict", "plan", "results", "folder", "setup", "board", "console", "report", "trial"),
     *("tuning", "run"),
 ]

@@ -9,12 +9,13 @@ import torch
 
 from brainseg import checkpoint
 from brainseg.config import Experiment
+from brainseg.epoch import EpochReport
 from brainseg.errors import CheckpointError, DivergedError
 from brainseg.model import build_model
 from brainseg.modelfile import Tensors
 from brainseg.predict import Predictor
 from brainseg.store import SliceStore
-from brainseg.training import Compute, EpochReport, TrainResult, train_two_stage
+from brainseg.training import Compute, TrainResult, train_two_stage
 
 GOLDEN = Path(__file__).parent / "golden" / "two_stage_losses.json"
 CPU = Compute(device="cpu")
