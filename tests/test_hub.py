@@ -39,7 +39,7 @@ PRELUDE = """
 import json, multiprocessing, sys, time
 from safetensors.torch import save_file
 from brainseg.config import ModelConfig
-from brainseg.encoders import find_encoder_weights, smp
+from brainseg.encoders import find_encoder_weights
 from brainseg.errors import WeightsError
 from brainseg.model import build_model
 config = ModelConfig(encoder=sys.argv[1], encoder_weights="imagenet")
