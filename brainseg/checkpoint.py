@@ -111,11 +111,9 @@ class CheckpointFolder:
                 return self._read(folder)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 warnings.warn(f"{folder} is damaged and passed over: {error}", stacklevel=2)
+                # Out of the way, or it would count as the newest again.
+                folder.rename(folder.with_name(f"damaged-{folder.name}-{os.getpid()}"))
         return None
-
-    def remove(self) -> None:
-        """Delete the checkpoints of a run that has finished."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _list(self) -> list[Path]:
         if not self._folder.is_dir():
@@ -126,7 +124,7 @@ class CheckpointFolder:
         optimizer, optimizer_tensors = _split_optimizer(state.optimizer)
         tensors = {f"model.{key}": value for key, value in state.model.items()}
         save_file(tensors | optimizer_tensors, folder / "state.safetensors")
-        self._write_best(folder, state)
+        save_file(state.best_model, folder / _BEST)
         record = {
             "format": 1,
             "stage": state.stage,
@@ -147,21 +145,6 @@ class CheckpointFolder:
         (folder / _MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
         sync_file(folder / _MANIFEST)
 
-    def _write_best(self, folder: Path, state: EpochState) -> None:
-        """Link the best weights where the previous checkpoint holds the same ones."""
-        target = folder / _BEST
-        is_best = (state.best["stage"], state.best["epoch"]) == (state.stage, state.epoch)
-        previous = self._list()
-        if previous and not is_best:
-            try:
-                os.link(previous[-1] / _BEST, target)
-                if _read_manifest(previous[-1])[_BEST] == _sha256(target):
-                    return
-            except (OSError, ValueError, KeyError):
-                pass  # no links on this file system, or a damaged copy: write it anew
-            target.unlink(missing_ok=True)
-        save_file(state.best_model, target)
-
     def _read(self, folder: Path) -> EpochState:
         record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self._check_identity(folder, record)
@@ -181,7 +164,12 @@ class CheckpointFolder:
 
     def _check_identity(self, folder: Path, record: Mapping[str, Any]) -> None:
         theirs = Experiment.model_validate(record["experiment"])
-        changed = differences(self._experiment, theirs)
+        ours = self._experiment
+        if _is_path(ours) and _is_path(theirs):
+            # The weights are in the checkpoint: where their file was does not matter any more.
+            path = theirs.model.encoder_weights
+            ours = ours.replaced({"model.encoder_weights": path})
+        changed = differences(ours, theirs)
         if changed:
             raise CheckpointError(f"{folder} is of another experiment: {'; '.join(changed)}")
         if record["fingerprint"] != self._fingerprint:
@@ -189,6 +177,10 @@ class CheckpointFolder:
                 f"{folder} was trained on data {record['fingerprint'][:12]}, "
                 f"these are {self._fingerprint[:12]}"
             )
+
+
+def _is_path(experiment: Experiment) -> bool:
+    return experiment.model.encoder_weights not in ("imagenet", "none")
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from brainseg.errors import ConfigError
 
@@ -74,7 +81,7 @@ class AugmentConfig(_Section):
     warp_probability: Probability = 0.5
     rotation_degrees: Annotated[float, Field(ge=0, le=90)] = 25.0
     elastic_alpha: Annotated[float, Field(ge=0, le=1000)] = 120.0
-    elastic_sigma: Annotated[float, Field(gt=0, le=100)] = 6.0
+    elastic_sigma: Annotated[float, Field(ge=1, le=100)] = 6.0
 
 
 class ModelConfig(_Section):
@@ -138,6 +145,12 @@ class LossConfig(_Section):
     dice_weight: Annotated[float, Field(ge=0, le=100)] = 0.5
     bce_weight: Annotated[float, Field(ge=0, le=100)] = 0.5
 
+    @model_validator(mode="after")
+    def _weighs_something(self) -> LossConfig:
+        if self.dice_weight + self.bce_weight == 0:
+            raise ValueError("dice_weight and bce_weight cannot both be 0")
+        return self
+
 
 class Experiment(_Section):
     """One training run: with a dataset and the versions it determines the numbers.
@@ -161,6 +174,12 @@ class Experiment(_Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     fold: Annotated[int, Field(ge=0, lt=NUM_FOLDS)] = 0
+
+    @model_validator(mode="after")
+    def _trains_at_all(self) -> Experiment:
+        if not any(stage.epochs for stage in self.stages):
+            raise ValueError("stages.0.epochs and stages.1.epochs cannot both be 0")
+        return self
 
     def replaced(self, changes: dict[str, Any]) -> Experiment:
         """Return a copy in which dotted keys such as `stages.0.epochs` have new values.
@@ -213,7 +232,7 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
 
 def valid_keys() -> list[str]:
     """Return every dotted key of an experiment, in the order of the file."""
-    return sorted(_flatten(Experiment().model_dump(mode="json")), key=str)
+    return list(_flatten(Experiment().model_dump(mode="json")))
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
@@ -228,15 +247,21 @@ def _assign(tree: dict[str, Any], key: str, value: object) -> None:
     node: Any = tree
     try:
         for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node[part]
+            node = node[_position(part)] if isinstance(node, list) else node[part]
         if isinstance(node, list):
-            node[int(last)] = value
+            node[_position(last)] = value
         elif last in node:
             node[last] = value
         else:
             raise KeyError(last)
     except (KeyError, IndexError, ValueError, TypeError) as error:
         raise ConfigError(f"unknown key {key}{_suggestion(key)}") from error
+
+
+def _position(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(text)  # int() would take -1 for the last stage
+    return int(text)
 
 
 def _suggestion(key: str) -> str:
@@ -269,5 +294,9 @@ def _validated(tree: dict[str, Any], origin: str) -> Experiment:
             if problem["type"] == "extra_forbidden":
                 lines.append(f"unknown key {key}{_suggestion(key)}")
             else:
-                lines.append(f"{key} is {problem['input']!r}: {problem['msg'].lower()}")
+                reason = problem["msg"].removeprefix("Value error, ")
+                # A rule of ours about several keys names them itself.
+                is_ours = problem["type"] == "value_error" and isinstance(problem["input"], dict)
+                found = "" if is_ours else f"{key} is {problem['input']!r}: "
+                lines.append(f"{found}{reason[0].lower()}{reason[1:]}")
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from error

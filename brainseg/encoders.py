@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import threading
 import time
@@ -97,6 +98,10 @@ def _fetch_imagenet(encoder: str) -> Path:
     """Download through smp into this machine's cache; processes that ask at once wait for one."""
     target = cache_folder("encoders") / f"{encoder.replace('/', '_')}.imagenet.safetensors"
     with FileLock(f"{target}.lock"):
+        aside = target.with_suffix(f".{os.getpid()}.part")
+        if not target.exists() and (known := _find_in_hub_cache(encoder)):
+            shutil.copyfile(known, aside)
+            aside.replace(target)
         if not target.exists():
             _require_hub(encoder)
             try:
@@ -106,10 +111,23 @@ def _fetch_imagenet(encoder: str) -> Path:
             except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
                 told = str(error.__cause__ or error).strip() or type(error).__name__
                 raise _no_weights(encoder, told.splitlines()[0].rstrip(".")) from error
-            aside = target.with_suffix(f".{os.getpid()}.part")
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
             aside.replace(target)
     return target
+
+
+def _find_in_hub_cache(encoder: str) -> str | None:
+    """Return the file that the hub's own client fetched earlier, for another program perhaps."""
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {})
+    if "imagenet" not in settings:
+        return None
+    place = settings["imagenet"]
+    found = try_to_load_from_cache(
+        place["repo_id"], "model.safetensors", revision=place["revision"]
+    )
+    return found if isinstance(found, str) else None
 
 
 def _require_hub(encoder: str) -> None:
@@ -117,8 +135,6 @@ def _require_hub(encoder: str) -> None:
     import requests
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:  # the client then looks into its own cache, and fails at once
-        return
     answer: list[str] = []
 
     def probe() -> None:

@@ -82,7 +82,7 @@ def train_epoch(
         optimizer: Of the weights that are not frozen.
         scaler: Of the gradients; a disabled one does nothing.
     """
-    # Summed on the device: asking for the value at each step would make a GPU wait.
+    # Loss and counts stay on the device: asking for them at each step would make a GPU wait.
     total, num_slices = torch.zeros((), device=device), 0
     counts = []
     for images, masks, _ in batches:
@@ -97,7 +97,7 @@ def train_epoch(
         total += loss.detach() * len(images)
         num_slices += len(images)
         counts.append(count_pixels(is_tumour(logits.detach(), experiment.threshold), target))
-    return Pass(float(total) / num_slices, np.concatenate(counts), {})
+    return Pass(float(total) / num_slices, _gather(counts), {})
 
 
 def validate(
@@ -128,7 +128,11 @@ def validate(
         for position, number in enumerate(numbers.tolist()):
             if number in shown:
                 masks_shown[number] = predicted[position].cpu().numpy()
-    return Pass(float(total) / num_slices, np.concatenate(counts), masks_shown)
+    return Pass(float(total) / num_slices, _gather(counts), masks_shown)
+
+
+def _gather(counts: list[torch.Tensor]) -> Counts:
+    return torch.cat(counts).cpu().numpy()
 
 
 def is_tumour(logits: torch.Tensor, threshold: float) -> torch.Tensor:

@@ -21,7 +21,7 @@ Counts = NDArray[np.int64]
 """int64 (..., 4): TP, FP, FN, TN in pixels."""
 
 
-def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> Counts:
+def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> torch.Tensor:
     """Count the pixels of each slice.
 
     Args:
@@ -29,13 +29,13 @@ def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> Counts
         masks_BHW: bool or 0/1, where tumour is, on the same device.
 
     Returns:
-        int64 (B, 4): TP, FP, FN, TN.
+        int64 (B, 4) on the masks' device: TP, FP, FN, TN.
     """
     predicted, true = predicted_BHW.bool(), masks_BHW.bool()
     tp = (predicted & true).sum((1, 2))
     fp, fn = predicted.sum((1, 2)) - tp, true.sum((1, 2)) - tp
     tn = predicted[0].numel() - tp - fp - fn
-    return torch.stack([tp, fp, fn, tn], dim=1).cpu().numpy().astype(np.int64)
+    return torch.stack([tp, fp, fn, tn], dim=1)
 
 
 def dice(counts: Counts) -> NDArray[np.float64]:

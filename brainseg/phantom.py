@@ -30,7 +30,7 @@ MARKER = "phantom.json"
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
-_VERSION = 1  # raise when the same arguments start to give other images
+VERSION = 1  # raise when the same arguments start to give other images
 _SITES = ("CS", "DU", "FG", "HT")
 _PRE, _FLAIR, _POST = range(3)  # the sequences that the signals below are given for
 _FAT = (0.60, 0.52, 0.62)
@@ -225,7 +225,7 @@ def generate_phantom(
         DataError: If the root exists with other parameters or none, or an argument is too small.
     """
     parameters = {"patients": patients, "slices": slices, "size": size, "seed": seed}
-    parameters["version"] = _VERSION
+    parameters["version"] = VERSION
     if root.exists():
         _check_existing(root, parameters)
         return root

@@ -8,7 +8,6 @@ stratified on has-tumour, grouped by patient. Rotation r tests fold (9+r) mod 10
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,18 +91,6 @@ def assign_folds(slices: tuple[Slice, ...], split_seed: int) -> dict[str, int]:
         fold_of |= {str(groups[member]): fold for member in members}
     order = dict.fromkeys(item.patient for item in slices)
     return {patient: fold_of[patient] for patient in order}
-
-
-def load_split(path: Path) -> Split:
-    """Read a split from JSON.
-
-    Raises:
-        DataError: If the file is no split, or a patient is in two parts.
-    """
-    try:
-        return Split.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValidationError as error:
-        raise DataError(f"{path}: {_reason(error)}") from error
 
 
 def _part_of(fold: int, rotation: int) -> str:

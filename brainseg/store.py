@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -106,7 +105,7 @@ def open_dataset(path: Path | str) -> SliceStore:
     files = find_slices(root)
     folder = cache_folder("slices") / _signature(root, files)
     with FileLock(f"{folder}.lock"):
-        if not (folder / _TABLE).exists():
+        if not _is_whole(folder):
             _build(folder, root, files)
     return _open(folder, root, tuple(notes))
 
@@ -119,6 +118,14 @@ def _signature(root: Path, files: list[SliceFile]) -> str:
             stat = file.stat()
             digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:24]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        return (folder / _PIXELS).stat().st_size == int(table["bytes"])
+    except (OSError, ValueError, KeyError):
+        return False  # not built yet, or damaged: built anew
 
 
 def _open(folder: Path, root: Path, notes: tuple[str, ...]) -> SliceStore:
@@ -136,7 +143,9 @@ def _open(folder: Path, root: Path, notes: tuple[str, ...]) -> SliceStore:
 
 def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
     size = _first_size(files)
-    aside = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
+    aside = folder.with_name(f"building-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that died; the lock is ours
+    aside.mkdir()
     try:
         _check_space(aside, len(files) * size * size * 4)
         shape = (len(files), size, size, 4)
@@ -148,10 +157,14 @@ def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
         table = {
             "fingerprint": hashlib.sha256(lines.encode()).hexdigest(),
             "size": size,
+            "bytes": (aside / _PIXELS).stat().st_size,
             "root": str(root),
             "slices": [asdict(item) for item in slices],
         }
-        (aside / _TABLE).write_text(json.dumps(table), encoding="utf-8")
+        with (aside / _TABLE).open("w", encoding="utf-8") as file:
+            file.write(json.dumps(table))
+            file.flush()
+            os.fsync(file.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     finally:

@@ -22,7 +22,6 @@ from brainseg.errors import StudyError
 from study.plan import GRIDS
 from study.results import write_text
 
-_LOCK, _OWNER = "owner.lock", "owner.txt"
 METRIC, MODE = "val_dice", "max"
 """What schedulers, searchers and the report judge by, and in which direction."""
 
@@ -36,12 +35,16 @@ class Question:
         base: What the variants share.
         weights_hash: SHA-256 of the encoder's weight file, where one was named.
         fingerprint: Of the dataset.
+        folds: Rotations; a study may grow, but not shrink.
+        seeds: Per variant and fold; likewise.
     """
 
     grid: str
     base: Experiment
     weights_hash: str
     fingerprint: str
+    folds: int = 1
+    seeds: int = 1
 
     def to_record(self) -> dict[str, Any]:
         """Return the part of study.json that is compared."""
@@ -50,6 +53,8 @@ class Question:
             "variants": GRIDS[self.grid],
             "metric": METRIC,
             "mode": MODE,
+            "folds": self.folds,
+            "seeds": self.seeds,
             "fingerprint": self.fingerprint,
             "weights_hash": self.weights_hash,
             "experiment": self.base.model_dump(mode="json"),
@@ -66,36 +71,50 @@ class Question:
         for key in ("grid", "variants", "fingerprint", "weights_hash"):
             if ours[key] != record[key]:
                 lines.append(f"{key}: {_short(record[key])} -> {_short(ours[key])}")
+        for key in ("folds", "seeds"):
+            if getattr(self, key) < record[key]:
+                lines.append(f"{key}: {record[key]} -> {getattr(self, key)}, which may only grow")
         return lines
 
 
-def claim_folder(folder: Path, question: Question, *, fresh: bool) -> str:
-    """Make sure that a folder may be written by this study.
+def check_folder(folder: Path, question: Question) -> bool:
+    """Make sure that a folder may be written by this study; changes nothing.
 
     Args:
         folder: `<storage>/<name>`.
         question: What this study asks.
-        fresh: Move what is there aside.
 
     Returns:
-        A sentence on what was found; empty for a new folder.
+        Whether the study is there already.
 
     Raises:
         StudyError: If another study has the name, with the difference.
     """
-    if not folder.exists() or {item.name for item in folder.iterdir()} <= {_LOCK, _OWNER}:
-        return ""  # new, or of a start that ended before it had written anything
-    if fresh:
-        aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        folder.rename(aside)
-        return f"the study that was here is now {aside}"
-    changed = question.changes_from(read_study(folder))
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    record = read_study(folder)
+    try:
+        changed = question.changes_from(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StudyError(
+            f"{folder}/study.json is of another version of this program ({_one_line(error)}): "
+            "choose another --name, or --fresh to move it aside"
+        ) from error
     if changed:
         raise StudyError(
             f"{folder} holds another study ({'; '.join(changed)}): choose another --name, "
             "or --fresh to move it aside"
         )
-    return f"continuing the study in {folder}"
+    return True
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename a study's folder; return its new path, or None if there was none."""
+    if not folder.exists():
+        return None
+    aside = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.rename(aside)
+    return aside
 
 
 def read_study(folder: Path) -> dict[str, Any]:
@@ -117,12 +136,14 @@ def read_study(folder: Path) -> dict[str, Any]:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a study for one driver; the system frees the lock when its owner dies.
 
+    The lock lies beside the folder, so that a folder cannot be moved aside while it is held.
+
     Raises:
         StudyError: If another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    owner = folder / _OWNER
-    lock = FileLock(folder / _LOCK)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    owner = folder.with_name(f".{folder.name}.owner")
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -137,20 +158,22 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_study(folder: Path, question: Question, facts: dict[str, Any]) -> None:
-    """Write study.json; of a study that goes on, the first start and its command stay.
+    """Write study.json; each start of a study adds itself to `starts`.
 
     Args:
         folder: The study's.
         question: What it asks.
-        facts: What else a reader wants to know.
+        facts: What else a reader wants to know, `versions` among it.
     """
-    started = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": _command()}
-    if (folder / "study.json").exists():
-        record = read_study(folder)
-        started = {key: record[key] for key in started}
-    record = {"name": folder.name, **started, **facts, "commit": _commit()}
-    text = json.dumps(record | question.to_record(), indent=1)
-    write_text(folder / "study.json", text + "\n")
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": _command(),
+        "commit": _commit(),
+        "versions": facts["versions"],
+    }
+    earlier = read_study(folder)["starts"] if (folder / "study.json").exists() else []
+    record = {"name": folder.name, **facts, **question.to_record(), "starts": [*earlier, start]}
+    write_text(folder / "study.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "experiment.yaml", question.base.to_yaml())
 
 
@@ -173,6 +196,10 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return run.stdout.strip()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _short(value: Any) -> str:

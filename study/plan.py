@@ -27,6 +27,7 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
 
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS_KEPT = 2
+_MOST_CPUS_BESIDE_A_GPU = 8
 # Weights, AdamW's two moments, and the best weights so far.
 _COPIES_PER_CHECKPOINT = 4
 
@@ -47,13 +48,15 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What there is to share: totals, and the largest single node."""
+class Node:
+    """One machine: its processors and its GPUs."""
 
     cpus: int
     gpus: float
-    node_cpus: int
-    node_gpus: float
+
+
+Cluster = tuple[Node, ...]
+"""All machines that trials can run on; one, on a laptop."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ def refuse_grid_keys(grid: str, changes: dict[str, Any]) -> None:
             raise ConfigError("--set fold: use --folds N, which runs rotations 0 to N-1")
 
 
-def share_machine(
-    machine: Machine,
+def share_cluster(
+    cluster: Cluster,
     num_trials: int,
     *,
     cpus: int | None = None,
@@ -132,36 +135,38 @@ def share_machine(
     dealt evenly, since two trials of one thread beat one trial of two (1.7 times the slices/s).
 
     Args:
-        machine: What there is.
-        num_trials: How many trials want it.
-        cpus: Processors per trial, if the user said so.
-        gpus: GPUs per trial, if the user said so.
+        cluster: What there is.
+        num_trials: Of the whole study, finished ones too: what a trial gets must not depend on
+            when it runs, since the number of threads changes the last bits of its numbers.
+        cpus: Processors per trial, if decided already.
+        gpus: GPUs per trial, if decided already.
         concurrent: Trials at once at most, if the user said so.
 
     Raises:
         StudyError: If no node can hold such a trial: it would wait for ever.
     """
     num_trials = max(1, num_trials if concurrent is None else min(num_trials, concurrent))
-    gpus = gpus if gpus is not None else (1.0 if machine.gpus >= 1 else 0.0)
-    slots = max(1, math.floor(machine.gpus / gpus)) if gpus else num_trials
+    gpus = gpus if gpus is not None else float(any(node.gpus >= 1 for node in cluster))
+    able = [node for node in cluster if node.gpus >= gpus] or list(cluster)
     if cpus is None:
-        cpus = max(1, machine.cpus // min(slots, num_trials))
-        cpus = min(cpus, machine.node_cpus, 8 if gpus else machine.cpus)
-    if cpus < 1 or cpus > machine.node_cpus:
+        slots = sum(math.floor(node.gpus / gpus) for node in able) if gpus else num_trials
+        share = sum(node.cpus for node in able) // max(1, min(slots, num_trials))
+        smallest = min(node.cpus for node in able)
+        cpus = max(1, min(share, smallest, _MOST_CPUS_BESIDE_A_GPU if gpus else share))
+    fitting = sum(_trials_on(node, cpus, gpus) for node in cluster)
+    if fitting == 0:
+        most = max(cluster, key=lambda node: (node.gpus, node.cpus))
         raise StudyError(
-            f"a trial asks for {cpus} CPUs, the largest node has {machine.node_cpus}: "
-            f"give --cpus-per-trial between 1 and {machine.node_cpus}"
+            f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, which no node has at once; the "
+            f"largest of {len(cluster)} has {most.cpus} and {most.gpus:g}: "
+            "give --cpus-per-trial and --gpus-per-trial accordingly"
         )
-    if gpus < 0 or gpus > machine.node_gpus:
-        raise StudyError(
-            f"a trial asks for {gpus:g} GPUs, the largest node has {machine.node_gpus:g}: "
-            "give --gpus-per-trial accordingly"
-        )
-    fitting = machine.cpus // cpus
-    if gpus:
-        fitting = min(fitting, math.floor(machine.gpus / gpus + 1e-9))
-    workers = cpus - 1 if gpus else 0
-    return TrialResources(cpus, gpus, workers, max(1, min(fitting, num_trials)))
+    return TrialResources(cpus, gpus, cpus - 1 if gpus else 0, min(fitting, num_trials))
+
+
+def _trials_on(node: Node, cpus: int, gpus: float) -> int:
+    by_cpus = node.cpus // cpus
+    return min(by_cpus, math.floor(node.gpus / gpus + 1e-9)) if gpus else by_cpus
 
 
 def disk_needed(trials: Sequence[Trial], weights: dict[str, int], concurrent: int) -> int:

@@ -58,13 +58,19 @@ def rank(rows: Sequence[Row]) -> list[dict[str, str]]:
         rows: Of trials.csv.
 
     Returns:
-        A row per variant; one without a finished trial comes last, with its status.
+        A row per variant; those with unfinished trials come after all others.
     """
     grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row["variant"], []).append(row)
     means = {variant: _means(group) for variant, group in grouped.items()}
-    ordered = sorted(grouped, key=lambda v: -means[v].get("test_dice_global", -1.0))
+
+    def place(variant: str) -> tuple[bool, float]:
+        # A mean without the trials that failed may be one without the hard ones.
+        is_whole = all(row["status"] == "finished" for row in grouped[variant])
+        return not is_whole, -means[variant].get("test_dice_global", -1.0)
+
+    ordered = sorted(grouped, key=place)
     return [_ranked_row(place, v, grouped[v], means[v]) for place, v in enumerate(ordered, 1)]
 
 
@@ -141,7 +147,8 @@ def published_rows() -> list[dict[str, str]]:
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Return a Markdown table whose columns are the keys of its rows."""
     columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in rows)]
+    cells = [[row[column].replace("|", "\\|") for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -201,25 +208,28 @@ def _compose(
     if figure is not None:
         alt = "Validation loss and Dice per epoch, one line per trial, coloured by variant"
         blocks += ["## Learning curves", f"![{alt}](figures/{figure.name})"]
-    blocks += ["## How to repeat it", f"```\n{about['command']}\n```", _provenance(about)]
+    start = about["starts"][-1]
+    blocks += ["## How to repeat it", f"```\n{start['command']}\n```", _provenance(about, start)]
     return "\n\n".join(blocks) + "\n"
 
 
 _EXPLANATION = """\
-Ranked by global Dice on the test patients, which were opened once per variant, after training;
-the weights are those of the lowest validation loss. *Dice*, *IoU*, *accuracy*, *precision* and
-*recall* come from pixel counts over all test slices together; *Dice/patient* sums over each
-patient's slices and averages patients; *Dice/slice* averages slices that hold tumour. With one
-fold and one seed, differences between variants are within what another split would change."""
+Ranked by global Dice on the test patients, which were opened once per trial, after training; the
+weights are those of the lowest validation loss. *Dice*, *IoU*, *accuracy*, *precision* and
+*recall* come from pixel counts over all test slices of a trial together; *Dice/patient* sums over
+each patient's slices and averages patients; *Dice/slice* averages slices that hold tumour. Of
+several folds and seeds each number is the mean over finished trials; a variant that lacks some
+stands below those that are whole. With one fold and one seed, differences between variants are
+within what another split would change."""
 
 _PUBLISHED_NOTE = """\
 Published by the project whose protocol this is (Tada-TOT): one split, one seed, 12 or fewer test
 patients of 110, 256 px, ImageNet weights, on a GPU. Not measured here."""
 
 
-def _provenance(about: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+def _provenance(about: Mapping[str, Any], start: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
     return (
-        f"Data fingerprint `{about['fingerprint']}`; commit `{about['commit']}`; {versions}. "
+        f"Data fingerprint `{about['fingerprint']}`; commit `{start['commit']}`; {versions}. "
         "Everything in `study.json`, `trials.csv`, `scores.csv` and `split.json` beside this file."
     )

@@ -84,7 +84,8 @@ class TrialFolder:
             write_text(self.path / "traceback.txt", trace)
         history = self.read_history()
         values = {"epochs": len(history), "seconds": sum(row["seconds"] for row in history)}
-        self._write_result(trial, {"status": status, "error": error, **values})
+        one_line = " ".join(error.split())
+        self._write_result(trial, {"status": status, "error": one_line, **values})
 
     def _write_result(self, trial: Trial, values: Row) -> None:
         row = describe_trial(trial) | values

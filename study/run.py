@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from rich.console import Console
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from study.console import Progress, print_lines, print_ranking
-from study.folder import claim_folder, locked, read_study
-from study.plan import GRIDS, Machine, TrialResources, share_machine
+from study.folder import check_folder, locked, move_aside, read_study
+from study.plan import GRIDS, Cluster, Node, TrialResources, share_cluster
 from study.report import (
     describe_study,
     published_rows,
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, DataError):
             print("".join(f"  {problem}\n" for problem in error.problems), end="", file=sys.stderr)
         return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return KNOWN_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,7 +146,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--concurrent", type=_positive, metavar="N", help="trials at once, at most")
     group.add_argument(
         "--gpus-per-trial",
-        type=float,
+        type=_gpus,
         metavar="F",
         help="a share such as 0.5, or whole ones (default: 1 where there is a GPU, else 0)",
     )
@@ -165,20 +169,31 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _study(args: argparse.Namespace, console: Console) -> int:
-    from study.setup import describe_plan, prepare, write_facts
+def _gpus(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
+        raise argparse.ArgumentTypeError(f"{text} is neither a share from 0 to 1 nor whole GPUs")
+    return value
 
-    request = _request(args)
-    setup = prepare(request, console.print, download=not args.plan)
+
+def _study(args: argparse.Namespace, console: Console) -> int:
+    from study.setup import describe_plan, prepare
+
+    setup = prepare(_request(args), console.print, download=not args.plan)
     if args.plan:
-        resources = _resources(args, _machine(args.address), len(setup.open_trials()))
-        print_lines(describe_plan(setup, resources), console)
+        is_there = not args.fresh and check_folder(setup.folder, setup.question)
+        trials = setup.open_trials() if is_there else setup.trials
+        resources = _resources(args, _cluster(args.address), setup)
+        print_lines(describe_plan(setup, trials, resources), console)
         return FINISHED
-    found = claim_folder(setup.folder, setup.question, fresh=args.fresh)
-    if found:
-        console.print(found)
     with locked(setup.folder):
-        write_facts(setup, request)
+        if args.fresh and (aside := move_aside(setup.folder)):
+            console.print(f"The study that was here is now {aside}")
+        if check_folder(setup.folder, setup.question):
+            console.print(f"Continuing the study in {setup.folder}")
         if setup.open_trials():
             _run_open_trials(args, setup, console)
         rows = collect(setup.folder, setup.trials)
@@ -202,15 +217,16 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 def _run_open_trials(args: argparse.Namespace, setup: Setup, console: Console) -> None:
-    from study.setup import require_disk
+    from study.setup import require_disk, write_facts
     from study.trial import Task
     from study.tuning import cluster, run_trials
 
     trials = setup.open_trials()
     console.print(f"Study: {len(setup.trials)} trials, {len(trials)} to run, in {setup.folder}")
-    with cluster(args.address) as machine:
-        resources = _resources(args, machine, len(trials))
+    with cluster(args.address) as nodes:
+        resources = _resources(args, nodes, setup)
         require_disk(setup, trials, resources)
+        write_facts(setup, resources)
         gpus = f"{resources.gpus:g} GPU and " if resources.gpus else ""
         console.print(
             f"{resources.concurrent} at once, each with {gpus}{resources.cpus} CPU; live curves: "
@@ -223,27 +239,31 @@ def _run_open_trials(args: argparse.Namespace, setup: Setup, console: Console) -
         run_trials(tasks, resources, setup.folder, progress)
 
 
-def _resources(args: argparse.Namespace, machine: Machine, num_trials: int) -> TrialResources:
-    return share_machine(
-        machine,
-        num_trials,
-        cpus=args.cpus_per_trial,
-        gpus=args.gpus_per_trial,
+def _resources(args: argparse.Namespace, nodes: Cluster, setup: Setup) -> TrialResources:
+    """What each trial gets; a study that goes on keeps what it started with, unless told."""
+    is_new = args.fresh or not (setup.folder / "study.json").exists()
+    record = {} if is_new else read_study(setup.folder)
+    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
+    return share_cluster(
+        nodes,
+        len(setup.trials),
+        cpus=record.get("cpus_per_trial") if cpus is None else cpus,
+        gpus=record.get("gpus_per_trial") if gpus is None else gpus,
         concurrent=args.concurrent,
     )
 
 
-def _machine(address: str | None) -> Machine:
+def _cluster(address: str | None) -> Cluster:
     """What there is, without starting Ray where it does not run."""
     if address is not None:
         from study.tuning import cluster
 
-        with cluster(address) as machine:
-            return machine
+        with cluster(address) as nodes:
+            return nodes
     import torch
 
-    cpus, gpus = os.cpu_count() or 1, float(torch.cuda.device_count())
-    return Machine(cpus, gpus, cpus, gpus)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (Node(cpus or 1, float(torch.cuda.device_count())),)
 
 
 def _report(folder: Path, console: Console) -> int:

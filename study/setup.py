@@ -16,7 +16,7 @@ from brainseg.errors import ConfigError, StudyError
 from brainseg.index import find_default_root
 from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
-from brainseg.phantom import generate_phantom
+from brainseg.phantom import VERSION, generate_phantom
 from brainseg.split import PARTS, assign_folds, split_by_patient
 from brainseg.store import SliceStore, cache_folder, open_dataset
 from study.folder import Question, write_study
@@ -92,19 +92,17 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
         split_by_patient(data.slices, fold, base.data.split_seed)
     return Setup(
         data,
-        Question(request.grid, base, weights_hash, data.fingerprint),
+        Question(request.grid, base, weights_hash, data.fingerprint, request.folds, request.seeds),
         trials,
         _folder_for(request, data.synthetic),
         _check_models(trials, download=download),
     )
 
 
-def write_facts(setup: Setup, request: Request) -> None:
+def write_facts(setup: Setup, resources: TrialResources) -> None:
     """Write study.json, experiment.yaml and split.json."""
     data, base = setup.data, setup.question.base
     facts = {
-        "folds": request.folds,
-        "seeds": request.seeds,
         "first_seed": base.seed,
         "data": str(data.root),
         "synthetic": data.synthetic,
@@ -112,11 +110,13 @@ def write_facts(setup: Setup, request: Request) -> None:
         "slices": len(data.slices),
         "tumour_slices": num_tumour_slices(data),
         "weights": describe_weights(base.model),
+        "cpus_per_trial": resources.cpus,
+        "gpus_per_trial": resources.gpus,
         "versions": versions(),
     }
     write_study(setup.folder, setup.question, facts)
     seed = base.data.split_seed
-    rotations = [split_by_patient(data.slices, fold, seed) for fold in range(request.folds)]
+    rotations = [split_by_patient(data.slices, fold, seed) for fold in range(setup.question.folds)]
     record = {
         "fingerprint": data.fingerprint,
         "split_seed": seed,
@@ -149,9 +149,11 @@ def disk_figures(
     return needed, shutil.disk_usage(existing).free
 
 
-def describe_plan(setup: Setup, resources: TrialResources) -> list[tuple[str, str]]:
+def describe_plan(
+    setup: Setup, trials: Sequence[Trial], resources: TrialResources
+) -> list[tuple[str, str]]:
     """Return the lines of `--plan`: what there is, what would run, what it would take."""
-    data, base, trials = setup.data, setup.question.base, setup.open_trials()
+    data, base = setup.data, setup.question.base
     needed, free = disk_figures(setup, trials, resources)
     stages = " + ".join(str(stage.epochs) for stage in base.stages)
     where = f"{resources.gpus:g} GPU and " if resources.gpus else ""
@@ -214,7 +216,7 @@ def _open_data(path: Path | None, say: Say) -> SliceStore:
         say(
             "No --data, no $BRAINSEG_DATA, no ./data/kaggle_3m: using generated, SYNTHETIC slices."
         )
-        root = generate_phantom(cache_folder("phantom") / "default")
+        root = generate_phantom(cache_folder("phantom") / f"version-{VERSION}")
     data = open_dataset(root)
     for note in data.notes:
         say(f"Note: {note}")

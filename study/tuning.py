@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +22,21 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 import ray
+import torch
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 
 from brainseg.errors import StudyError
 from study.console import Progress
 from study.folder import METRIC, MODE
-from study.plan import Machine, TrialResources
+from study.plan import Cluster, Node, TrialResources
 from study.results import TrialFolder
 from study.trial import Task, run_trial
+
+_ANSWER_SECONDS = 5.0
+# Of a process that dies, say; the trial goes on after its last epoch. Errors that would come again
+# end the trial at once, see run_trial.
+_RETRIES = 3
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
@@ -57,11 +64,11 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
             self._progress.epoch(str(trial), result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.note(f"{trial} failed; its folder says why")
+        self._progress.note(f"{trial} failed")
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[Machine]:
+def cluster(address: str | None) -> Iterator[Cluster]:
     """Start Ray on this machine, or join a running cluster, and leave it afterwards.
 
     Args:
@@ -75,13 +82,17 @@ def cluster(address: str | None) -> Iterator[Machine]:
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False}
+        # "local", or Ray would join whatever cluster was last started on this machine. GPUs that
+        # torch cannot use are not offered.
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"num_gpus": torch.cuda.device_count()}
     else:
+        _require_answer(address)
         options |= {"address": address}
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise StudyError(f"no Ray cluster can be used at {address or 'here'}: {reason}") from error
     try:
         yield _measure()
@@ -116,6 +127,7 @@ def run_trials(
         run_config=tune.RunConfig(
             name=f"start-{number}",
             storage_path=str(runs.resolve()),
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
             callbacks=[_Reporter(progress), JsonLoggerCallback()],
             verbose=0,
         ),
@@ -130,15 +142,26 @@ def _record_error(task: Task, error: Exception) -> None:
     folder = TrialFolder(task.study / "trials" / task.trial.name)
     if folder.read() is None:
         last_line = str(error).strip().splitlines()[-1]
-        folder.write_failure(task.trial, "failed", f"{type(error).__name__}: {last_line}")
+        folder.write_failure(task.trial, "failed", last_line)
 
 
 def _name(trial: Any) -> str:
     return Task.from_config(trial.config["task"]).trial.name
 
 
-def _measure() -> Machine:
+def _require_answer(address: str) -> None:
+    """Fail within seconds where nothing listens; Ray would try again for a quarter of an hour."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        raise StudyError(f"--address is {address}: expected HOST:PORT of the head node, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise StudyError(f"no Ray cluster answers at {address}: {error}") from error
+
+
+def _measure() -> Cluster:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = [float(node.get("GPU", 0)) for node in nodes]
-    return Machine(sum(cpus), sum(gpus), max(cpus), max(gpus))
+    return tuple(Node(int(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes)

@@ -96,12 +96,33 @@ def test_one_without_a_manifest_was_never_completed(folder: CheckpointFolder) ->
     assert state.epoch == 1
 
 
-def test_damage_is_not_handed_on_to_the_next_checkpoint(folder: CheckpointFolder) -> None:
-    _flip(folder.save(_state(1, 1)) / "best.safetensors")
-    folder.save(_state(1, 2))
+def test_best_weights_are_not_shared_between_checkpoints(folder: CheckpointFolder) -> None:
+    first = folder.save(_state(1, 1)) / "best.safetensors"
+    second = folder.save(_state(1, 2)) / "best.safetensors"
+    assert first.stat().st_ino != second.stat().st_ino
+
+
+def test_after_damage_new_checkpoints_are_kept(folder: CheckpointFolder, tmp_path: Path) -> None:
+    folder.save(_state(1, 1))
+    _flip(folder.save(_state(2, 5)) / "state.json")
+    with pytest.warns(UserWarning, match="stage2-epoch0005 is damaged"):
+        assert folder.latest() is not None
+    assert folder.save(_state(1, 2)).exists()
     state = folder.latest()
     assert state is not None
-    assert (state.epoch, float(state.best_model["weight"].sum())) == (2, 6.0)
+    assert (state.stage, state.epoch) == (1, 2)
+
+
+def test_weights_that_were_moved_do_not_matter_to_a_resume(tmp_path: Path) -> None:
+    old, new = (
+        Experiment().replaced({"model.encoder_weights": path})
+        for path in ("/old/w.safetensors", "/new/w.safetensors")
+    )
+    CheckpointFolder(tmp_path, old, "f").save(_state(1, 1))
+    assert CheckpointFolder(tmp_path, new, "f").latest() is not None
+    random = Experiment().replaced({"model.encoder_weights": "none"})
+    with pytest.raises(CheckpointError, match="another experiment"):
+        CheckpointFolder(tmp_path, random, "f").latest()
 
 
 def test_other_experiments_and_other_data_are_refused(

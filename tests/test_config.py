@@ -30,11 +30,20 @@ def test_a_file_keeps_the_defaults_of_what_it_leaves_out(tmp_path: Path) -> None
         ("fold", 10, "fold is 10"),
         ("augment.strength", 2.5, "less than or equal to 2"),
         ("data", 3, "data is 3"),
+        ("stages.-1.epochs", 3, "unknown key stages.-1.epochs"),
+        ("augment.elastic_sigma", 0.5, "greater than or equal to 1"),
     ],
 )
 def test_an_error_names_key_value_and_what_is_allowed(key: str, value: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         Experiment().replaced({key: value})
+
+
+def test_rules_about_several_keys_name_them() -> None:
+    with pytest.raises(ConfigError, match=r"stages\.0\.epochs and stages\.1\.epochs"):
+        Experiment().replaced({"stages.0.epochs": 0, "stages.1.epochs": 0})
+    with pytest.raises(ConfigError, match="dice_weight and bce_weight"):
+        Experiment().replaced({"loss.dice_weight": 0, "loss.bce_weight": 0})
 
 
 def test_an_unknown_key_lists_the_valid_ones() -> None:

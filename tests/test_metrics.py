@@ -47,7 +47,7 @@ def test_scores_agree_with_smp_and_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     predicted = torch.rand((5, 16, 16), generator=generator) > 0.6
     true = torch.rand((5, 16, 16), generator=generator) > 0.7
-    total = count_pixels(predicted, true).sum(axis=0)
+    total = count_pixels(predicted, true).sum(dim=0).numpy()
     stats = smp.metrics.get_stats(predicted[:, None].long(), true[:, None].long(), mode="binary")
     flat_true, flat = true.flatten().numpy(), predicted.flatten().numpy()
     pairs = [

@@ -6,16 +6,18 @@ from brainseg.config import Experiment
 from brainseg.errors import ConfigError, StudyError
 from study.plan import (
     GRIDS,
-    Machine,
+    Cluster,
+    Node,
     disk_needed,
     plan_trials,
     refuse_grid_keys,
-    share_machine,
+    share_cluster,
 )
 
-LAPTOP = Machine(cpus=2, gpus=0, node_cpus=2, node_gpus=0)
-WORKSTATION = Machine(cpus=16, gpus=1, node_cpus=16, node_gpus=1)
-CLUSTER = Machine(cpus=128, gpus=8, node_cpus=32, node_gpus=4)
+LAPTOP = (Node(cpus=2, gpus=0),)
+WORKSTATION = (Node(cpus=16, gpus=1),)
+CLUSTER = (Node(32, 0), *(Node(32, 4) for _ in range(2)))
+MIXED = (Node(32, 0), Node(4, 1))
 
 
 def test_baseline_is_the_published_four() -> None:
@@ -60,38 +62,51 @@ def test_keys_that_the_grid_decides_cannot_be_set(key: str) -> None:
 
 
 def test_two_cores_hold_two_trials_of_one_thread() -> None:
-    resources = share_machine(LAPTOP, num_trials=4)
+    resources = share_cluster(LAPTOP, num_trials=4)
     assert (resources.cpus, resources.gpus, resources.threads) == (1, 0, 1)
     assert (resources.workers, resources.concurrent) == (0, 2)
 
 
 def test_one_trial_left_gets_all_cores() -> None:
-    assert share_machine(LAPTOP, num_trials=1).threads == 2
+    assert share_cluster(LAPTOP, num_trials=1).threads == 2
 
 
 def test_a_gpu_goes_to_one_trial_with_loader_workers() -> None:
-    resources = share_machine(WORKSTATION, num_trials=4)
+    resources = share_cluster(WORKSTATION, num_trials=4)
     assert (resources.gpus, resources.cpus, resources.workers) == (1, 8, 7)
     assert (resources.concurrent, resources.threads) == (1, 1)
 
 
 def test_half_a_gpu_each_packs_two() -> None:
-    resources = share_machine(WORKSTATION, num_trials=4, gpus=0.5)
+    resources = share_cluster(WORKSTATION, num_trials=4, gpus=0.5)
     assert (resources.concurrent, resources.cpus) == (2, 8)
-    assert share_machine(CLUSTER, num_trials=100).concurrent == 8
+    assert share_cluster(CLUSTER, num_trials=100).concurrent == 8
 
 
 def test_concurrent_limits_and_leaves_more_for_each() -> None:
-    resources = share_machine(LAPTOP, num_trials=4, concurrent=1)
+    resources = share_cluster(LAPTOP, num_trials=4, concurrent=1)
     assert (resources.concurrent, resources.cpus) == (1, 2)
 
 
+def test_a_trial_gets_what_one_node_has_at_once() -> None:
+    resources = share_cluster(MIXED, num_trials=4)
+    assert (resources.gpus, resources.cpus, resources.concurrent) == (1, 4, 1)
+
+
 @pytest.mark.parametrize(
-    "wish", [{"cpus": 3}, {"gpus": 1.0}, {"gpus": -1.0}], ids=lambda wish: str(wish)
+    ("cluster", "wish"),
+    [
+        (LAPTOP, {"cpus": 3}),
+        (LAPTOP, {"gpus": 1.0}),
+        (MIXED, {"cpus": 8, "gpus": 1.0}),
+    ],
+    ids=str,
 )
-def test_more_than_a_node_has_is_refused_before_the_start(wish: dict[str, float]) -> None:
-    with pytest.raises(StudyError, match="the largest node has"):
-        share_machine(LAPTOP, 4, **wish)  # type: ignore[arg-type]
+def test_more_than_a_node_has_is_refused_before_the_start(
+    cluster: Cluster, wish: dict[str, float]
+) -> None:
+    with pytest.raises(StudyError, match="which no node has at once"):
+        share_cluster(cluster, 4, **wish)  # type: ignore[arg-type]
 
 
 def test_disk_grows_with_trials_and_concurrency() -> None:

@@ -13,15 +13,20 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.errors import StudyError
 from study.console import Progress
-from study.folder import Question, claim_folder, locked, read_study, write_study
+from study.folder import (
+    Question,
+    check_folder,
+    locked,
+    move_aside,
+    read_study,
+    write_study,
+)
 from study.plan import Trial, plan_trials
 from study.report import rank, write_report
 from study.results import TrialFolder, collect, score_rows, write_text
 
 TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
 FACTS = {
-    "folds": 1,
-    "seeds": 2,
     "first_seed": 44,
     "data": "d",
     "synthetic": True,
@@ -55,7 +60,7 @@ def study(tmp_path: Path) -> Path:
     _finish(tmp_path, TRIALS[2], 0.9)
     failed = TrialFolder(tmp_path / "trials" / TRIALS[1].name)
     failed.write_failure(TRIALS[1], "diverged", "loss is nan, in stage 1")
-    question = Question("lite", Experiment(), "", "f" * 64)
+    question = Question("lite", Experiment(), "", "f" * 64, seeds=2)
     write_study(tmp_path, question, FACTS)
     collect(tmp_path, TRIALS)
     return tmp_path
@@ -104,6 +109,14 @@ def test_variants_are_ranked_by_mean_and_failed_ones_stay(study: Path) -> None:
     assert (ranking[1]["Dice"], ranking[1]["trials"]) == ("-", "0/2")
 
 
+def test_a_variant_that_lacks_trials_stands_below_whole_ones(study: Path) -> None:
+    rows = _rows(study / "trials.csv")
+    rows[1]["status"] = "failed"  # raw is no longer whole; preprocessed is, and worse
+    for row in rows[2:]:
+        row.update({**rows[0], "variant": "preprocessed-lite0", "test_dice_global": "0.1"})
+    assert [row["variant"] for row in rank(rows)] == ["preprocessed-lite0", "raw-lite0"]
+
+
 def test_the_report_says_what_it_is(study: Path) -> None:
     write_report(study)
     text = (study / "report.md").read_text()
@@ -129,12 +142,27 @@ def test_a_half_written_result_is_no_result(study: Path) -> None:
     assert not TrialFolder(path.parent).is_finished()
 
 
+SAME = Question("lite", Experiment(), "", "f" * 64, seeds=2)
+
+
 def test_the_same_study_continues_and_another_is_refused(study: Path) -> None:
-    same = Question("lite", Experiment(), "", "f" * 64)
-    assert "continuing" in claim_folder(study, same, fresh=False)
-    other = Question("lite", Experiment().replaced({"data.size": 128}), "", "a" * 64)
+    assert check_folder(study, SAME)
+    other = Question("lite", Experiment().replaced({"data.size": 128}), "", "a" * 64, seeds=2)
     with pytest.raises(StudyError, match=r"data\.size: 256 -> 128; fingerprint: f+\.\.\. -> a+"):
-        claim_folder(study, other, fresh=False)
+        check_folder(study, other)
+
+
+def test_a_study_may_grow_but_not_shrink(study: Path) -> None:
+    assert check_folder(study, Question("lite", Experiment(), "", "f" * 64, folds=3, seeds=2))
+    with pytest.raises(StudyError, match="seeds: 2 -> 1, which may only grow"):
+        check_folder(study, Question("lite", Experiment(), "", "f" * 64))
+
+
+def test_a_study_of_another_version_is_refused_in_a_line(study: Path) -> None:
+    path = study / "study.json"
+    path.write_text(path.read_text().replace('"data": {', '"data": {"colour": 1,'))
+    with pytest.raises(StudyError, match="of another version"):
+        check_folder(study, SAME)
 
 
 def test_the_same_weights_elsewhere_are_the_same_study(tmp_path: Path) -> None:
@@ -147,40 +175,38 @@ def test_the_same_weights_elsewhere_are_the_same_study(tmp_path: Path) -> None:
 
 
 def test_fresh_moves_the_old_study_aside(study: Path) -> None:
-    question = Question("lite", Experiment(), "", "f" * 64)
-    said = claim_folder(study, question, fresh=True)
+    aside = move_aside(study)
+    assert aside is not None
     assert not study.exists()
-    assert (Path(said.rsplit(" ", 1)[1]) / "study.json").exists()
+    assert (aside / "study.json").exists()
+    assert move_aside(study) is None
 
 
 def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(StudyError, match=r"no readable study\.json"):
-        claim_folder(tmp_path, Question("lite", Experiment(), "", "f"), fresh=False)
+        check_folder(tmp_path, SAME)
+    assert not check_folder(tmp_path / "new", SAME)
 
 
-def test_a_start_that_ended_before_it_wrote_anything_is_no_study(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        pass
-    assert claim_folder(tmp_path, Question("lite", Experiment(), "", "f"), fresh=False) == ""
+def test_two_drivers_cannot_hold_one_study_even_if_it_is_moved(study: Path) -> None:
+    with locked(study):
+        with pytest.raises(StudyError, match="is being run by process"), locked(study):
+            pass
+        move_aside(study)
+        with pytest.raises(StudyError, match="is being run by process"), locked(study):
+            pass
+    with locked(study):
+        assert not study.exists()
 
 
-def test_two_drivers_cannot_hold_one_study(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path),
-        pytest.raises(StudyError, match="is being run by process"),
-        locked(tmp_path),
-    ):
-        pass
-    with locked(tmp_path):
-        assert (tmp_path / "owner.txt").exists()
-
-
-def test_the_first_start_stays_in_study_json(study: Path) -> None:
+def test_every_start_is_remembered(study: Path) -> None:
     first = read_study(study)
-    write_study(study, Question("lite", Experiment(), "", "f" * 64), {**FACTS, "folds": 3})
-    assert read_study(study)["created"] == first["created"]
-    assert read_study(study)["folds"] == 3
+    write_study(study, Question("lite", Experiment(), "", "f" * 64, folds=3, seeds=2), FACTS)
+    again = read_study(study)
+    assert again["starts"][0] == first["starts"][0]
+    assert len(again["starts"]) == 2
+    assert again["folds"] == 3
     assert (first["metric"], first["mode"]) == ("val_dice", "max")
 
 

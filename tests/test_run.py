@@ -111,6 +111,8 @@ def test_more_than_the_machine_has_is_said_at_once(
 ) -> None:
     assert main([*plan, "--cpus-per-trial", "999"]) == KNOWN_ERROR
     assert "a trial asks for 999 CPUs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*plan, "--gpus-per-trial", "nan"])
     assert main([*plan, "--gpus-per-trial", "99"]) == KNOWN_ERROR
 
 
@@ -126,6 +128,33 @@ def test_weights_of_another_encoder_are_noticed_before_the_start(
     assert main(plan) == KNOWN_ERROR
     assert "does not hold the weights of encoder" in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+def test_nothing_listening_at_the_address_is_said_within_seconds(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*plan, "--address", "127.0.0.1:1"]) == KNOWN_ERROR
+    assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    assert main([*plan, "--address", "ray://head:10001"]) == KNOWN_ERROR
+    assert "expected HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    plan: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BRAINSEG_CACHE", "/proc/nowhere")
+    assert main(plan) == KNOWN_ERROR
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_plan_refuses_another_study_of_that_name(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("results/lite-synthetic").mkdir(parents=True)
+    Path("results/lite-synthetic/thesis.txt").write_text("x")
+    assert main(plan) == KNOWN_ERROR
+    assert "no readable study.json" in capsys.readouterr().err
+    assert main([*plan, "--fresh"]) == 0
 
 
 def test_a_report_needs_a_study(capsys: pytest.CaptureFixture[str]) -> None:

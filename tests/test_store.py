@@ -80,12 +80,19 @@ def test_two_processes_that_build_at_once_do_not_collide(
     assert len(stores) == 1
 
 
-def test_an_aborted_build_is_built_anew(data: SliceStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["no table", "half a table", "no pixels", "half the pixels"])
+def test_a_damaged_store_is_built_anew(data: SliceStore, tmp_path: Path, damage: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRAINSEG_CACHE", str(tmp_path))
-        first = open_dataset(data.root)
-        (first.folder / "table.json").unlink()
-        assert open_dataset(data.root).fingerprint == data.fingerprint
+        folder = open_dataset(data.root).folder
+        file = folder / ("table.json" if "table" in damage else "slices.npy")
+        raw = file.read_bytes()
+        file.unlink()
+        if damage.startswith("half"):
+            file.write_bytes(raw[: len(raw) // 2])
+        (tmp_path / "slices" / f"building-{folder.name}").mkdir()  # of a process that died
+        assert np.array_equal(open_dataset(data.root).pixels, data.pixels)
+        assert [f.name for f in folder.parent.iterdir() if f.is_dir()] == [folder.name]
 
 
 def test_the_real_slices_are_counted(real_data: SliceStore) -> None:
