@@ -119,6 +119,7 @@ def draw_learning_curves(study: Path, rows: Sequence[Row], synthetic: bool) -> P
         )
         axis.axvspan(0.5, frozen + 0.5, color="0.93", zorder=0)
         axis.set(title=title, xlabel="epoch (shaded: encoder frozen)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     if synthetic:
