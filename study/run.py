@@ -28,7 +28,7 @@ from study.results import Row, collect
 if TYPE_CHECKING:
     from study.setup import Request, Setup
 
-FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED = 0, 1, 2, 3
+FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
 
 _EXAMPLES = """\
 examples:
@@ -46,6 +46,7 @@ The same command again continues a study: finished trials are kept. Watch one wi
 exit codes:
   0  all trials finished        2  usage: an unknown flag, key, value or grid
   1  a known error, in a line   3  some trials failed; the report is written all the same
+  130  stopped by Ctrl-C or SIGTERM
 """
 
 
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, DataError):
             print("".join(f"  {problem}\n" for problem in error.problems), end="", file=sys.stderr)
         return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on after the last finished epochs", file=sys.stderr)
+        return STOPPED
     except OSError as error:  # a folder that cannot be written, a full disk
         print(f"error: {error}", file=sys.stderr)
         return KNOWN_ERROR

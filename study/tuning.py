@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 # Ray reads these when it is imported. Trials stay in the user's working directory, so that
 # relative paths mean what they say; TensorBoard files are written by study/board.py.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours takes SIGTERM too
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside our progress
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
@@ -110,6 +112,9 @@ def run_trials(
         resources: What each of them asks for.
         study: The study's folder.
         progress: Told of every epoch.
+
+    Raises:
+        KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
     runs = study / "tune"
     runs.mkdir(parents=True, exist_ok=True)
@@ -132,9 +137,41 @@ def run_trials(
             verbose=0,
         ),
     )
-    for result in tuner.fit():
+    with _stop_signals() as stopped:
+        results = tuner.fit()
+    if stopped:
+        raise KeyboardInterrupt
+    for result in results:
         if result.error is not None:
             _record_error(Task.from_config(result.config["task"]), result.error)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """End Tune in good order on the first SIGINT or SIGTERM, at once on a second one.
+
+    Yields:
+        The signal that came, or nothing.
+    """
+    stopped: list[int] = []
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        restore()
+        signal.raise_signal(signal.SIGUSR1)  # the one that Tune itself listens to
+
+    for number in watched:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        restore()
 
 
 def _record_error(task: Task, error: Exception) -> None:
