@@ -83,11 +83,11 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         _limit_threads(task.resources)
         data = _open_data(task)
-        with_board = Board(task.study / "tensorboard", task.trial, data.synthetic)
+        board = Board(task.study / "tensorboard", task.trial, data.synthetic)
         try:
-            result = _train(task, folder, data, with_board)
+            result = _train(task, folder, data, board)
         finally:
-            with_board.close()
+            board.close()
         _test(task, folder, data, result, started)
     except DivergedError as error:
         folder.write_failure(task.trial, "diverged", str(error))
