@@ -91,10 +91,13 @@ class ModelConfig(_Section):
         encoder: Any encoder name of segmentation-models-pytorch, such as `resnet50`.
         encoder_weights: `imagenet` (downloaded once), `none` (random), or the path of a
             safetensors file whose keys are the encoder's.
+        calibrate_encoder: Set the encoder's BatchNorm statistics to those of the training slices
+            before stage 1; False keeps the ones that came with the weights.
     """
 
     encoder: str = "resnet50"
     encoder_weights: str = "imagenet"
+    calibrate_encoder: bool = True
 
     @field_validator("encoder_weights", mode="before")
     @classmethod

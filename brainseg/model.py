@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,35 @@ def set_training(model: torch.nn.Module, *, freeze_encoder: bool) -> None:
     encoder.requires_grad_(not freeze_encoder)
     if freeze_encoder:
         encoder.eval()
+
+
+@torch.no_grad()
+def calibrate_encoder(
+    model: torch.nn.Module, batches: Iterable[torch.Tensor], device: torch.device
+) -> None:
+    """Set the encoder's BatchNorm statistics to those of the training slices (Li et al. 2016).
+
+    ImageNet's statistics are not those of MRI. A decoder trained on an encoder that is frozen with
+    them loses its footing when the encoder is unfrozen and its statistics move; with these it does
+    not.
+
+    Args:
+        model: On `device`.
+        batches: Images of training slices, uint8 (B, H, W, 3), in mixed order.
+        device: Where to compute.
+    """
+    encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
+    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches, not a moving one
+        norm.train()
+    for images in batches:
+        encoder(normalise(images, device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:

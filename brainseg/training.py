@@ -23,7 +23,7 @@ from brainseg.encoders import describe_weights
 from brainseg.epoch import EpochReport, Example, train_epoch, validate
 from brainseg.errors import DivergedError
 from brainseg.metrics import Counts, dice, summarise
-from brainseg.model import build_model, cuda_dtype, derive_seed, set_training
+from brainseg.model import build_model, calibrate_encoder, cuda_dtype, derive_seed, set_training
 from brainseg.modelfile import ModelHeader, Tensors, save_model
 from brainseg.preprocess import preprocess, resize_mask
 from brainseg.split import split_by_patient
@@ -137,6 +137,9 @@ class _Run:
     def train(self, on_epoch: Callable[[EpochReport], None]) -> None:
         state = self.folder.latest() if self.folder else None
         done = (0, 0)
+        if state is None and self.experiment.model.calibrate_encoder:
+            images = (batch[0] for batch in self.train_batches.epoch(0, 0))
+            calibrate_encoder(self.model, images, self.device)
         if state is not None:
             self.history, self.best = state.history, state.best
             self.best_model = state.best_model

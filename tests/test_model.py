@@ -12,6 +12,7 @@ from brainseg.errors import ConfigError
 from brainseg.model import (
     build_model,
     build_unet,
+    calibrate_encoder,
     derive_seed,
     infer_logits,
     normalise,
@@ -46,6 +47,21 @@ def test_frozen_means_weights_and_batchnorm_statistics() -> None:
     _step(model)
     assert _same(before, _encoder_of(model))
     assert not torch.equal(decoder, model.segmentation_head[0].weight)  # type: ignore[index,union-attr,arg-type]
+
+
+def test_calibration_sets_the_statistics_of_the_slices_and_nothing_else() -> None:
+    model = build_model(EFFICIENT, seed=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randint(0, 90, (8, 32, 32, 3), dtype=torch.uint8)
+    calibrate_encoder(model, [images[:4], images[4:]], CPU)
+    after = model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all(key.startswith("encoder.") for key in changed)
+    assert all("running" in key or "tracked" in key for key in changed)
+    stem = model.encoder._conv_stem(normalise(images, CPU))  # type: ignore[union-attr,operator]
+    expected = stem.mean((0, 2, 3))
+    torch.testing.assert_close(after["encoder._bn0.running_mean"], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_unfrozen_means_both_move() -> None:

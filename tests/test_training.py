@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from brainseg import checkpoint
+from brainseg.batches import Batches
 from brainseg.config import Experiment
 from brainseg.epoch import EpochReport
 from brainseg.errors import CheckpointError, DivergedError
-from brainseg.model import build_model
+from brainseg.model import build_model, calibrate_encoder
 from brainseg.modelfile import Tensors
 from brainseg.predict import Predictor
+from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
 from brainseg.training import Compute, TrainResult, train_two_stage
 
@@ -86,7 +88,15 @@ def test_the_encoder_is_bit_equal_after_stage_one_and_not_after_stage_two(
     data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:
     efficient = tiny.replaced({"model.encoder": "efficientnet-b0", "stages.1.epochs": 1})
-    start = build_model(efficient.model, efficient.seed).state_dict()
+    batches = Batches(
+        data,
+        split_by_patient(data.slices, 0, 44).numbers(data.slices, "train"),
+        efficient,
+        augmented=True,
+    )
+    model = build_model(efficient.model, efficient.seed)
+    calibrate_encoder(model, (images for images, _, _ in batches.epoch(0, 0)), torch.device("cpu"))
+    start = model.state_dict()
     states = {}
 
     def keep(report: EpochReport) -> None:
@@ -150,6 +160,18 @@ def test_the_weights_of_the_lowest_val_loss_are_kept(
     from brainseg.metrics import summarise
 
     assert summarise(counts, patients)["dice_global"] == lowest["val_dice"]
+
+
+def test_an_encoder_that_is_not_calibrated_keeps_the_statistics_of_its_weights(
+    data: SliceStore, tiny: Experiment, tmp_path: Path
+) -> None:
+    plain = tiny.replaced({"model.calibrate_encoder": False})
+    start = build_model(plain.model, plain.seed).state_dict()
+    _train_until(1, plain, data, tmp_path)
+    state = checkpoint.CheckpointFolder(tmp_path, plain, data.fingerprint).latest()
+    assert state is not None
+    encoder = [key for key in start if key.startswith("encoder.")]
+    assert all(torch.equal(start[key], state.model[key]) for key in encoder)
 
 
 def test_a_diverged_training_says_where(data: SliceStore, tiny: Experiment) -> None:
