@@ -74,9 +74,9 @@ def test_strength_scales_the_largest_rotation() -> None:
         config = AugmentConfig(strength=strength, flip_probability=0, elastic_alpha=0)
         augmenter = Augmenter(config, seed=1)
         rows = [augmenter(ramp, ramp[:, :, 0] * 0, (1, 1, n))[0] for n in range(200)]
-        # A rotated ramp rises along the middle row by 63 tan(angle) / 63 per pixel.
-        slopes = [abs(float(r[32, 40, 0]) - float(r[32, 24, 0])) / 16 for r in rows]
-        spreads.append(np.degrees(np.arctan(max(slopes))))
+        # Along the middle row a ramp rotated by an angle rises by its sine per pixel.
+        slopes = [abs(float(r[32, 44, 0]) - float(r[32, 20, 0])) / 24 for r in rows]
+        spreads.append(np.degrees(np.arcsin(max(slopes))))
     assert spreads == pytest.approx([25, 50], abs=4)
 
 
