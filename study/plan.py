@@ -169,6 +169,11 @@ def _trials_on(node: Node, cpus: int, gpus: float) -> int:
     return min(by_cpus, math.floor(node.gpus / gpus + 1e-9)) if gpus else by_cpus
 
 
+def num_epochs(trials: Sequence[Trial]) -> int:
+    """Return the epochs of all stages of all trials."""
+    return sum(stage.epochs for trial in trials for stage in trial.experiment.stages)
+
+
 def disk_needed(trials: Sequence[Trial], weights: dict[str, int], concurrent: int) -> int:
     """Estimate the bytes that a study writes at its fullest.
 

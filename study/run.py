@@ -16,7 +16,7 @@ from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from study.console import Progress, print_lines, print_ranking
 from study.folder import check_folder, locked, move_aside, read_study
-from study.plan import GRIDS, Cluster, Node, TrialResources, share_cluster
+from study.plan import GRIDS, Cluster, Node, TrialResources, num_epochs, share_cluster
 from study.report import (
     describe_study,
     published_rows,
@@ -238,8 +238,7 @@ def _run_open_trials(args: argparse.Namespace, setup: Setup, console: Console) -
         )
         data = setup.data
         tasks = [Task(t, setup.folder, data.root, data.fingerprint, resources) for t in trials]
-        epochs = sum(stage.epochs for trial in trials for stage in trial.experiment.stages)
-        progress = Progress([trial.name for trial in trials], epochs, console)
+        progress = Progress([trial.name for trial in trials], num_epochs(trials), console)
         run_trials(tasks, resources, setup.folder, progress)
 
 

@@ -20,7 +20,14 @@ from brainseg.phantom import VERSION, generate_phantom
 from brainseg.split import PARTS, assign_folds, split_by_patient
 from brainseg.store import SliceStore, cache_folder, open_dataset
 from study.folder import Question, write_study
-from study.plan import Trial, TrialResources, disk_needed, plan_trials, refuse_grid_keys
+from study.plan import (
+    Trial,
+    TrialResources,
+    disk_needed,
+    num_epochs,
+    plan_trials,
+    refuse_grid_keys,
+)
 from study.results import TrialFolder, write_text
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -164,7 +171,7 @@ def describe_plan(
         *_describe_splits(setup),
         ("encoder weights", describe_weights(base.model)),
         ("trials", f"{len(setup.trials)}, {len(setup.trials) - len(trials)} of them finished"),
-        ("epochs", f"{stages} per trial, {_num_epochs(trials):,} to run"),
+        ("epochs", f"{stages} per trial, {num_epochs(trials):,} to run"),
         ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),
         ("each trial", f"{where}{resources.cpus} CPU ({resources.workers} loader workers)"),
         ("at once", f"{resources.concurrent} trials"),
@@ -192,16 +199,12 @@ def _describe_splits(setup: Setup) -> list[tuple[str, str]]:
     return lines
 
 
-def _num_epochs(trials: Sequence[Trial]) -> int:
-    return sum(stage.epochs for trial in trials for stage in trial.experiment.stages)
-
-
 def _num_steps(setup: Setup, trials: Sequence[Trial]) -> int:
     steps = 0
     for trial in trials:
         split = split_by_patient(setup.data.slices, trial.fold, trial.experiment.data.split_seed)
         slices = len(split.numbers(setup.data.slices, "train"))
-        steps += _num_epochs([trial]) * -(-slices // trial.experiment.optimizer.batch_size)
+        steps += num_epochs([trial]) * -(-slices // trial.experiment.optimizer.batch_size)
     return steps
 
 
