@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from brainseg.config import Experiment, differences
-from brainseg.errors import CheckpointError
-from brainseg.modelfile import Tensors, sync_file, versions
+from brainseg.errors import CheckpointError, CheckpointWarning
+from brainseg.modelfile import Tensors, save_tensors, versions
+from brainseg.storage import patiently, sync_file, sync_folder
 
 _MANIFEST = "manifest.json"
 _BEST = "best.safetensors"
@@ -76,22 +77,10 @@ class CheckpointFolder:
         """Write a checkpoint durably and drop all but the newest two.
 
         Raises:
-            CheckpointError: If the disk refuses; earlier checkpoints are as they were.
+            StorageError: If the disk refuses; earlier checkpoints are as they were.
         """
         final = self._folder / f"stage{state.stage}-epoch{state.epoch:04d}"
-        aside = self._folder / f".{final.name}.{os.getpid()}"
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            self._write(aside, state)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-            _sync_folder(self._folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise CheckpointError(
-                f"cannot write the checkpoint {final}: {error}; the previous one is intact"
-            ) from error
+        patiently(lambda: self._write_aside(final, state), f"the checkpoint {final}")
         for old in self._list()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -110,7 +99,8 @@ class CheckpointFolder:
                 _verify(folder)
                 return self._read(folder)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                warnings.warn(f"{folder} is damaged and passed over: {error}", stacklevel=2)
+                message = f"{folder} is damaged and passed over: {error}"
+                warnings.warn(message, CheckpointWarning, stacklevel=2)
                 # Out of the way, or it would count as the newest again.
                 folder.rename(folder.with_name(f"damaged-{folder.name}-{os.getpid()}"))
         return None
@@ -120,11 +110,26 @@ class CheckpointFolder:
             return []
         return sorted(f for f in self._folder.iterdir() if f.name.startswith("stage"))
 
+    def _write_aside(self, final: Path, state: EpochState) -> None:
+        aside = self._folder / f".{final.name}.{os.getpid()}"
+        try:
+            # Only the run's own folder is made: if the one above is gone, the storage is.
+            self._folder.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+            self._write(aside, state)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            sync_folder(self._folder)
+        except OSError:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
     def _write(self, folder: Path, state: EpochState) -> None:
         optimizer, optimizer_tensors = _split_optimizer(state.optimizer)
         tensors = {f"model.{key}": value for key, value in state.model.items()}
-        save_file(tensors | optimizer_tensors, folder / "state.safetensors")
-        save_file(state.best_model, folder / _BEST)
+        save_tensors(tensors | optimizer_tensors, folder / "state.safetensors")
+        save_tensors(state.best_model, folder / _BEST)
         record = {
             "format": 1,
             "stage": state.stage,
@@ -223,11 +228,3 @@ def _read_manifest(folder: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -32,6 +32,14 @@ class CheckpointError(BrainsegError, RuntimeError):
     """A checkpoint or model file that is missing, damaged or of another experiment."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was passed over: more than one epoch is trained again, to the same numbers."""
+
+
+class StorageError(BrainsegError, OSError):
+    """A disk that refuses a write, for lack of space or altogether; what was there is intact."""
+
+
 class DivergedError(BrainsegError, ArithmeticError):
     """A loss that is no longer a finite number; repeating the training would end the same way."""
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError
+from brainseg.storage import patiently, sync_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -76,17 +77,21 @@ def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:
     """Write a model file: weights, and a header that says what they are.
 
     Raises:
-        CheckpointError: If the disk refuses; a file that was there before is intact.
+        StorageError: If the disk refuses; a file that was there before is intact.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, aside, metadata={"brainseg": header.model_dump_json()})
-        sync_file(aside)
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write the model file {path}: {error}") from error
+
+    def write() -> None:
+        try:
+            save_tensors(weights, aside, {"brainseg": header.model_dump_json()})
+            sync_file(aside)
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    patiently(write, f"the model file {path}")
 
 
 def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
@@ -105,7 +110,13 @@ def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
         raise CheckpointError(f"cannot read the model file {path}: {error}") from error
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If the disk refuses, which safetensors calls by a name of its own.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

@@ -40,10 +40,12 @@ class Compute:
     Attributes:
         device: `cpu`, `cuda` or the like; None takes a GPU where there is one.
         workers: Loader processes beside the training one.
+        batch_parts: Takes each batch in so many parts, for want of memory; see `train_epoch`.
     """
 
     device: str | None = None
     workers: int = 0
+    batch_parts: int = 1
 
     def torch_device(self) -> torch.device:
         """Return the device, chosen now if none was named."""
@@ -121,6 +123,7 @@ class _Run:
         self.experiment = experiment
         self.data = data
         self.device = compute.torch_device()
+        self.batch_parts = compute.batch_parts
         self.folder: CheckpointFolder | None = None
         self.split = split_by_patient(data.slices, experiment.fold, experiment.data.split_seed)
         self.train_batches = self._batches("train", compute.workers)
@@ -223,7 +226,13 @@ class _Run:
         set_training(self.model, freeze_encoder=stage.config.freeze_encoder)
         batches = self.train_batches.epoch(number, epoch)
         trained = train_epoch(
-            self.model, batches, self.experiment, self.device, stage.optimizer, stage.scaler
+            self.model,
+            batches,
+            self.experiment,
+            self.device,
+            stage.optimizer,
+            stage.scaler,
+            self.batch_parts,
         )
         self.model.eval()
         batches = self.val_batches.epoch(0, 0)

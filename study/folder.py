@@ -19,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from brainseg.config import Experiment, differences
 from brainseg.errors import StudyError
+from brainseg.storage import write_text
 from study.plan import GRIDS
-from study.results import write_text
 
 METRIC, MODE = "val_dice", "max"
 """What schedulers, searchers and the report judge by, and in which direction."""
@@ -35,6 +35,7 @@ class Question:
         base: What the variants share.
         weights_hash: SHA-256 of the encoder's weight file, where one was named.
         fingerprint: Of the dataset.
+        counts: Of its patients, slices and tumour slices.
         folds: Rotations; a study may grow, but not shrink.
         seeds: Per variant and fold; likewise.
     """
@@ -43,6 +44,7 @@ class Question:
     base: Experiment
     weights_hash: str
     fingerprint: str
+    counts: dict[str, int]
     folds: int = 1
     seeds: int = 1
 
@@ -56,6 +58,7 @@ class Question:
             "folds": self.folds,
             "seeds": self.seeds,
             "fingerprint": self.fingerprint,
+            **self.counts,
             "weights_hash": self.weights_hash,
             "experiment": self.base.model_dump(mode="json"),
         }
@@ -68,7 +71,7 @@ class Question:
             theirs = theirs.replaced({"model.encoder_weights": self.base.model.encoder_weights})
         lines = differences(self.base, theirs)
         ours = self.to_record()
-        for key in ("grid", "variants", "fingerprint", "weights_hash"):
+        for key in ("grid", "variants", "fingerprint", *self.counts, "weights_hash"):
             if ours[key] != record[key]:
                 lines.append(f"{key}: {_short(record[key])} -> {_short(ours[key])}")
         for key in ("folds", "seeds"):

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from study.results import Row, TrialFolder, read_csv, write_text
+from brainseg.storage import write_text
+from study.results import Row, TrialFolder, read_csv
 
 PUBLISHED = {
     "raw-resnet50": (0.8898, 0.8015, 0.9963, 0.8820, 0.8978, 0.1265),

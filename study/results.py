@@ -10,10 +10,12 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from brainseg.storage import write_text
 from study.plan import Trial
 
 Row = dict[str, Any]
@@ -21,11 +23,18 @@ Row = dict[str, Any]
 TRIAL_COLUMNS = (
     *("variant", "fold", "seed", "status", "error"),
     *("encoder", "preprocessed", "weights", "size", "epochs", "best_stage", "best_epoch"),
+    "batch_parts",
     *("val_loss", "val_dice", "val_dice_patient", "val_dice_slice"),
     *("test_dice_global", "test_iou", "test_accuracy", "test_precision", "test_recall"),
     *("test_dice_patient", "test_dice_slice", "seconds", "wall_seconds"),
 )
 SCORE_COLUMNS = ("variant", "fold", "seed", "patient", "TP", "FP", "FN", "TN", "Dice")
+
+
+FAILURES = ("failed", "diverged")
+"""How a trial can end without a score; `unfinished` ones have not ended."""
+
+_MEMORY = "memory.json"
 
 
 class TrialFolder:
@@ -54,9 +63,35 @@ class TrialFolder:
         row = self.read()
         return row is not None and row["status"] == "finished" and self.model.exists()
 
-    def forget_result(self) -> None:
-        """Remove what an earlier attempt ended with: the trial begins or goes on."""
+    def has_failed(self) -> bool:
+        """Return whether the trial ended without a score, for a reason of its own."""
+        row = self.read()
+        return row is not None and row["status"] in FAILURES
+
+    def begin(self) -> None:
+        """Make the folder and forget what an earlier attempt ended with.
+
+        Raises:
+            OSError: If the study's folder is gone or cannot be written.
+        """
+        self.path.mkdir(exist_ok=True)
         (self.path / "result.json").unlink(missing_ok=True)
+
+    def set_checkpoints_aside(self) -> Path:
+        """Rename the folder of checkpoints and return its new path."""
+        aside = self.path / f"checkpoints.{time.strftime('%Y%m%d-%H%M%S')}"
+        self.checkpoints.rename(aside)
+        return aside
+
+    @property
+    def batch_parts(self) -> int:
+        """In how many parts batches are taken: 2 after memory ran out, for the trial's rest."""
+        return 2 if (self.path / _MEMORY).exists() else 1
+
+    def halve_batches(self, reason: str) -> None:
+        """Remember that memory ran out, so that every later attempt takes batches in halves."""
+        record = {"batch_parts": 2, "after_epochs": len(self.read_history()), "reason": reason}
+        write_text(self.path / _MEMORY, json.dumps(record, indent=1) + "\n")
 
     def read_history(self) -> list[dict[str, float]]:
         """Return one row per epoch that was reported."""
@@ -182,14 +217,3 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside, flushed to disk, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

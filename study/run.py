@@ -16,14 +16,14 @@ from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from study.console import Progress, print_lines, print_ranking
 from study.folder import check_folder, locked, move_aside, read_study
-from study.plan import GRIDS, Cluster, Node, TrialResources, num_epochs, share_cluster
+from study.plan import GRIDS, Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
 from study.report import (
     describe_study,
     published_rows,
     shares_variants_with_published,
     write_report,
 )
-from study.results import Row, collect
+from study.results import FAILURES, Row, collect
 
 if TYPE_CHECKING:
     from study.setup import Request, Setup
@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--fresh", action="store_true", help="move a study of that name aside first"
+    )
+    where.add_argument(
+        "--retry-failed", action="store_true", help="run trials again that failed or diverged"
     )
     _add_machine(parser)
     instead = parser.add_argument_group("instead of running").add_mutually_exclusive_group()
@@ -161,10 +164,23 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="counting loader workers (default: dealt evenly among the trials)",
     )
     group.add_argument(
+        "--retries",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="of a trial whose process dies; it goes on after its last epoch (default: 3)",
+    )
+    group.add_argument(
         "--address",
         metavar="ADDR",
         help="a running Ray cluster, or auto (default: start one here)",
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -189,7 +205,7 @@ def _study(args: argparse.Namespace, console: Console) -> int:
     setup = prepare(_request(args), console.print, download=not args.plan)
     if args.plan:
         is_there = not args.fresh and check_folder(setup.folder, setup.question)
-        trials = setup.open_trials() if is_there else setup.trials
+        trials = setup.open_trials(retry_failed=args.retry_failed) if is_there else setup.trials
         resources = _resources(args, _cluster(args.address), setup)
         print_lines(describe_plan(setup, trials, resources), console)
         return FINISHED
@@ -198,8 +214,9 @@ def _study(args: argparse.Namespace, console: Console) -> int:
             console.print(f"The study that was here is now {aside}")
         if check_folder(setup.folder, setup.question):
             console.print(f"Continuing the study in {setup.folder}")
-        if setup.open_trials():
-            _run_open_trials(args, setup, console)
+        trials = setup.open_trials(retry_failed=args.retry_failed)
+        if trials:
+            _run_trials(args, setup, trials, console)
         rows = collect(setup.folder, setup.trials)
         _report(setup.folder, console)
     return _exit_code(rows)
@@ -220,12 +237,13 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
-def _run_open_trials(args: argparse.Namespace, setup: Setup, console: Console) -> None:
+def _run_trials(
+    args: argparse.Namespace, setup: Setup, trials: Sequence[Trial], console: Console
+) -> None:
     from study.setup import require_disk, write_facts
     from study.trial import Task
     from study.tuning import cluster, run_trials
 
-    trials = setup.open_trials()
     console.print(f"Study: {len(setup.trials)} trials, {len(trials)} to run, in {setup.folder}")
     with cluster(args.address) as nodes:
         resources = _resources(args, nodes, setup)
@@ -239,7 +257,7 @@ def _run_open_trials(args: argparse.Namespace, setup: Setup, console: Console) -
         data = setup.data
         tasks = [Task(t, setup.folder, data.root, data.fingerprint, resources) for t in trials]
         progress = Progress([trial.name for trial in trials], num_epochs(trials), console)
-        run_trials(tasks, resources, setup.folder, progress)
+        run_trials(tasks, resources, setup.folder, progress, args.retries)
 
 
 def _resources(args: argparse.Namespace, nodes: Cluster, setup: Setup) -> TrialResources:
@@ -294,6 +312,8 @@ def _exit_code(rows: Sequence[Row]) -> int:
     for row in failed:
         name = f"{row['variant']} fold {row['fold']} seed {row['seed']}"
         print(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)
+    if any(row["status"] in FAILURES for row in failed):
+        print("the same command with --retry-failed runs failed trials again", file=sys.stderr)
     return SOME_FAILED if failed else FINISHED
 
 

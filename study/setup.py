@@ -18,6 +18,7 @@ from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
 from brainseg.phantom import VERSION, generate_phantom
 from brainseg.split import PARTS, assign_folds, split_by_patient
+from brainseg.storage import write_text
 from brainseg.store import SliceStore, cache_folder, open_dataset
 from study.folder import Question, write_study
 from study.plan import (
@@ -28,7 +29,7 @@ from study.plan import (
     plan_trials,
     refuse_grid_keys,
 )
-from study.results import TrialFolder, write_text
+from study.results import TrialFolder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Say = Callable[[str], None]
@@ -70,9 +71,13 @@ class Setup:
         """Return the folder of one trial."""
         return TrialFolder(self.folder / "trials" / trial.name)
 
-    def open_trials(self) -> list[Trial]:
-        """Return the trials without a finished result."""
-        return [trial for trial in self.trials if not self.folder_of(trial).is_finished()]
+    def open_trials(self, *, retry_failed: bool = False) -> list[Trial]:
+        """Return the trials that have not ended, and on request those that failed."""
+        return [trial for trial in self.trials if self._is_open(trial, retry_failed)]
+
+    def _is_open(self, trial: Trial, retry_failed: bool) -> bool:
+        folder = self.folder_of(trial)
+        return not folder.is_finished() and (retry_failed or not folder.has_failed())
 
 
 def prepare(request: Request, say: Say, *, download: bool) -> Setup:
@@ -99,7 +104,15 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
         split_by_patient(data.slices, fold, base.data.split_seed)
     return Setup(
         data,
-        Question(request.grid, base, weights_hash, data.fingerprint, request.folds, request.seeds),
+        Question(
+            request.grid,
+            base,
+            weights_hash,
+            data.fingerprint,
+            _counts(data),
+            request.folds,
+            request.seeds,
+        ),
         trials,
         _folder_for(request, data.synthetic),
         _check_models(trials, download=download),
@@ -113,15 +126,13 @@ def write_facts(setup: Setup, resources: TrialResources) -> None:
         "first_seed": base.seed,
         "data": str(data.root),
         "synthetic": data.synthetic,
-        "patients": len(data.patients),
-        "slices": len(data.slices),
-        "tumour_slices": num_tumour_slices(data),
         "weights": describe_weights(base.model),
         "cpus_per_trial": resources.cpus,
         "gpus_per_trial": resources.gpus,
         "versions": versions(),
     }
     write_study(setup.folder, setup.question, facts)
+    (setup.folder / "trials").mkdir(exist_ok=True)
     seed = base.data.split_seed
     rotations = [split_by_patient(data.slices, fold, seed) for fold in range(setup.question.folds)]
     record = {
@@ -170,7 +181,7 @@ def describe_plan(
         ("slices", f"{len(data.slices):,}, of which {num_tumour_slices(data):,} with tumour"),
         *_describe_splits(setup),
         ("encoder weights", describe_weights(base.model)),
-        ("trials", f"{len(setup.trials)}, {len(setup.trials) - len(trials)} of them finished"),
+        ("trials", f"{len(setup.trials)}, {len(trials)} of them to run"),
         ("epochs", f"{stages} per trial, {num_epochs(trials):,} to run"),
         ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),
         ("each trial", f"{where}{resources.cpus} CPU ({resources.workers} loader workers)"),
@@ -178,6 +189,14 @@ def describe_plan(
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
         ("folder", str(setup.folder)),
     ]
+
+
+def _counts(data: SliceStore) -> dict[str, int]:
+    return {
+        "patients": len(data.patients),
+        "slices": len(data.slices),
+        "tumour_slices": num_tumour_slices(data),
+    }
 
 
 def num_tumour_slices(data: SliceStore) -> int:

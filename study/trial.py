@@ -7,9 +7,11 @@ it has ended `result.json`, `history.csv`, `scores.csv`, `experiment.yaml` and `
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,17 @@ from ray import tune
 from brainseg.config import Experiment
 from brainseg.encoders import describe_weights
 from brainseg.epoch import EpochReport
-from brainseg.errors import BrainsegError, DataError, DivergedError
+from brainseg.errors import (
+    BrainsegError,
+    CheckpointError,
+    CheckpointWarning,
+    DataError,
+    DivergedError,
+    StorageError,
+)
 from brainseg.metrics import dice, sum_by_patient, summarise
 from brainseg.predict import Predictor
+from brainseg.storage import patiently
 from brainseg.store import SliceStore, open_dataset
 from brainseg.training import Compute, TrainResult, train_two_stage
 from study.board import Board
@@ -75,45 +85,96 @@ def run_trial(config: dict[str, Any]) -> None:
 
     A failure that repeating cannot cure (a diverged loss, bad data, a bad value) ends the trial
     with its row written. Any other one is written too, then raised, so that Tune may try again.
+    Of a disk that refuses nothing is written: the trial has not failed, it can go on later.
     """
     task = Task.from_config(config["task"])
     folder = TrialFolder(task.study / "trials" / task.trial.name)
-    folder.forget_result()
-    started = time.time()
     try:
-        _limit_threads(task.resources)
-        data = _open_data(task)
-        board = Board(task.study / "tensorboard", task.trial, data.synthetic)
-        try:
-            result = _train(task, folder, data, board)
-        finally:
-            board.close()
-        _test(task, folder, data, result, started)
+        patiently(folder.begin, f"the trial's folder {folder.path}")
+        _run_in_memory(task, folder)
     except DivergedError as error:
         folder.write_failure(task.trial, "diverged", str(error))
+    except StorageError:
+        raise
     except BrainsegError as error:
         folder.write_failure(task.trial, "failed", str(error))
+    except OSError as error:
+        raise StorageError(f"{task.trial.name}: {error}") from error
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         folder.write_failure(task.trial, "failed", reason, traceback.format_exc())
         raise
 
 
+def _run_in_memory(task: Task, folder: TrialFolder) -> None:
+    """Run a trial; if memory runs out, go on after its last epoch with batches halved, once."""
+    try:
+        return _run(task, folder)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or folder.batch_parts > 1:
+            raise
+        folder.halve_batches(" ".join(str(error).split()))
+    # Outside the handler: the exception held on to the tensors of its frames.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return _run(task, folder)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a GPU's or the machine's memory ran out; torch has no type for the latter."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _run(task: Task, folder: TrialFolder) -> None:
+    started = time.time()
+    _limit_threads(task.resources)
+    data = _open_data(task)
+    board = Board(task.study / "tensorboard", task.trial, data.synthetic)
+    try:
+        result = _train(task, folder, data, board)
+    finally:
+        board.close()
+    _test(task, folder, data, result, started)
+
+
 def _train(task: Task, folder: TrialFolder, data: SliceStore, board: Board) -> TrainResult:
+    """Train from the trial's newest checkpoint; from the beginning if it is another trial's."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", CheckpointWarning)
+        try:
+            return _train_from_checkpoint(task, folder, data, board, notes)
+        except CheckpointError as error:
+            aside = folder.set_checkpoints_aside()
+            message = f"{error}; it is now {aside}, and the training begins anew"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        return _train_from_checkpoint(task, folder, data, board, notes)
+
+
+def _train_from_checkpoint(
+    task: Task,
+    folder: TrialFolder,
+    data: SliceStore,
+    board: Board,
+    notes: list[warnings.WarningMessage],
+) -> TrainResult:
     def on_epoch(report: EpochReport) -> None:
-        folder.write_history([*history, report.row])
+        patiently(lambda: folder.write_history([*history, report.row]), "history.csv")
         history.append(report.row)
         board.write(report)
         step = report.row["step"]
         seen = {"epoch": step, "epochs": report.epochs, "replayed": report.replayed}
-        tune.report({**report.row, **seen})
+        said = [str(n.message) for n in notes if issubclass(n.category, CheckpointWarning)]
+        notes.clear()
+        tune.report({**report.row, **seen, "notes": said})
 
     history: list[dict[str, float]] = []
     return train_two_stage(
         task.trial.experiment,
         data,
         on_epoch,
-        compute=_compute(task),
+        compute=_compute(task, folder.batch_parts),
         checkpoints=folder.checkpoints,
     )
 
@@ -133,6 +194,7 @@ def _test(
     folder.write_success(
         task.trial,
         {
+            "batch_parts": folder.batch_parts,
             "weights": describe_weights(task.trial.experiment.model),
             "best_stage": header.best["stage"],
             "best_epoch": header.best["epoch"],
@@ -146,8 +208,9 @@ def _test(
     )
 
 
-def _compute(task: Task) -> Compute:
-    return Compute("cuda" if task.resources.gpus else "cpu", task.resources.workers)
+def _compute(task: Task, batch_parts: int = 1) -> Compute:
+    device = "cuda" if task.resources.gpus else "cpu"
+    return Compute(device, task.resources.workers, batch_parts)
 
 
 def _open_data(task: Task) -> SliceStore:

@@ -26,7 +26,6 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 import ray
 import torch
 from ray import tune
-from ray.tune.logger import JsonLoggerCallback
 
 from brainseg.errors import StudyError
 from study.console import Progress
@@ -36,9 +35,7 @@ from study.results import TrialFolder
 from study.trial import Task, run_trial
 
 _ANSWER_SECONDS = 5.0
-# Of a process that dies, say; the trial goes on after its last epoch. Errors that would come again
-# end the trial at once, see run_trial.
-_RETRIES = 3
+_LOW_MEMORY = ("low on memory", "OutOfMemoryError")  # Ray ended the process to save its node
 
 
 class _Reporter(tune.Callback):  # type: ignore[misc]
@@ -63,10 +60,18 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         if "val_dice" in result:
+            for note in result["notes"]:
+                self._progress.note(f"{trial}: {note}")
             self._progress.epoch(str(trial), result)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        reason = _last_failure(trial)
+        self._progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
+        if any(phrase in reason for phrase in _LOW_MEMORY):
+            _folder(Task.from_config(trial.config["task"])).halve_batches(_last_line(reason))
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.note(f"{trial} failed")
+        self._progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
 
 
 @contextmanager
@@ -103,7 +108,11 @@ def cluster(address: str | None) -> Iterator[Cluster]:
 
 
 def run_trials(
-    tasks: Sequence[Task], resources: TrialResources, study: Path, progress: Progress
+    tasks: Sequence[Task],
+    resources: TrialResources,
+    study: Path,
+    progress: Progress,
+    retries: int,
 ) -> None:
     """Run trials to their ends; each leaves its result in its own folder.
 
@@ -112,12 +121,14 @@ def run_trials(
         resources: What each of them asks for.
         study: The study's folder.
         progress: Told of every epoch.
+        retries: Of a trial whose process dies, say; it goes on after its last epoch. An error
+            that would come again ends the trial at once, see `run_trial`.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
     runs = study / "tune"
-    runs.mkdir(parents=True, exist_ok=True)
+    runs.mkdir(exist_ok=True)
     number = 1 + sum(1 for _ in runs.iterdir())
     tuner = tune.Tuner(
         tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
@@ -132,8 +143,8 @@ def run_trials(
         run_config=tune.RunConfig(
             name=f"start-{number}",
             storage_path=str(runs.resolve()),
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
-            callbacks=[_Reporter(progress), JsonLoggerCallback()],
+            failure_config=tune.FailureConfig(max_failures=retries),
+            callbacks=[_Reporter(progress)],
             verbose=0,
         ),
     )
@@ -175,11 +186,28 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _record_error(task: Task, error: Exception) -> None:
-    """Write the row of a trial that could not write its own: its process died, say."""
-    folder = TrialFolder(task.study / "trials" / task.trial.name)
-    if folder.read() is None:
-        last_line = str(error).strip().splitlines()[-1]
-        folder.write_failure(task.trial, "failed", last_line)
+    """Write the row of a trial that could not write its own: its process died, say.
+
+    One that ended because its disk refused has not failed: it goes on when the study does.
+    """
+    if not isinstance(error, OSError) and _folder(task).read() is None:
+        _folder(task).write_failure(task.trial, "failed", _last_line(error))
+
+
+def _folder(task: Task) -> TrialFolder:
+    return TrialFolder(task.study / "trials" / task.trial.name)
+
+
+def _last_failure(trial: Any) -> str:
+    """Return Tune's text of the latest failure of a trial."""
+    path = Path(trial.error_file) if trial.error_file else None
+    text = path.read_text(encoding="utf-8") if path and path.exists() else "unknown"
+    return text.rpartition("Failure # ")[2]
+
+
+def _last_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _name(trial: Any) -> str:

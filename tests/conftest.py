@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import Study
 
 from brainseg.config import Experiment
 from brainseg.phantom import generate_phantom
@@ -61,3 +62,27 @@ def real_data(_cache: None) -> SliceStore:
     if not REAL_DATA:
         pytest.skip("no real slices: set BRAINSEG_DATA to the kaggle_3m folder")
     return open_dataset(REAL_DATA)
+
+
+@pytest.fixture(scope="session")
+def unhurried(tiny: Experiment) -> Experiment:
+    """Enough epochs to be hit in a chosen one."""
+    return tiny.replaced({"stages.0.epochs": 3, "stages.1.epochs": 4})
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, phantom_root: Path, unhurried: Experiment
+) -> Study:
+    """A study that was left alone, to compare with."""
+    study = Study(tmp_path_factory.mktemp("undisturbed"), phantom_root, unhurried)
+    study.finish()
+    return study
+
+
+@pytest.fixture
+def study(tmp_path: Path, phantom_root: Path, unhurried: Experiment) -> Iterator[Study]:
+    """The same study, not started yet."""
+    study = Study(tmp_path / "study", phantom_root, unhurried)
+    yield study
+    study.end()

@@ -8,7 +8,7 @@ import torch
 
 from brainseg.checkpoint import CheckpointFolder, EpochState
 from brainseg.config import Experiment
-from brainseg.errors import CheckpointError
+from brainseg.errors import CheckpointError, StorageError
 from brainseg.modelfile import ModelHeader, load_model, save_model
 
 
@@ -143,10 +143,13 @@ def test_a_write_that_fails_leaves_the_previous_one(
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
+    waited: list[float] = []
     with monkeypatch.context() as patch:
         patch.setattr("brainseg.checkpoint.sync_file", full)
-        with pytest.raises(CheckpointError, match=r"No space left.*previous one is intact"):
+        patch.setattr("brainseg.storage.time.sleep", waited.append)
+        with pytest.raises(StorageError, match=r"cannot write the checkpoint .*No space left"):
             folder.save(_state(1, 2))
+    assert sum(waited) == 20
     state = folder.latest()
     assert state is not None
     assert state.epoch == 1

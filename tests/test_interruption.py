@@ -2,105 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
+import random
+import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
+from processes import PATIENCE, Study, assert_equal, wait_until
+from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
-from brainseg.modelfile import load_model
-from study.run import FINISHED, STOPPED
+from study.run import FINISHED, SOME_FAILED, STOPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-PATIENCE = 300.0  # seconds; on an idle machine everything here takes less than 30
-
-
-class Study:
-    """A lite study of tiny trials below a folder of its own."""
-
-    def __init__(self, folder: Path, data: Path, experiment: Experiment) -> None:
-        folder.mkdir()
-        (folder / "tiny.yaml").write_text(experiment.to_yaml())
-        self.folder = folder
-        self.results = folder / "results" / "lite-synthetic"
-        flags = ["--grid", "lite", "--config", "tiny.yaml", "--data", str(data)]
-        self.command = [sys.executable, "-m", "study.run", *flags]
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def start(self) -> subprocess.Popen[bytes]:
-        log = (self.folder / "log.txt").open("ab")
-        process = subprocess.Popen(self.command, cwd=self.folder, stdout=log, stderr=log)
-        self.started.append(process)
-        return process
-
-    def end(self) -> None:
-        """Leave nothing running, however the test ended."""
-        for process in self.started:
-            process.kill()
-            process.wait()
-
-    def finish(self) -> None:
-        assert self.start().wait(PATIENCE) == FINISHED, (self.folder / "log.txt").read_text()
-
-    def wait_for_epoch(self, step: int) -> None:
-        """Return once a trial has finished so many epochs, and none has ended."""
-
-        def reached() -> bool:
-            histories = list(self.results.glob("trials/*/history.csv"))
-            return any(len(path.read_text().splitlines()) > step for path in histories)
-
-        wait_until(reached)
-        assert not list(self.results.glob("trials/*/result.json")), "the moment was missed"
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {
-            f"{path.stem}.{key}": value
-            for path in sorted((self.results / "models").iterdir())
-            for key, value in load_model(path)[0].items()
-        }
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def assert_equal(one: Study, other: Study) -> None:
-    for name in ("scores.csv", "split.json", "experiment.yaml"):
-        assert (one.results / name).read_bytes() == (other.results / name).read_bytes()
-    left, right = one.weights(), other.weights()
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
-
-
-@pytest.fixture(scope="module")
-def experiment(tiny: Experiment) -> Experiment:
-    return tiny.replaced({"stages.0.epochs": 3, "stages.1.epochs": 5})
-
-
-@pytest.fixture(scope="module")
-def quiet(
-    tmp_path_factory: pytest.TempPathFactory, phantom_root: Path, experiment: Experiment
-) -> Study:
-    study = Study(tmp_path_factory.mktemp("quiet") / "study", phantom_root, experiment)
-    study.finish()
-    return study
-
-
-@pytest.fixture
-def study(tmp_path: Path, phantom_root: Path, experiment: Experiment) -> Iterator[Study]:
-    study = Study(tmp_path / "study", phantom_root, experiment)
-    yield study
-    study.end()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +32,7 @@ def study(tmp_path: Path, phantom_root: Path, experiment: Experiment) -> Iterato
     ids=["Ctrl-C", "SIGTERM", "kill in stage 1", "kill at the change", "kill in stage 2"],
 )
 def test_an_interrupted_study_continues_to_the_same_bits(
-    quiet: Study, study: Study, number: signal.Signals, step: int
+    undisturbed: Study, study: Study, number: signal.Signals, step: int
 ) -> None:
     process = study.start()
     study.wait_for_epoch(step)
@@ -123,39 +40,117 @@ def test_an_interrupted_study_continues_to_the_same_bits(
     expected = -signal.SIGKILL if number == signal.SIGKILL else STOPPED
     assert process.wait(PATIENCE) == expected
     study.finish()
-    assert "goes on after epoch" in (study.folder / "log.txt").read_text()
-    assert_equal(study, quiet)
+    assert "goes on after epoch" in study.log()
+    assert_equal(study, undisturbed)
+
+
+def test_a_driver_killed_at_random_moments_ends_with_the_same_bits(
+    undisturbed: Study, study: Study
+) -> None:
+    moments = random.Random(44)
+    for _ in range(4):
+        process = study.start()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(moments.uniform(4, 16))
+        process.kill()
+        process.wait()
+    study.finish()
+    assert_equal(study, undisturbed)
+
+
+def test_a_driver_killed_within_a_checkpoint_loses_that_epoch_alone(
+    undisturbed: Study, study: Study
+) -> None:
+    process = study.start_with_fault("hang", "stage1-epoch0002")
+    process.kill()
+    process.wait()
+    assert list(study.results.glob("trials/*/checkpoints/.stage1-epoch0002.*"))
+    study.finish()
+    assert "goes on after epoch 1" in study.log()
+    assert_equal(study, undisturbed)
+    assert not list(study.results.glob("trials/*/checkpoints"))
+
+
+def test_a_trial_killed_within_a_checkpoint_is_tried_again(
+    undisturbed: Study, study: Study
+) -> None:
+    process = study.start_with_fault("hang", "stage2-epoch0001")
+    for trial in study.trial_processes():
+        trial.kill()
+    assert process.wait(PATIENCE) == FINISHED, study.log()
+    assert "goes on after a failure" in study.log()
+    assert_equal(study, undisturbed)
+
+
+def test_trials_killed_in_each_stage_end_with_the_same_bits(
+    undisturbed: Study, study: Study
+) -> None:
+    process = study.start()
+    for step in (1, 3, 5):
+        study.wait_for_epoch(step)
+        study.trial_processes()[0].kill()
+    assert process.wait(PATIENCE) == FINISHED, study.log()
+    assert study.log().count("goes on after a failure") == 3
+    assert_equal(study, undisturbed)
+
+
+def test_a_trial_that_dies_too_often_has_failed_and_is_run_again_on_request(
+    undisturbed: Study, study: Study
+) -> None:
+    process = study.start("--retries", "0")
+    study.wait_for_epoch(1)
+    study.trial_processes()[0].kill()
+    assert process.wait(PATIENCE) == SOME_FAILED
+    assert "failed: " in study.log()
+    again = study.start()
+    assert again.wait(PATIENCE) == SOME_FAILED
+    study.finish("--retry-failed")
+    assert_equal(study, undisturbed)
+
+
+def test_a_moved_study_is_continued_from_another_folder(
+    undisturbed: Study, study: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
+) -> None:
+    process = study.start()
+    study.wait_for_epoch(2)
+    process.kill()
+    process.wait()
+    elsewhere = Study(tmp_path / "elsewhere", phantom_root, unhurried)
+    shutil.move(study.results.parent, elsewhere.results.parent)
+    elsewhere.finish()
+    assert "goes on after epoch" in elsewhere.log()
+    assert_equal(elsewhere, undisturbed)
 
 
 def test_a_killed_driver_leaves_no_trial_running(study: Study) -> None:
     process = study.start()
     study.wait_for_epoch(1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    trials = [child for child in family if "ImplicitFunc" in child.name()]
+    trials = study.trial_processes()
     assert trials
     process.kill()
     wait_until(lambda: not any(trial.is_running() for trial in trials))
 
 
-def test_a_killed_trial_is_tried_again_and_ends_with_the_same_bits(
-    quiet: Study, study: Study
-) -> None:
-    process = study.start()
-    study.wait_for_epoch(2)
-    children = psutil.Process(process.pid).children(recursive=True)
-    trial = next(child for child in children if "ImplicitFunc" in child.name())
-    os.kill(trial.pid, signal.SIGKILL)
-    assert process.wait(PATIENCE) == FINISHED
-    assert_equal(study, quiet)
-
-
 def test_another_seed_is_noticed(
-    quiet: Study, tmp_path: Path, phantom_root: Path, experiment: Experiment
+    undisturbed: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
 ) -> None:
-    other = Study(tmp_path / "study", phantom_root, experiment.replaced({"seed": 45}))
+    other = Study(tmp_path / "study", phantom_root, unhurried.replaced({"seed": 45}))
     other.finish()
     with pytest.raises(AssertionError):
-        assert_equal(other, quiet)
+        assert_equal(other, undisturbed)
+
+
+def test_a_resume_that_forgets_is_noticed(undisturbed: Study, study: Study) -> None:
+    """A checkpoint without AdamW's first moments must not pass for a whole one."""
+    process = study.start()
+    study.wait_for_epoch(4)
+    process.kill()
+    process.wait()
+    for checkpoints in study.checkpoints().values():
+        _forget_moments(checkpoints[-1])
+    study.finish()
+    with pytest.raises(AssertionError):
+        assert_equal(study, undisturbed)
 
 
 def test_the_same_study_cannot_run_twice_at_once(study: Study) -> None:
@@ -166,3 +161,14 @@ def test_the_same_study_cannot_run_twice_at_once(study: Study) -> None:
     )
     assert refused.returncode == 1
     assert f"is being run by process {first.pid}".encode() in refused.stderr
+
+
+def _forget_moments(checkpoint: Path) -> None:
+    """Zero AdamW's moments, the checksums made to fit."""
+    path = checkpoint / "state.safetensors"
+    state = load_file(path)
+    save_file({k: v * (not k.endswith("exp_avg")) for k, v in state.items()}, path)
+    manifest = checkpoint / "manifest.json"
+    sums = json.loads(manifest.read_text())
+    sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(sums))

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from brainseg.config import Experiment
 from brainseg.errors import StudyError
+from brainseg.storage import write_text
 from study.console import Progress
 from study.folder import (
     Question,
@@ -23,23 +25,25 @@ from study.folder import (
 )
 from study.plan import Trial, plan_trials
 from study.report import rank, write_report
-from study.results import TrialFolder, collect, score_rows, write_text
+from study.results import TrialFolder, collect, score_rows
 
 TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
 FACTS = {
     "first_seed": 44,
     "data": "d",
     "synthetic": True,
-    "patients": 12,
-    "slices": 72,
-    "tumour_slices": 30,
     "weights": "no pretrained weights",
     "versions": {"torch": "2"},
 }
 
+COUNTS = {"patients": 12, "slices": 72, "tumour_slices": 30}
+SAME = Question("lite", Experiment(), "", "f" * 64, COUNTS, seeds=2)
+
 
 def _finish(study: Path, trial: Trial, dice: float) -> None:
+    (study / "trials").mkdir(exist_ok=True)
     folder = TrialFolder(study / "trials" / trial.name)
+    folder.begin()
     history = [
         {"stage": s, "epoch": 1, "step": s, "val_loss": 1 - dice, "val_dice": dice, "seconds": 2}
         for s in (1, 2)
@@ -60,8 +64,7 @@ def study(tmp_path: Path) -> Path:
     _finish(tmp_path, TRIALS[2], 0.9)
     failed = TrialFolder(tmp_path / "trials" / TRIALS[1].name)
     failed.write_failure(TRIALS[1], "diverged", "loss is nan, in stage 1")
-    question = Question("lite", Experiment(), "", "f" * 64, seeds=2)
-    write_study(tmp_path, question, FACTS)
+    write_study(tmp_path, SAME, FACTS)
     collect(tmp_path, TRIALS)
     return tmp_path
 
@@ -142,20 +145,23 @@ def test_a_half_written_result_is_no_result(study: Path) -> None:
     assert not TrialFolder(path.parent).is_finished()
 
 
-SAME = Question("lite", Experiment(), "", "f" * 64, seeds=2)
-
-
 def test_the_same_study_continues_and_another_is_refused(study: Path) -> None:
     assert check_folder(study, SAME)
-    other = Question("lite", Experiment().replaced({"data.size": 128}), "", "a" * 64, seeds=2)
-    with pytest.raises(StudyError, match=r"data\.size: 256 -> 128; fingerprint: f+\.\.\. -> a+"):
+    other = replace(SAME, base=Experiment().replaced({"data.size": 128}))
+    with pytest.raises(StudyError, match=r"another study \(data\.size: 256 -> 128\)"):
+        check_folder(study, other)
+
+
+def test_a_dataset_that_changed_is_refused_with_the_difference(study: Path) -> None:
+    other = replace(SAME, fingerprint="a" * 64, counts=COUNTS | {"slices": 71})
+    with pytest.raises(StudyError, match=r"fingerprint: f+\.\.\. -> a+\.\.\.; slices: 72 -> 71\)"):
         check_folder(study, other)
 
 
 def test_a_study_may_grow_but_not_shrink(study: Path) -> None:
-    assert check_folder(study, Question("lite", Experiment(), "", "f" * 64, folds=3, seeds=2))
+    assert check_folder(study, replace(SAME, folds=3))
     with pytest.raises(StudyError, match="seeds: 2 -> 1, which may only grow"):
-        check_folder(study, Question("lite", Experiment(), "", "f" * 64))
+        check_folder(study, replace(SAME, seeds=1))
 
 
 def test_a_study_of_another_version_is_refused_in_a_line(study: Path) -> None:
@@ -167,7 +173,7 @@ def test_a_study_of_another_version_is_refused_in_a_line(study: Path) -> None:
 
 def test_the_same_weights_elsewhere_are_the_same_study(tmp_path: Path) -> None:
     here, there = (
-        Question("lite", Experiment().replaced({"model.encoder_weights": path}), "abc", "f")
+        replace(SAME, base=SAME.base.replaced({"model.encoder_weights": path}), weights_hash="abc")
         for path in ("/a/w.safetensors", "/b/w.safetensors")
     )
     write_study(tmp_path, here, FACTS)
@@ -202,7 +208,7 @@ def test_two_drivers_cannot_hold_one_study_even_if_it_is_moved(study: Path) -> N
 
 def test_every_start_is_remembered(study: Path) -> None:
     first = read_study(study)
-    write_study(study, Question("lite", Experiment(), "", "f" * 64, folds=3, seeds=2), FACTS)
+    write_study(study, replace(SAME, folds=3), FACTS)
     again = read_study(study)
     assert again["starts"][0] == first["starts"][0]
     assert len(again["starts"]) == 2

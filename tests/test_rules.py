@@ -14,7 +14,17 @@ from study.run import _parser
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("errors", "config", "index", "phantom", "store", "split", "preprocess", "augment"),
+    *(
+        "errors",
+        "storage",
+        "config",
+        "index",
+        "phantom",
+        "store",
+        "split",
+        "preprocess",
+        "augment",
+    ),
     *(
         "batches",
         "loss",
@@ -79,7 +89,7 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 @pytest.mark.parametrize("module", ["plan", "results", "folder", "report", "console"])
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    heavy = {"errors", "config", "plan", "results", "folder"}
+    heavy = {"errors", "storage", "config", "plan", "results", "folder"}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")

@@ -32,7 +32,7 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         r"fingerprint +[0-9a-f]{64}",
         r"slices +72, of which \d+ with tumour",
         r"split, rotation 1 +train \d+ patients",
-        r"trials +12, 0 of them finished",
+        r"trials +12, 12 of them to run",
         r"epochs +2 \+ 8 per trial, 120 to run",
         r"steps +[\d,]+ of 16 slices",
         r"each trial +1 CPU",

@@ -1,0 +1,112 @@
+"""Studies in processes of their own, for tests that stop, kill and starve them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from brainseg.config import Experiment
+from brainseg.modelfile import load_model
+from study.run import FINISHED
+
+PATIENCE = 300.0  # seconds; on an idle machine everything here takes less than 30
+_INJECTION = Path(__file__).parent / "fault_injection"
+
+
+class Study:
+    """A lite study of tiny trials below a folder of its own."""
+
+    def __init__(self, folder: Path, data: Path, experiment: Experiment) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "tiny.yaml").write_text(experiment.to_yaml())
+        self.folder = folder
+        self.results = folder / "results" / "lite-synthetic"
+        flags = ["--grid", "lite", "--config", "tiny.yaml", "--data", str(data)]
+        self.command = [sys.executable, "-m", "study.run", *flags]
+        self.environment = dict(os.environ)
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *flags: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / "log.txt").open("ab")
+        process = subprocess.Popen(
+            [*self.command, *flags],
+            cwd=self.folder,
+            stdout=log,
+            stderr=log,
+            env=self.environment,
+        )
+        self.started.append(process)
+        return process
+
+    def start_with_fault(self, action: str, checkpoint: str) -> subprocess.Popen[bytes]:
+        """Start, and return once the fault was met; see tests/fault_injection."""
+        marker = self.folder / "marker"
+        quiet = self.environment
+        paths = [str(_INJECTION), *filter(None, [quiet.get("PYTHONPATH")])]
+        fault = {"BRAINSEG_TEST_FAULT": f"{action}:{checkpoint}:{marker}"}
+        self.environment = quiet | fault | {"PYTHONPATH": os.pathsep.join(paths)}
+        process = self.start()
+        self.environment = quiet
+        wait_until(marker.exists)
+        return process
+
+    def end(self) -> None:
+        """Leave nothing running, however the test ended."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+
+    def finish(self, *flags: str) -> None:
+        assert self.start(*flags).wait(PATIENCE) == FINISHED, self.log()
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()
+
+    def wait_for_epoch(self, step: int) -> None:
+        """Return once a trial has finished so many epochs, and none has ended."""
+
+        def reached() -> bool:
+            histories = list(self.results.glob("trials/*/history.csv"))
+            return any(len(path.read_text().splitlines()) > step for path in histories)
+
+        wait_until(reached)
+        assert not list(self.results.glob("trials/*/result.json")), "the moment was missed"
+
+    def trial_processes(self) -> list[psutil.Process]:
+        family = psutil.Process(self.started[-1].pid).children(recursive=True)
+        return [child for child in family if "ImplicitFunc" in child.name()]
+
+    def checkpoints(self) -> dict[str, list[Path]]:
+        """Trial -> its checkpoints, the newest last."""
+        folders = sorted((self.results / "trials").iterdir())
+        return {f.name: sorted(f.glob("checkpoints/stage*")) for f in folders}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{path.stem}.{key}": value
+            for path in sorted((self.results / "models").glob("*.safetensors"))
+            for key, value in load_model(path)[0].items()
+        }
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def assert_equal(one: Study, other: Study) -> None:
+    for name in ("scores.csv", "split.json", "experiment.yaml"):
+        assert (one.results / name).read_bytes() == (other.results / name).read_bytes()
+    left, right = one.weights(), other.weights()
+    assert left
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)

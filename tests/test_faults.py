@@ -1,0 +1,218 @@
+"""Damaged files, disks that refuse, lost nodes, no memory: real studies meet them and go on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+from processes import PATIENCE, Study, assert_equal, wait_until
+
+from brainseg.config import Experiment
+from study.results import TrialFolder
+from study.run import FINISHED, KNOWN_ERROR, SOME_FAILED
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def killed(study: Study) -> Study:
+    """A study whose driver was killed after an epoch of stage 2."""
+    process = study.start()
+    study.wait_for_epoch(4)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return study
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _flip_a_bit, _empty])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    undisturbed: Study, killed: Study, damage: Callable[[Path], None]
+) -> None:
+    for checkpoints in killed.checkpoints().values():
+        damage(checkpoints[-1] / "state.safetensors")
+    killed.finish()
+    assert killed.log().count("is damaged and passed over") == 2
+    assert_equal(killed, undisturbed)
+
+
+def test_without_any_whole_checkpoint_a_trial_begins_anew(
+    undisturbed: Study, killed: Study
+) -> None:
+    for checkpoints in killed.checkpoints().values():
+        for checkpoint in checkpoints:
+            _flip_a_bit(checkpoint / "best.safetensors")
+    killed.finish()
+    assert killed.log().count("is damaged and passed over") == 4
+    assert_equal(killed, undisturbed)
+
+
+def test_swapped_checkpoints_are_noticed(undisturbed: Study, killed: Study) -> None:
+    one, other = (killed.results / "trials" / name for name in killed.checkpoints())
+    (one / "checkpoints").rename(one / "mine")
+    (other / "checkpoints").rename(one / "checkpoints")
+    (one / "mine").rename(other / "checkpoints")
+    killed.finish()
+    assert killed.log().count("is of another experiment") == 2
+    assert_equal(killed, undisturbed)
+
+
+def test_tunes_own_state_may_be_cut_in_half(undisturbed: Study, killed: Study) -> None:
+    states = [path for path in killed.results.glob("tune/**/*") if path.is_file()]
+    assert any(path.name.startswith("experiment_state") for path in states)
+    for path in states:
+        _truncate(path)
+    killed.finish()
+    assert "goes on after epoch" in killed.log()
+    assert_equal(killed, undisturbed)
+
+
+def test_memory_that_runs_out_halves_the_batches_of_that_trial(
+    undisturbed: Study, study: Study
+) -> None:
+    process = study.start_with_fault("memory", "stage1-epoch0002")
+    assert process.wait(PATIENCE) == FINISHED, study.log()
+    rows = [TrialFolder(path).read() for path in (study.results / "trials").iterdir()]
+    assert sorted(row["batch_parts"] for row in rows if row) == [1, 2]
+    with pytest.raises(AssertionError):
+        assert_equal(study, undisturbed)
+
+
+def test_a_dataset_that_changed_is_refused(
+    study: Study, phantom_root: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantom_root, data)
+    study.command[-1] = str(data)
+    process = study.start()
+    study.wait_for_epoch(1)
+    process.kill()
+    process.wait()
+    image = next(path for path in sorted(data.glob("*/*.tif")) if "mask" not in path.name)
+    pixels = cv2.imread(str(image))
+    assert pixels is not None
+    cv2.imwrite(str(image), 255 - pixels)
+    assert study.start().wait(PATIENCE) == KNOWN_ERROR
+    assert "holds another study (fingerprint: " in study.log()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that a test may fill."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture
+def study_on_disk(small_disk: Path, phantom_root: Path, unhurried: Experiment) -> Iterator[Study]:
+    study = Study(small_disk / "study", phantom_root, unhurried)
+    yield study
+    study.end()
+
+
+def _fill(disk: Path) -> Path:
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        while shutil.disk_usage(disk).free:
+            try:
+                file.write(bytes(shutil.disk_usage(disk).free))
+                file.flush()
+            except OSError:
+                break
+    return ballast
+
+
+def test_a_full_disk_ends_a_study_that_goes_on_once_there_is_space(
+    undisturbed: Study, small_disk: Path, study_on_disk: Study
+) -> None:
+    process = study_on_disk.start("--retries", "0")
+    study_on_disk.wait_for_epoch(2)
+    ballast = _fill(small_disk)
+    assert process.wait(PATIENCE) in (KNOWN_ERROR, SOME_FAILED)
+    ballast.unlink()
+    assert "No space left on device" in study_on_disk.log()
+    study_on_disk.finish()
+    assert "goes on after epoch" in study_on_disk.log()
+    assert_equal(study_on_disk, undisturbed)
+
+
+def test_a_disk_full_for_seconds_is_waited_for(
+    undisturbed: Study, small_disk: Path, study_on_disk: Study
+) -> None:
+    process = study_on_disk.start("--retries", "0")
+    study_on_disk.wait_for_epoch(2)
+    ballast = _fill(small_disk)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(10)
+    ballast.unlink()
+    assert process.wait(PATIENCE) == FINISHED, study_on_disk.log()
+    assert_equal(study_on_disk, undisturbed)
+
+
+def test_a_disk_too_small_is_refused_before_the_start(
+    small_disk: Path, study_on_disk: Study
+) -> None:
+    _fill(small_disk).rename(small_disk / "other")
+    assert study_on_disk.start().wait(PATIENCE) == KNOWN_ERROR
+
+
+def test_storage_that_is_gone_for_seconds_is_waited_for(undisturbed: Study, study: Study) -> None:
+    process = study.start("--retries", "0")
+    study.wait_for_epoch(2)
+    away = study.results.with_name("away")
+    study.results.rename(away)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(10)
+    assert not study.results.exists(), "a study's folder was made anew where it was gone"
+    away.rename(study.results)
+    assert process.wait(PATIENCE) == FINISHED, study.log()
+    assert_equal(study, undisturbed)
+
+
+def test_storage_that_cannot_be_written_is_a_sentence(
+    undisturbed: Study, small_disk: Path, study_on_disk: Study
+) -> None:
+    process = study_on_disk.start()
+    study_on_disk.wait_for_epoch(2)
+    process.kill()
+    process.wait()
+    wait_until(lambda: _remount(small_disk, "ro"))
+    log = (study_on_disk.folder / "log.txt").stat().st_size
+    refused = subprocess.run(
+        study_on_disk.command, cwd=study_on_disk.folder, capture_output=True, timeout=PATIENCE
+    )
+    assert log
+    assert refused.returncode == KNOWN_ERROR
+    assert b"Read-only file system" in refused.stderr
+    assert refused.stderr.count(b"\n") == 1
+    assert _remount(small_disk, "rw")
+    study_on_disk.finish()
+    assert_equal(study_on_disk, undisturbed)
+
+
+def _remount(disk: Path, mode: str) -> bool:
+    command = ["mount", "-o", f"remount,{mode}", str(disk)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
