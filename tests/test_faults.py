@@ -179,17 +179,35 @@ def test_a_disk_too_small_is_refused_before_the_start(
     assert study_on_disk.start().wait(PATIENCE) == KNOWN_ERROR
 
 
-def test_storage_that_is_gone_for_seconds_is_waited_for(undisturbed: Study, study: Study) -> None:
-    process = study.start("--retries", "0")
-    study.wait_for_epoch(2)
-    away = study.results.with_name("away")
-    study.results.rename(away)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(10)
-    assert not study.results.exists(), "a study's folder was made anew where it was gone"
-    away.rename(study.results)
-    assert process.wait(PATIENCE) == FINISHED, study.log()
-    assert_equal(study, undisturbed)
+def test_storage_that_is_gone_for_seconds_is_waited_for(
+    undisturbed: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
+) -> None:
+    """A share is unmounted under a running study, and mounted again."""
+    disk, share = tmp_path / "disk", tmp_path / "share"
+    for folder in (disk, share):
+        folder.mkdir()
+    _mount_share(disk, share)
+    study = Study(tmp_path / "study", phantom_root, unhurried)
+    study.results.parent.symlink_to(share)
+    try:
+        process = study.start("--retries", "0")
+        study.wait_for_epoch(2)
+        subprocess.run(["umount", "--lazy", str(share)], check=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(10)
+        assert not (study.results / "trials").exists()
+        _mount_share(disk, share)
+        assert process.wait(PATIENCE) == FINISHED, study.log()
+        assert_equal(study, undisturbed)
+    finally:
+        study.end()
+        subprocess.run(["umount", "--lazy", str(share)], check=True)
+
+
+def _mount_share(disk: Path, share: Path) -> None:
+    mount = ["mount", "--bind", str(disk), str(share)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a share")
 
 
 def test_storage_that_cannot_be_written_is_a_sentence(
