@@ -7,10 +7,13 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
+import psutil
 import pytest
 from processes import PATIENCE, Study, assert_equal, wait_until
+from ray.cluster_utils import Cluster
 
 from brainseg.config import Experiment
 from study.results import TrialFolder
@@ -234,3 +237,32 @@ def test_storage_that_cannot_be_written_is_a_sentence(
 def _remount(disk: Path, mode: str) -> bool:
     command = ["mount", "-o", f"remount,{mode}", str(disk)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that takes no trials, and three nodes with a processor each."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_the_trials_of_a_lost_node_go_on_at_another(
+    undisturbed: Study, study: Study, three_nodes: Cluster
+) -> None:
+    study.environment["RAY_AUTH_MODE"] = "disabled"
+    process = study.start("--address", three_nodes.address)
+    study.wait_for_epoch(2)
+    lost = next(node for node in three_nodes.worker_nodes if _trials_of(node))
+    three_nodes.remove_node(lost, allow_graceful=False)
+    assert process.wait(PATIENCE) == FINISHED, study.log()
+    assert "goes on after a failure" in study.log()
+    assert_equal(study, undisturbed)
+
+
+def _trials_of(node: Any) -> list[psutil.Process]:
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [child for child in raylet.children(recursive=True) if "ImplicitFunc" in child.name()]
