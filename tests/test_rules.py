@@ -21,6 +21,7 @@ ORDER = [
         "index",
         "phantom",
         "store",
+        "patients",
         "split",
         "preprocess",
         "augment",
@@ -36,7 +37,8 @@ ORDER = [
         "epoch",
         "training",
     ),
-    *("predict", "plan", "results", "folder", "setup", "board", "console", "report", "trial"),
+    *("predict", "evaluation", "plan", "results", "probabilities", "folder", "setup", "board"),
+    *("console", "report", "trial"),
     *("tuning", "run"),
 ]
 MODULES = [
