@@ -8,6 +8,7 @@ import pytest
 
 from brainseg.config import Experiment
 from brainseg.evaluation import PLAIN, Evaluation, PartPass
+from brainseg.metrics import Counts
 from brainseg.storage import write_text
 from brainseg.store import Slice
 from study.plan import Trial, plan_trials
@@ -27,7 +28,7 @@ def _evaluation(probabilities: list[float]) -> Evaluation:
     """Two test slices of 2 x 2 pixels; the first has the given probabilities, the second none."""
     levels = np.zeros((2, 2, 2), np.uint8)
     levels[0] = (np.reshape(probabilities, (2, 2)) * 256).astype(np.uint8)
-    counts = {PLAIN: np.zeros((2, 4), np.int64)}
+    counts: dict[str, Counts] = {PLAIN: np.zeros((2, 4), np.int64)}
     part = PartPass(SLICES, counts, {}, levels, TRUE, levels >= 128, np.zeros((20, 3)))
     return Evaluation(part, part, 0.5, np.full(2, np.nan))
 

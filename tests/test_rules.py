@@ -40,7 +40,8 @@ ORDER = [
         "training",
     ),
     *("predict", "evaluation", "plan", "results", "scores", "resample", "variance", "compare"),
-    *("conclude", "probabilities", "folder", "setup", "board", "console", "report", "trial"),
+    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup", "board"),
+    *("console", "report", "trial"),
     *("tuning", "run"),
 ]
 MODULES = [
