@@ -148,7 +148,8 @@ def _too_few(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:
     if sizes and len(sizes) * smallest_p(max(sizes)) >= LEVEL:
         caveats.append(
             f"With {_count(max(sizes), 'patient')} and {_count(len(sizes), 'pair')} of variants "
-            f"no corrected p-value can be below {LEVEL}: no difference, however large, can be shown."
+            f"no corrected p-value can be below {LEVEL}: no difference, however large, can be "
+            "shown."
         )
     if 1 < len(matrix.patients) < _FEW_PATIENTS:
         caveats.append(
