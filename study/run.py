@@ -200,6 +200,8 @@ def _gpus(text: str) -> float:
 
 
 def _study(args: argparse.Namespace, console: Console) -> int:
+    from study.examples import draw_examples
+    from study.probabilities import collect_ensembles
     from study.setup import describe_plan, prepare
 
     setup = prepare(_request(args), console.print, download=not args.plan)
@@ -218,6 +220,8 @@ def _study(args: argparse.Namespace, console: Console) -> int:
         if trials:
             _run_trials(args, setup, trials, console)
         rows = collect(setup.folder, setup.trials)
+        collect_ensembles(setup.folder, setup.trials)
+        draw_examples(setup.folder, setup.trials, setup.data)
         _report(setup.folder, console)
     return _exit_code(rows)
 

@@ -25,7 +25,7 @@ from study.folder import (
 )
 from study.plan import Trial, plan_trials
 from study.report import rank, write_report
-from study.results import TrialFolder, collect, score_rows
+from study.results import TABLES, Row, TrialFolder, collect
 
 TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
 FACTS = {
@@ -53,8 +53,10 @@ def _finish(study: Path, trial: Trial, dice: float) -> None:
     keys = ["dice_global", "iou", "accuracy", "precision", "recall", "dice_patient", "dice_slice"]
     values: dict[str, Any] = {f"test_{key}": dice for key in keys}
     values |= {"val_loss": 1 - dice, "seconds": 4, "epochs": 2, "weights": "none"}
-    rows = score_rows(trial, {"p2": (1, 2, 3, 4, dice), "p1": (5, 6, 7, 8, dice)})
-    folder.write_success(trial, values, rows)
+    counts = {"TP": 5, "FP": 6, "FN": 7, "TN": 8, "Dice": dice, "hd95": ""}
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
+    tables["scores"] = [{"patient": "p1", **counts}, {"patient": "p2", **counts}]
+    folder.write_success(trial, values, tables)
 
 
 @pytest.fixture
@@ -87,7 +89,8 @@ def test_every_requested_trial_has_a_row(study: Path) -> None:
 
 def test_scores_are_sorted_and_hold_no_times(study: Path) -> None:
     rows = _rows(study / "scores.csv")
-    assert list(rows[0]) == ["variant", "fold", "seed", "patient", "TP", "FP", "FN", "TN", "Dice"]
+    counts = ["TP", "FP", "FN", "TN", "Dice", "hd95"]
+    assert list(rows[0]) == ["variant", "fold", "seed", "patient", *counts]
     keys = [(row["variant"], row["fold"], row["seed"], row["patient"]) for row in rows]
     assert keys == [("raw-lite0", "0", seed, p) for seed in ("44", "45") for p in ("p1", "p2")]
     assert rows[0]["TP"] == "5"
@@ -100,7 +103,8 @@ def test_a_variants_model_is_the_one_of_the_lowest_val_loss(study: Path) -> None
 
 
 def test_collecting_again_changes_nothing(study: Path) -> None:
-    before = {name: (study / name).read_bytes() for name in ("trials.csv", "scores.csv")}
+    names = ["trials.csv", *(f"{table}.csv" for table in TABLES)]
+    before = {name: (study / name).read_bytes() for name in names}
     collect(study, TRIALS)
     assert before == {name: (study / name).read_bytes() for name in before}
 
