@@ -201,6 +201,17 @@ class Experiment(_Section):
             _assign(tree, key, value)
         return _validated(tree, "--set")
 
+    def value(self, key: str) -> Any:
+        """Return the value of a dotted key.
+
+        Raises:
+            ConfigError: If there is no such key.
+        """
+        values = _flatten(self.model_dump(mode="json"))
+        if key not in values:
+            raise ConfigError(f"unknown key {key}{_suggestion(key)}")
+        return values[key]
+
     def to_yaml(self) -> str:
         """Return YAML text that `load_experiment` reads back to an equal experiment."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from brainseg.config import NUM_FOLDS, Experiment
@@ -45,6 +46,11 @@ class Trial:
     def name(self) -> str:
         """Names the trial's folder; the same however many folds and seeds the study has."""
         return f"{self.variant}-fold{self.fold}-seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder, in the study's."""
+        return Path("trials") / self.name
 
 
 @dataclass(frozen=True)
