@@ -168,7 +168,7 @@ def _rankable(matrix: ScoreMatrix) -> tuple[list[int], NDArray[np.bool_]]:
     tested = matrix.tested
     cells = tested.any(axis=0).sum()
     ranked = [v for v, own in enumerate(tested) if own.sum() >= _LEAST_SHARE * cells]
-    return ranked, np.asarray(tested[ranked].all(axis=0))
+    return ranked, np.asarray(tested[ranked].all(axis=0) & bool(ranked))
 
 
 def _order(matrix: ScoreMatrix, ranked: list[int], shared: NDArray[np.bool_]) -> list[int]:
