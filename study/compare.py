@@ -36,7 +36,7 @@ POOLED = {
     "precision": metrics.precision,
     "recall": metrics.recall,
 }
-"""Name -> score of the counts of all patients together."""
+"""Name -> score of the counts of all patients together; large tumours decide it."""
 
 _LEAST_SHARE = 0.5
 
@@ -140,7 +140,8 @@ def compare(
 
     Args:
         matrix: Its test scores.
-        factors: Variant -> its encoder, and whether its slices are preprocessed.
+        factors: Variant -> its encoder, and whether its slices are preprocessed
+            (`study.scores.read_factors`).
         seed: Of resamples and sign flips: the same seed, the same numbers.
     """
     if not matrix.patients:
