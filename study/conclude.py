@@ -171,7 +171,7 @@ def _folds(matrix: ScoreMatrix) -> list[str]:
     if num_folds == 0:
         return []
     if num_folds == 1:
-        return ["One fold: another split into training and test patients may give another order."]
+        return ["One fold: another split into training and test patients may give another result."]
     return [
         "Patients of one fold are tested by the same models, and the training sets of different "
         "folds overlap: intervals that count patients as independent are a little too narrow."
