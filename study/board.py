@@ -6,7 +6,9 @@ results/<name>` shows all trials while they run, one chart per quantity with a c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,31 +40,49 @@ class Board:
     """
 
     def __init__(self, folder: Path, trial: Trial, synthetic: bool) -> None:
-        """Open the event file; what a previous attempt wrote stays beside it."""
-        run = f"{trial.name} SYNTHETIC" if synthetic else trial.name
+        """Touch nothing yet; what a previous attempt wrote will stay beside what is written."""
+        self._run = folder / (f"{trial.name} SYNTHETIC" if synthetic else trial.name)
         self._trial = trial
-        self._writer = SummaryWriter(str(folder / run), flush_secs=5)
-        self._write_hyperparameters()
+        self._writer: SummaryWriter | None = None
 
     def write(self, report: EpochReport) -> None:
-        """Write an epoch; one replayed after a resume is there already."""
+        """Write an epoch; one replayed after a resume is there already.
+
+        Curves are for looking at: a disk that refuses them costs the epoch on the board, no more.
+        """
         if report.replayed:
             return
-        step = int(report.row["step"])
-        for key, tag in _SCALARS.items():
-            self._writer.add_scalar(tag, report.row[key], step)
-        if report.examples:
-            sheet = outline_sheet(report.examples)
-            self._writer.add_image(
-                "validation slices (true blue, predicted orange)", sheet, step, dataformats="HWC"
-            )
-        self._writer.flush()
+        try:
+            self._writer = self._writer or self._open()
+            self._write(report, self._writer)
+        except OSError as error:
+            warnings.warn(f"no live curves of epoch {report.row['step']}: {error}", stacklevel=2)
+            # Its thread has ended: the next epoch begins another event file in the same run.
+            self._writer = None
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
 
-    def _write_hyperparameters(self) -> None:
+    def _open(self) -> SummaryWriter:
+        writer = SummaryWriter(str(self._run), flush_secs=5)
+        self._write_hyperparameters(writer)
+        return writer
+
+    def _write(self, report: EpochReport, writer: SummaryWriter) -> None:
+        step = int(report.row["step"])
+        for key, tag in _SCALARS.items():
+            writer.add_scalar(tag, report.row[key], step)
+        if report.examples:
+            sheet = outline_sheet(report.examples)
+            writer.add_image(
+                "validation slices (true blue, predicted orange)", sheet, step, dataformats="HWC"
+            )
+        writer.flush()
+
+    def _write_hyperparameters(self, writer: SummaryWriter) -> None:
         experiment = self._trial.experiment
         values: dict[str, bool | str | float | int] = {
             "variant": self._trial.variant,
@@ -81,7 +101,7 @@ class Board:
         # Its table then follows these curves live, not only once the trial has ended.
         metrics = {tag: 0.0 for tag in ("Dice/val (global)", "loss/val")}
         for summary in hparams(values, metrics)[:2]:  # type: ignore[no-untyped-call]
-            self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+            writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
 def outline_sheet(examples: Sequence[Example], side: int = 256) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from study.calibration import Calibration, calibrate
 from study.compare import Comparison, compare
 from study.conclude import Conclusion, conclude
 from study.results import Row, TrialFolder, read_csv
-from study.scores import ScoreMatrix, read_matrix
+from study.scores import ScoreMatrix, read_factors, read_matrix
 from study.slices import SliceScores, read_slices
 from study.stages import StageEffect, compare_stages
 
@@ -114,7 +114,7 @@ def read_records(study: Path) -> Records:
     trials = read_csv(study / "trials.csv")
     split = study / "split.json"
     matrix = read_matrix(read_csv(study / "scores.csv"), trials)
-    comparison = compare(matrix, factors_of(trials))
+    comparison = compare(matrix, read_factors(trials))
     examples = [r for r in read_csv(study / "examples.csv") if (study / r["picture"]).exists()]
     return Records(
         study,
@@ -131,11 +131,6 @@ def read_records(study: Path) -> Records:
         comparison,
         conclude(matrix, comparison, synthetic=about["synthetic"]),
     )
-
-
-def factors_of(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
-    """Return variant -> its encoder, and whether its slices are preprocessed."""
-    return {row["variant"]: (row["encoder"], row["preprocessed"] == "True") for row in trials}
 
 
 def _cell(row: Row) -> tuple[str, int, int]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
+import psutil
 import pytest
 from processes import PATIENCE, Study, assert_equal, wait_until
+from ray.cluster_utils import Cluster
 
 from brainseg.config import Experiment
 from study.results import TrialFolder
@@ -22,10 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def killed(study: Study) -> Study:
     """A study whose driver was killed after an epoch of stage 2."""
-    process = study.start()
+    study.start()
     study.wait_for_epoch(4)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    study.kill()
     return study
 
 
@@ -102,10 +103,9 @@ def test_a_dataset_that_changed_is_refused(
     data = tmp_path / "data"
     shutil.copytree(phantom_root, data)
     study.command[-1] = str(data)
-    process = study.start()
+    study.start()
     study.wait_for_epoch(1)
-    process.kill()
-    process.wait()
+    study.kill()
     image = next(path for path in sorted(data.glob("*/*.tif")) if "mask" not in path.name)
     pixels = cv2.imread(str(image))
     assert pixels is not None
@@ -179,26 +179,43 @@ def test_a_disk_too_small_is_refused_before_the_start(
     assert study_on_disk.start().wait(PATIENCE) == KNOWN_ERROR
 
 
-def test_storage_that_is_gone_for_seconds_is_waited_for(undisturbed: Study, study: Study) -> None:
-    process = study.start("--retries", "0")
-    study.wait_for_epoch(2)
-    away = study.results.with_name("away")
-    study.results.rename(away)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(10)
-    assert not study.results.exists(), "a study's folder was made anew where it was gone"
-    away.rename(study.results)
-    assert process.wait(PATIENCE) == FINISHED, study.log()
-    assert_equal(study, undisturbed)
+def test_storage_that_is_gone_for_seconds_is_waited_for(
+    undisturbed: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
+) -> None:
+    """A share is unmounted under a running study, and mounted again."""
+    disk, share = tmp_path / "disk", tmp_path / "share"
+    for folder in (disk, share):
+        folder.mkdir()
+    _mount_share(disk, share)
+    study = Study(tmp_path / "study", phantom_root, unhurried)
+    study.results.parent.symlink_to(share)
+    try:
+        process = study.start("--retries", "0")
+        study.wait_for_epoch(2)
+        subprocess.run(["umount", "--lazy", str(share)], check=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(10)
+        assert not (study.results / "trials").exists()
+        _mount_share(disk, share)
+        assert process.wait(PATIENCE) == FINISHED, study.log()
+        assert_equal(study, undisturbed)
+    finally:
+        study.end()
+        subprocess.run(["umount", "--lazy", str(share)], check=True)
+
+
+def _mount_share(disk: Path, share: Path) -> None:
+    mount = ["mount", "--bind", str(disk), str(share)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a share")
 
 
 def test_storage_that_cannot_be_written_is_a_sentence(
     undisturbed: Study, small_disk: Path, study_on_disk: Study
 ) -> None:
-    process = study_on_disk.start()
+    study_on_disk.start()
     study_on_disk.wait_for_epoch(2)
-    process.kill()
-    process.wait()
+    study_on_disk.kill()
     wait_until(lambda: _remount(small_disk, "ro"))
     log = (study_on_disk.folder / "log.txt").stat().st_size
     refused = subprocess.run(
@@ -216,3 +233,32 @@ def test_storage_that_cannot_be_written_is_a_sentence(
 def _remount(disk: Path, mode: str) -> bool:
     command = ["mount", "-o", f"remount,{mode}", str(disk)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that takes no trials, and three nodes with a processor each."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_the_trials_of_a_lost_node_go_on_at_another(
+    undisturbed: Study, study: Study, three_nodes: Cluster
+) -> None:
+    study.environment["RAY_AUTH_MODE"] = "disabled"
+    process = study.start("--address", three_nodes.address)
+    study.wait_for_epoch(2)
+    lost = next(node for node in three_nodes.worker_nodes if _trials_of(node))
+    three_nodes.remove_node(lost, allow_graceful=False)
+    assert process.wait(PATIENCE) == FINISHED, study.log()
+    assert "goes on after a failure" in study.log()
+    assert_equal(study, undisturbed)
+
+
+def _trials_of(node: Any) -> list[psutil.Process]:
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [child for child in raylet.children(recursive=True) if "ImplicitFunc" in child.name()]
