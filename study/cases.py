@@ -5,10 +5,12 @@ Needs neither Ray nor torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
 
+from brainseg.metrics import dice
 from study.document import NONE, Block, Gallery, Section, Table, Text, Tile, spell
 from study.records import Records
 from study.results import Row
@@ -30,41 +32,65 @@ def _worst(records: Records) -> list[Section]:
                 places.setdefault(int(row["place"]), []).append(row)
         blocks: list[Block] = []
         if places:
-            blocks = [
-                Text(f"{_WORST_NOTE[kind]} {_OUTLINES}"),
-                _worst_table(records, kind, places),
-            ]
-            for place, rows in sorted(places.items()):
-                name = rows[0]["slice"]
-                blocks.append(Gallery(f"{place}. {name}", [_tile(row) for row in rows]))
+            describe = _patient_row if kind == "worst patient" else _slice_row
+            rows = [describe(records, place, r[0]) for place, r in sorted(places.items())]
+            blocks = [Text(f"{_WORST_NOTE[kind]} {_OUTLINES}"), Table(_WORST_TABLE[kind], rows)]
+            blocks += [_gallery(records, place, r) for place, r in sorted(places.items())]
         sections.append(Section(kind.replace(" ", "-"), title, blocks))
     return sections
 
 
-def _worst_table(records: Records, kind: str, places: dict[int, list[Row]]) -> Table:
-    rows = []
-    for place, examples in sorted(places.items()):
-        patient = examples[0]["patient"]
-        about = records.patients.get(patient, {})
-        row = {"": str(place), "patient": patient, "site": about.get("site") or NONE}
-        if kind == "worst slice":
-            row["slice"] = examples[0]["slice"]
-        row |= {
-            "tumour, px": about.get("tumour_pixels") or NONE,
-            "missing": about.get("missing") or NONE,
-        }
-        for variant in records.variants:
-            row[variant] = _mean_dice(records, variant, patient)
-        rows.append(row)
-    return Table("Dice of the patient with each variant, mean over seeds.", rows)
+def _gallery(records: Records, place: int, rows: Sequence[Row]) -> Gallery:
+    name = rows[0]["slice"]
+    area = _area_of(records, name)
+    note = " (no tumour)" if area == 0 else ""
+    return Gallery(f"{place}. {name}{note}", [_tile(row) for row in rows])
 
 
-def _mean_dice(records: Records, variant: str, patient: str) -> str:
+def _patient_row(records: Records, place: int, example: Row) -> dict[str, str]:
+    patient = example["patient"]
+    about = records.patients.get(patient, {})
+    area = about.get("tumour_pixels")
+    return {
+        "": str(place),
+        "patient": patient,
+        "site": about.get("site") or NONE,
+        "tumour, px": f"{int(area):,}" if area else NONE,
+        "missing": about.get("missing") or NONE,
+        **{variant: _patient_dice(records, variant, patient) for variant in records.variants},
+    }
+
+
+def _slice_row(records: Records, place: int, example: Row) -> dict[str, str]:
+    name, scores = example["slice"], records.slices
+    area = _area_of(records, name)
+    entries = _entries(records, name)
+    row = {"": str(place), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
+    for variant in records.variants:
+        own = [n for n in entries if scores.variants[scores.variant[n]] == variant]
+        row[variant] = spell(float(dice(scores.counts[own]).mean())) if own else NONE
+    return row
+
+
+def _entries(records: Records, name: str) -> list[int]:
+    """Return where a slice is in slices.csv."""
+    names = records.slices.names
+    return (
+        np.flatnonzero(records.slices.name == names.index(name)).tolist() if name in names else []
+    )
+
+
+def _area_of(records: Records, name: str) -> int | None:
+    entries = _entries(records, name)
+    return int(records.slices.tumour_pixels[entries[0]]) if entries else None
+
+
+def _patient_dice(records: Records, variant: str, patient: str) -> str:
     matrix = records.matrix
     if patient not in matrix.patients:
         return NONE
-    dice = matrix.dice[matrix.index(variant), :, matrix.patients.index(patient)]
-    known = [float(value) for value in dice if not np.isnan(value)]
+    values = matrix.dice[matrix.index(variant), :, matrix.patients.index(patient)]
+    known = [float(value) for value in values if not np.isnan(value)]
     return spell(fmean(known)) if known else NONE
 
 
@@ -100,4 +126,9 @@ _WORST_NOTE = {
     "with most wrong pixels.",
     "worst slice": "The ten of the lowest mean Dice over variants and seeds, of equal ones those "
     "with more wrong pixels; at most two of a patient.",
+}
+
+_WORST_TABLE = {
+    "worst patient": "Dice of the patient with each variant, mean over seeds.",
+    "worst slice": "Dice of the slice with each variant, mean over seeds.",
 }

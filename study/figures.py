@@ -131,7 +131,7 @@ class Drawer:
         matrix = records.matrix
         means = np.array([_mean(matrix.dice[:, :, p]) for p in range(len(matrix.patients))])
         order = np.argsort(means, kind="stable")
-        with self._drawing("patients", 3.6) as (figure, (axis,)):
+        with self._drawing("patients", 4.2) as (figure, (axis,)):
             for variant, style in self._styles.items():
                 dice = matrix.dice[matrix.index(variant)]
                 values = [_mean(dice[:, p]) for p in order]

@@ -48,7 +48,7 @@ def _table(records: Records) -> str:
 
 
 def _compose(records: Records) -> Document:
-    drawer = Drawer(records.study, records.variants, records.labels)
+    drawer = Drawer(records.study, records.matrix.variants, records.labels)
     return Document(
         f"Study {records.about['name']}",
         describe_study(records.about),
