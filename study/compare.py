@@ -36,7 +36,7 @@ POOLED = {
     "precision": metrics.precision,
     "recall": metrics.recall,
 }
-"""Name -> score of the counts of all patients together."""
+"""Name -> score of the counts of all patients together; large tumours decide it."""
 
 _LEAST_SHARE = 0.5
 
@@ -98,11 +98,13 @@ class Pair:
 class Effect:
     """What one factor changes in Dice/patient, or by how much one changes the other's effect.
 
+    On the cells that all four variants have; NaN if there is none.
+
     Attributes:
         name: As `encoder: resnet50 -> efficientnet-b0`, `preprocessing: raw -> preprocessed`, or
             `interaction`.
         difference: With its interval.
-        p: Two-sided, by sign flips.
+        p: Two-sided, by sign flips; not corrected for their number.
     """
 
     name: str
@@ -140,7 +142,8 @@ def compare(
 
     Args:
         matrix: Its test scores.
-        factors: Variant -> its encoder, and whether its slices are preprocessed.
+        factors: Variant -> its encoder, and whether its slices are preprocessed
+            (`study.scores.read_factors`).
         seed: Of resamples and sign flips: the same seed, the same numbers.
     """
     if not matrix.patients:
@@ -168,7 +171,7 @@ def _rankable(matrix: ScoreMatrix) -> tuple[list[int], NDArray[np.bool_]]:
     tested = matrix.tested
     cells = tested.any(axis=0).sum()
     ranked = [v for v, own in enumerate(tested) if own.sum() >= _LEAST_SHARE * cells]
-    return ranked, np.asarray(tested[ranked].all(axis=0))
+    return ranked, np.asarray(tested[ranked].all(axis=0) & bool(ranked))
 
 
 def _order(matrix: ScoreMatrix, ranked: list[int], shared: NDArray[np.bool_]) -> list[int]:
@@ -255,12 +258,12 @@ def _effects(
     if not len(matrix.variants) == len(cell) == 4 or len(encoders) != 2:
         return ()
     one, other = encoders
-    simple = [cell[e, True] - cell[e, False] for e in encoders]
+    means = [(cell[e, False] + cell[e, True]) / 2 for e in encoders]
+    gains = [cell[e, True] - cell[e, False] for e in encoders]
     contrasts = {
-        f"encoder: {one} -> {other}": sum(cell[other, x] - cell[one, x] for x in (False, True))
-        / 2,
-        "preprocessing: raw -> preprocessed": (simple[0] + simple[1]) / 2,
-        "interaction": simple[1] - simple[0],
+        f"encoder: {one} -> {other}": means[1] - means[0],
+        "preprocessing: raw -> preprocessed": (gains[0] + gains[1]) / 2,
+        "interaction": gains[1] - gains[0],
     }
     return tuple(
         Effect(

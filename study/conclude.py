@@ -115,8 +115,8 @@ def _nearest(pairs: Sequence[Pair]) -> str:
     text = f"{pair.second}: " if len(pairs) > 1 else ""
     if pair.num_patients < 2:
         return f"{text}{_spell(pair.difference)}, one patient has no interval and no test"
-    p = "p < 0.001" if pair.p_holm < 0.001 else f"p = {min(pair.p_holm, 1):.2g}"
-    text += f"{_spell(pair.difference)}, {p}"
+    p = "< 0.001" if pair.p_holm < 0.001 else f"= {pair.p_holm:.2g}"
+    text += f"{_spell(pair.difference)}, corrected p {p}"
     if np.isfinite(pair.patients_needed):
         needed = "over a million"
         if pair.patients_needed < 1e6:
@@ -171,7 +171,7 @@ def _folds(matrix: ScoreMatrix) -> list[str]:
     if num_folds == 0:
         return []
     if num_folds == 1:
-        return ["One fold: another split into training and test patients may give another order."]
+        return ["One fold: another split into training and test patients may give another result."]
     return [
         "Patients of one fold are tested by the same models, and the training sets of different "
         "folds overlap: intervals that count patients as independent are a little too narrow."

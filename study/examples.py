@@ -34,6 +34,7 @@ _MOST_OF_A_PATIENT = 2
 _SIDE = 256
 _GREYS = 64
 _FLAIR = 1
+_BACKGROUND, _MARGIN, _BRIGHTEST = 20, 6, 235.0
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,35 @@ def _draw_all(
 def _paint(
     image: NDArray[np.uint8], true: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> bytes:
-    """Return a PNG of the FLAIR sequence with both outlines, in few greys for few bytes."""
+    """Return a PNG of the head in FLAIR with both outlines, in few greys for few bytes."""
+    flair = image[:, :, _FLAIR]
+    left, top, side = _find_head(flair)
+    window = np.s_[top : top + side, left : left + side]
+    outlined = [_enlarge(mask, flair.shape[0])[window] for mask in (true, predicted)]
+    head = cv2.resize(flair[window], (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
+    scaled = np.minimum(head * (_BRIGHTEST / max(np.percentile(head, 99.5), 1)), 255)
     step = 256 // _GREYS
-    flair = cv2.resize(image[:, :, _FLAIR], (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
-    grey = np.asarray(cv2.cvtColor(flair // step * step, cv2.COLOR_GRAY2RGB), np.uint8)
-    tile = draw_outlines(grey, true, predicted, _SIDE)
+    grey = scaled.astype(np.uint8) // step * step
+    tile = draw_outlines(np.repeat(grey[:, :, None], 3, axis=2), outlined[0], outlined[1], _SIDE)
     bgr = cv2.cvtColor(tile, cv2.COLOR_RGB2BGR)
     done, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 9])
     if not done:
         raise DataError(f"OpenCV cannot encode a picture of {tile.shape}")
     return encoded.tobytes()
+
+
+def _enlarge(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(large, np.bool_)
+
+
+def _find_head(flair: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Return left, top and side of a square around what is not background; all, if nothing is."""
+    size = flair.shape[0]
+    left, top, width, height = cv2.boundingRect((flair > _BACKGROUND).astype(np.uint8))
+    side = min(max(width, height) + 2 * _MARGIN, size)
+    if width == 0:
+        return 0, 0, size
+    centre = (left + width // 2, top + height // 2)
+    x, y = (min(max(c - side // 2, 0), size - side) for c in centre)
+    return x, y, side

@@ -196,14 +196,25 @@ def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def _export_models(study: Path, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
-    """Copy each variant's model; of several folds and seeds the one with the lowest val loss."""
-    best: dict[str, tuple[float, Trial]] = {}
-    for trial, row in zip(trials, rows, strict=True):
+def kept_models(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return, per variant, the row of the finished trial with the lowest val loss."""
+    kept: dict[str, Row] = {}
+    for row in rows:
         if row["status"] == "finished":
-            entry = (float(row["val_loss"]), trial)
-            best[trial.variant] = min(best.get(trial.variant, entry), entry, key=lambda e: e[0])
-    for variant, (_, trial) in best.items():
+            best = kept.setdefault(row["variant"], row)
+            if float(row["val_loss"]) < float(best["val_loss"]):
+                kept[row["variant"]] = row
+    return kept
+
+
+def _export_models(study: Path, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
+    """Copy each variant's model."""
+    kept = kept_models(rows)
+    for trial in trials:
+        variant = trial.variant
+        cell = kept.get(variant, {})
+        if (trial.fold, trial.seed) != (cell.get("fold"), cell.get("seed")):
+            continue
         source = TrialFolder(study / "trials" / trial.name).model
         target = study / "models" / f"{variant}.safetensors"
         target.parent.mkdir(exist_ok=True)

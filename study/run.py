@@ -14,15 +14,12 @@ from rich.console import Console
 
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
+from study.account import describe_study, published_rows
 from study.console import Progress, print_lines, print_ranking
+from study.findings import ranked_rows
 from study.folder import check_folder, locked, move_aside, read_study
 from study.plan import GRIDS, Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
-from study.report import (
-    describe_study,
-    published_rows,
-    shares_variants_with_published,
-    write_report,
-)
+from study.report import write_report
 from study.results import FAILURES, Row, collect
 
 if TYPE_CHECKING:
@@ -295,12 +292,15 @@ def _report(folder: Path, console: Console) -> int:
     about = read_study(folder)
     if not (folder / "trials.csv").exists():
         raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
-    ranking = write_report(folder)
-    print_ranking(ranking, "Test scores, by global Dice", describe_study(about), console)
-    if shares_variants_with_published(ranking):
-        note = "Published by others on another split, not measured here; see report.md."
-        print_ranking(published_rows(), "Published", note, console)
-    console.print(f"report: {folder / 'report.md'}")
+    records = write_report(folder)
+    ranking = ranked_rows(records)
+    print_ranking(ranking, "Test scores, by Dice/patient", describe_study(about), console)
+    published = published_rows(records)
+    if published:
+        note = "Published by others on another split, not measured here; Dice is the global one."
+        print_ranking(published, "Published", note, console)
+    console.print(f"{records.conclusion.sentence}\n")
+    console.print(f"report: {folder / 'report.html'}")
     return FINISHED
 
 

@@ -75,9 +75,10 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     shape = (len(variants), len(seeds), len(patients))
     numbers = np.full((*shape, 6), np.nan)
     folds = np.full(shape[1:], -1, dtype=np.int64)
+    position = {name: p for p, name in enumerate(patients)}
     for row in scores:
         v, s = variants.index(str(row["variant"])), seeds.index(int(row["seed"]))
-        p = patients.index(str(row["patient"]))
+        p = position[str(row["patient"])]
         if not np.isnan(numbers[v, s, p, 4]):
             raise StudyError(f"scores.csv has two rows for {_cell(row)}; keep one")
         if folds[s, p] not in (-1, int(row["fold"])):
@@ -90,6 +91,18 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     asked, missing = _missing(scores, trials)
     counts, dice, hd95 = numbers[..., :4], numbers[..., 4], numbers[..., 5]
     return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, asked, missing)
+
+
+def read_factors(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
+    """Return variant -> its encoder, and whether its slices are preprocessed.
+
+    Args:
+        trials: Rows of trials.csv, values as text or as they are.
+    """
+    return {
+        str(row["variant"]): (str(row["encoder"]), str(row["preprocessed"]) == "True")
+        for row in trials
+    }
 
 
 def _numbers(row: Row) -> list[float]:

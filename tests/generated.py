@@ -103,7 +103,7 @@ def generate_study(
     _write_question(folder, grid, cohort, folds, seeds, synthetic)
     collect(folder, trials)
     write_csv(folder / "ensemble.csv", TABLES["stages"], ensemble)
-    _draw(folder, rng)
+    _draw(folder, [patient.name for patient in cohort], rng)
     return folder
 
 
@@ -205,6 +205,8 @@ def _scores(tables: dict[str, list[Row]]) -> Row:
         "val_dice": value,
         "seconds": 40.0 * sum(EPOCHS),
         "epochs": sum(EPOCHS),
+        "best_stage": 2.0,
+        "best_epoch": float(EPOCHS[1]),
         "weights": "no pretrained weights",
     }
 
@@ -260,7 +262,7 @@ def _write_question(
     write_study(folder, question, facts)
 
 
-def _draw(folder: Path, rng: np.random.Generator) -> None:
+def _draw(folder: Path, patients: list[str], rng: np.random.Generator) -> None:
     """Pictures of noise in place of slices, as many as a study has."""
     with (folder / "trials.csv").open() as file:
         variants = list(dict.fromkeys(line.split(",")[0] for line in file.readlines()[1:]))
@@ -273,8 +275,9 @@ def _draw(folder: Path, rng: np.random.Generator) -> None:
             name = f"examples/{variant}/{kind.replace(' ', '_')}_{place}.png"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / name, cv2.imencode(".png", noise.astype(np.uint8))[1].tobytes())
-            cell = {"variant": variant, "fold": 0, "seed": 44, "patient": f"TCGA_CS_{place:04d}"}
-            picture = {"slice": f"TCGA_CS_{place:04d}_19990101_3", "Dice": "0.5", "picture": name}
+            patient = patients[-place]
+            cell = {"variant": variant, "fold": 0, "seed": 44, "patient": patient}
+            picture = {"slice": f"{patient}_19990101_3", "Dice": "0.5", "picture": name}
             rows.append({"kind": kind, "place": place, **cell, **picture})
     write_csv(folder / "examples.csv", EXAMPLE_COLUMNS, rows)
 

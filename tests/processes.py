@@ -57,6 +57,13 @@ class Study:
         wait_until(marker.exists)
         return process
 
+    def kill(self) -> None:
+        """Kill the driver, and return once its trials are gone, seconds later."""
+        trials = self.trial_processes()
+        self.started[-1].kill()
+        self.started[-1].wait()
+        wait_until(lambda: not any(trial.is_running() for trial in trials))
+
     def end(self) -> None:
         """Leave nothing running, however the test ended."""
         for process in self.started:

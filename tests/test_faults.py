@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,10 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def killed(study: Study) -> Study:
     """A study whose driver was killed after an epoch of stage 2."""
-    process = study.start()
+    study.start()
     study.wait_for_epoch(4)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    study.kill()
     return study
 
 
@@ -105,10 +103,9 @@ def test_a_dataset_that_changed_is_refused(
     data = tmp_path / "data"
     shutil.copytree(phantom_root, data)
     study.command[-1] = str(data)
-    process = study.start()
+    study.start()
     study.wait_for_epoch(1)
-    process.kill()
-    process.wait()
+    study.kill()
     image = next(path for path in sorted(data.glob("*/*.tif")) if "mask" not in path.name)
     pixels = cv2.imread(str(image))
     assert pixels is not None
@@ -216,10 +213,9 @@ def _mount_share(disk: Path, share: Path) -> None:
 def test_storage_that_cannot_be_written_is_a_sentence(
     undisturbed: Study, small_disk: Path, study_on_disk: Study
 ) -> None:
-    process = study_on_disk.start()
+    study_on_disk.start()
     study_on_disk.wait_for_epoch(2)
-    process.kill()
-    process.wait()
+    study_on_disk.kill()
     wait_until(lambda: _remount(small_disk, "ro"))
     log = (study_on_disk.folder / "log.txt").stat().st_size
     refused = subprocess.run(

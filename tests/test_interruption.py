@@ -111,10 +111,9 @@ def test_a_trial_that_dies_too_often_has_failed_and_is_run_again_on_request(
 def test_a_moved_study_is_continued_from_another_folder(
     undisturbed: Study, study: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
 ) -> None:
-    process = study.start()
+    study.start()
     study.wait_for_epoch(2)
-    process.kill()
-    process.wait()
+    study.kill()
     elsewhere = Study(tmp_path / "elsewhere", phantom_root, unhurried)
     shutil.move(study.results.parent, elsewhere.results.parent)
     elsewhere.finish()
@@ -142,10 +141,9 @@ def test_another_seed_is_noticed(
 
 def test_a_resume_that_forgets_is_noticed(undisturbed: Study, study: Study) -> None:
     """A checkpoint without AdamW's first moments must not pass for a whole one."""
-    process = study.start()
+    study.start()
     study.wait_for_epoch(4)
-    process.kill()
-    process.wait()
+    study.kill()
     for checkpoints in study.checkpoints().values():
         _forget_moments(checkpoints[-1])
     study.finish()

@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from study.folder import (
     write_study,
 )
 from study.plan import Trial, plan_trials
-from study.report import rank, write_report
 from study.results import TABLES, Row, TrialFolder, collect
 
 TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
@@ -107,40 +104,6 @@ def test_collecting_again_changes_nothing(study: Path) -> None:
     before = {name: (study / name).read_bytes() for name in names}
     collect(study, TRIALS)
     assert before == {name: (study / name).read_bytes() for name in before}
-
-
-def test_variants_are_ranked_by_mean_and_failed_ones_stay(study: Path) -> None:
-    ranking = rank(_rows(study / "trials.csv"))
-    assert [row["variant"] for row in ranking] == ["raw-lite0", "preprocessed-lite0"]
-    assert (ranking[0]["Dice"], ranking[0]["trials"]) == ("0.8500", "2/2")
-    assert (ranking[1]["Dice"], ranking[1]["trials"]) == ("-", "0/2")
-
-
-def test_a_variant_that_lacks_trials_stands_below_whole_ones(study: Path) -> None:
-    rows = _rows(study / "trials.csv")
-    rows[1]["status"] = "failed"  # raw is no longer whole; preprocessed is, and worse
-    for row in rows[2:]:
-        row.update({**rows[0], "variant": "preprocessed-lite0", "test_dice_global": "0.1"})
-    assert [row["variant"] for row in rank(rows)] == ["preprocessed-lite0", "raw-lite0"]
-
-
-def test_the_report_says_what_it_is(study: Path) -> None:
-    write_report(study)
-    text = (study / "report.md").read_text()
-    for words in ("SYNTHETIC", "no pretrained weights", "diverged", "loss is nan", "0.8500"):
-        assert words in text
-    assert (study / "figures" / "learning_curves.png").stat().st_size > 10_000
-    assert "Published" not in text
-
-
-def test_published_figures_stand_beside_the_baseline_labelled(study: Path) -> None:
-    path = study / "trials.csv"
-    path.write_text(path.read_text().replace("raw-lite0", "raw-resnet50"))
-    write_report(study)
-    text = (study / "report.md").read_text()
-    assert "Published by the project" in text
-    assert "0.8898" in text
-    assert "Not measured here" in text
 
 
 def test_a_half_written_result_is_no_result(study: Path) -> None:
@@ -245,15 +208,3 @@ def test_progress_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
         r"preprocessed-lite0 +7/20 +all +0\.700 +0\.400 +0\.300 +12 s +\d+ s", line
     )
     assert len(line) + len("efficientnet-b0") - len("lite0") < 80
-
-
-def test_a_report_is_redone_without_torch_and_ray(study: Path) -> None:
-    code = (
-        "import sys; sys.modules['torch'] = sys.modules['ray'] = None\n"
-        "from study.run import main\n"
-        f"sys.exit(main(['--grid', 'lite', '--storage', {str(study.parent)!r}, "
-        f"'--name', {study.name!r}, '--report-only']))"
-    )
-    (study / "report.md").unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert "0.8500" in (study / "report.md").read_text()
