@@ -1,5 +1,7 @@
 """TP, FP, FN, TN per slice, and every score derived from them. No gradient.
 
+Only counting needs torch: a report derives scores from counts without it.
+
 The empty-mask rule, once and for all scores: where there is no tumour and none is predicted, a
 score is 1; where its own ratio is 0/0 otherwise (precision with nothing predicted, recall with
 nothing there), it is 0, as Dice is.
@@ -12,13 +14,16 @@ that hold tumour.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
-"""int64 (..., 4): TP, FP, FN, TN in pixels."""
+if TYPE_CHECKING:
+    import torch
+
+Counts = NDArray[np.int64 | np.float64]
+"""(..., 4): TP, FP, FN, TN in pixels; int64, or float64 where they are means over seeds."""
 
 
 def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> torch.Tensor:
@@ -31,6 +36,8 @@ def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> torch.
     Returns:
         int64 (B, 4) on the masks' device: TP, FP, FN, TN.
     """
+    import torch
+
     predicted, true = predicted_BHW.bool(), masks_BHW.bool()
     tp = (predicted & true).sum((1, 2))
     fp, fn = predicted.sum((1, 2)) - tp, true.sum((1, 2)) - tp
@@ -107,10 +114,12 @@ def summarise(counts: Counts, patients: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _columns(counts: Counts) -> tuple[Counts, Counts, Counts, Counts]:
-    return counts[..., 0], counts[..., 1], counts[..., 2], counts[..., 3]
+def _columns(counts: Counts) -> list[NDArray[Any]]:
+    return [counts[..., column] for column in range(4)]
 
 
-def _ratio(part: Counts, whole: Counts, tumour_anywhere: Counts) -> NDArray[np.float64]:
+def _ratio(
+    part: NDArray[Any], whole: NDArray[Any], tumour_anywhere: NDArray[Any]
+) -> NDArray[np.float64]:
     ratio = np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
     return np.where(np.asarray(tumour_anywhere) == 0, 1.0, ratio)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ ORDER = [
         "epoch",
         "training",
     ),
-    *("predict", "plan", "results", "folder", "setup", "board", "console", "report", "trial"),
+    *("predict", "plan", "results", "scores", "resample", "variance", "compare", "conclude"),
+    *("folder", "setup", "board", "console", "report", "trial"),
     *("tuning", "run"),
 ]
 MODULES = [
@@ -86,14 +89,22 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
     assert not packages & {"ray", "study"}
 
 
-@pytest.mark.parametrize("module", ["plan", "results", "folder", "report", "console"])
+STATISTICS = ("scores", "resample", "variance", "compare", "conclude")
+
+
+@pytest.mark.parametrize("module", ["plan", "results", *STATISTICS, "folder", "report", "console"])
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    heavy = {"errors", "storage", "config", "plan", "results", "folder"}
+    light = {"errors", "storage", "config", "metrics", "plan", "results", "folder", *STATISTICS}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
-        assert package not in ("brainseg", "study") or inner in heavy
+        assert package not in ("brainseg", "study") or not inner or inner in light
+
+
+def test_a_comparison_loads_neither_torch_nor_ray() -> None:
+    code = "import sys, study.conclude; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_baseline_yaml_writes_out_every_default() -> None:

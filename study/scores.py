@@ -1,0 +1,130 @@
+"""scores.csv -> the score matrix: variants x seeds x patients, NaN where a trial is missing.
+
+Needs neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainseg.errors import StudyError
+from study.results import Row
+
+Floats = NDArray[np.float64]
+
+_COUNTS = ("TP", "FP", "FN", "TN")
+
+
+@dataclass(frozen=True)
+class ScoreMatrix:
+    """The test scores of a study. A cell is one variant, trained with one seed, on one patient.
+
+    Attributes:
+        variants: V names in the order of the plan, those without any score included.
+        seeds: S seeds, ascending.
+        patients: P names, in alphabetical order.
+        folds: int64 (S, P): the fold in which a patient was tested with a seed, -1 if in none.
+        counts: float64 (V, S, P, 4): TP, FP, FN, TN in pixels, summed over a patient's slices.
+        dice: float64 (V, S, P): each patient's Dice, in [0, 1].
+        hd95: float64 (V, S, P): 95th percentile of the Hausdorff distance in pixels; NaN also
+            where it is undefined or was not measured.
+        num_trials: Trials that were asked for.
+        missing: Names of those of them that have no scores.
+    """
+
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+    patients: tuple[str, ...]
+    folds: NDArray[np.int64]
+    counts: Floats
+    dice: Floats
+    hd95: Floats
+    num_trials: int = 0
+    missing: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> NDArray[np.bool_]:
+        """Bool (V, S, P): the cells that have scores."""
+        return ~np.isnan(self.dice)
+
+    def index(self, variant: str) -> int:
+        """Return a variant's position."""
+        return self.variants.index(variant)
+
+
+def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatrix:
+    """Arrange the rows of scores.csv.
+
+    Args:
+        scores: Rows of scores.csv, values as text or numbers; the column hd95 may be absent, or
+            empty where a distance is undefined.
+        trials: Rows of trials.csv, so that trials without scores are known.
+
+    Raises:
+        StudyError: If a cell has two rows, a patient was tested in two folds with one seed, or a
+            value is not a number.
+    """
+    variants = tuple(dict.fromkeys(str(row["variant"]) for row in chain(trials, scores)))
+    seeds = tuple(sorted({int(row["seed"]) for row in chain(trials, scores)}))
+    patients = tuple(sorted({str(row["patient"]) for row in scores}))
+    shape = (len(variants), len(seeds), len(patients))
+    numbers = np.full((*shape, 6), np.nan)
+    folds = np.full(shape[1:], -1, dtype=np.int64)
+    position = {name: p for p, name in enumerate(patients)}
+    for row in scores:
+        v, s = variants.index(str(row["variant"])), seeds.index(int(row["seed"]))
+        p = position[str(row["patient"])]
+        if not np.isnan(numbers[v, s, p, 4]):
+            raise StudyError(f"scores.csv has two rows for {_cell(row)}; keep one")
+        if folds[s, p] not in (-1, int(row["fold"])):
+            raise StudyError(
+                f"scores.csv tests {_cell(row)} in folds {folds[s, p]} and {row['fold']}; "
+                "a patient belongs to one fold"
+            )
+        folds[s, p] = int(row["fold"])
+        numbers[v, s, p] = _numbers(row)
+    asked, missing = _missing(scores, trials)
+    counts, dice, hd95 = numbers[..., :4], numbers[..., 4], numbers[..., 5]
+    return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, asked, missing)
+
+
+def read_factors(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
+    """Return variant -> its encoder, and whether its slices are preprocessed.
+
+    Args:
+        trials: Rows of trials.csv, values as text or as they are.
+    """
+    return {
+        str(row["variant"]): (str(row["encoder"]), str(row["preprocessed"]) == "True")
+        for row in trials
+    }
+
+
+def _numbers(row: Row) -> list[float]:
+    try:
+        values = [float(row[column]) for column in (*_COUNTS, "Dice")]
+        distance = row.get("hd95")
+        values.append(np.nan if distance in ("", None) else float(distance))
+    except ValueError as error:
+        raise StudyError(f"scores.csv, row of {_cell(row)}: {error}") from error
+    if not np.isfinite(values[:5]).all():
+        raise StudyError(f"scores.csv, row of {_cell(row)}: a value is not finite")
+    return values
+
+
+def _missing(scores: Sequence[Row], trials: Sequence[Row]) -> tuple[int, tuple[str, ...]]:
+    def name(row: Row) -> str:
+        return f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
+
+    scored = dict.fromkeys(map(name, scores))
+    asked = dict.fromkeys(map(name, chain(trials, scores)))
+    return len(asked), tuple(trial for trial in asked if trial not in scored)
+
+
+def _cell(row: Row) -> str:
+    return f"variant {row['variant']}, seed {row['seed']}, patient {row['patient']}"
