@@ -19,7 +19,7 @@ from brainseg.storage import write_text
 from study.halving import BRACKETS, Halving
 from study.plan import Trial
 from study.results import Row, TrialFolder
-from study.space import VARIANT, Changes, Space
+from study.space import VARIANT, Changes, Range, Space
 
 SAMPLERS = ("tpe", "random", "cmaes", "gp")
 SCHEDULERS = (*BRACKETS, "median", "none")
@@ -46,7 +46,7 @@ class Candidate(Trial):
     @property
     def name(self) -> str:
         """Its name where it is printed."""
-        return f"candidate-{self.number:04d}"
+        return candidate_name(self.number)
 
     @property
     def path(self) -> Path:
@@ -80,6 +80,19 @@ class Search:
     sampler: str = "tpe"
     scheduler: str = "asha"
     folds: int = 1
+
+    @classmethod
+    def of_record(cls, about: Mapping[str, Any]) -> Search:
+        """Return the search of a study.json that has one."""
+        record, base = about["search"], Experiment.model_validate(about["experiment"])
+        ranges = {key: Range.model_validate(values) for key, values in record["space"].items()}
+        return cls(
+            Space(about["variants"], base, ranges),
+            record["candidates"],
+            record["sampler"],
+            record["scheduler"],
+            record["folds"],
+        )
 
     @property
     def seed(self) -> int:
@@ -157,6 +170,11 @@ def check_search(search: Search) -> Search:
     if not 1 <= search.folds <= NUM_INNER_FOLDS:
         raise ConfigError(f"--search-folds is {search.folds}; valid: 1 to {NUM_INNER_FOLDS}")
     return search
+
+
+def candidate_name(number: int) -> str:
+    """Return what a candidate is called where it is printed."""
+    return f"candidate-{number:04d}"
 
 
 def candidate_folder(study: Path, number: int) -> TrialFolder:

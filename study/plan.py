@@ -23,8 +23,15 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         f"{name}-lite0": {"model.encoder": _LITE, "preprocess.enabled": enabled}
         for name, enabled in (("raw", False), ("preprocessed", True))
     },
+    "one": {"configured": {}},
 }
 """Name of a grid -> name of a variant -> the keys in which it differs from the configuration."""
+
+ONE = "one"
+"""The grid of a single variant that decides nothing: the configuration as it is."""
+
+WINNER = "winner-c"
+"""Begins the name of the variant that is a search's winner; its candidate's number follows."""
 
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS_KEPT = 2
@@ -192,6 +199,18 @@ def disk_needed(trials: Sequence[Trial], weights: dict[str, int], concurrent: in
     models = sum(sizes) + sum(weights[t.experiment.model.encoder] for t in _one_each(trials))
     checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * sum(sizes[:concurrent])
     return _BYTES_PER_WEIGHT * (models + checkpoints)
+
+
+def disk_needed_to_search(weights: dict[str, int], concurrent: int, folds: int) -> int:
+    """Estimate the bytes that a search writes at its fullest: a candidate leaves no weights.
+
+    Args:
+        weights: Encoder -> number of the U-Net's weights.
+        concurrent: Candidates at once.
+        folds: Trainings of each.
+    """
+    checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * folds * concurrent
+    return _BYTES_PER_WEIGHT * checkpoints * max(weights.values())
 
 
 def _one_each(trials: Sequence[Trial]) -> list[Trial]:

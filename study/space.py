@@ -65,6 +65,11 @@ class Range(BaseModel):
             raise ValueError(f"low is {self.low:g}: a logarithmic scale needs low above 0")
         return self
 
+    def __str__(self) -> str:
+        if self.choices is not None:
+            return ", ".join(map(str, self.choices))
+        return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
+
     @property
     def ends(self) -> tuple[Any, ...]:
         """All choices, or low and high."""

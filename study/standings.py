@@ -22,13 +22,13 @@ from study.candidates import (
     candidate_folder,
     read_params,
 )
-from study.plan import Trial
+from study.plan import WINNER, Trial
 from study.results import Row, TrialFolder, write_csv
 from study.space import VARIANT, Changes
 
 TABLE = "candidates.csv"
 TOP = 5
-_WINNER = re.compile(r"winner-c(\d+)-fold")
+_WINNER = re.compile(rf"{WINNER}(\d+)-fold")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[Trial]:
     """Return the trials of the winner, trained in full with the study's own seeds.
 
-    A former winner's trials stay in the study as far as they have ended; another one's never take
+    There are none if the winner is a variant as it is, which the grid trains anyway. A former winner's trials stay in the study as far as they have ended; another one's never take
     their place, since a variant is named after its candidate.
 
     Args:
@@ -118,8 +118,8 @@ def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[T
     all_params = read_params(study)
     rows = [_row(study, search, number, params) for number, params in enumerate(all_params)]
     best = ranked(rows)
-    current = best[0]["candidate"] if best else None
-    names = [path.name for path in (study / "trials").glob("winner-c*")]
+    current = best[0]["candidate"] if best and not is_variant(search, best[0]) else None
+    names = [path.name for path in (study / "trials").glob(f"{WINNER}*")]
     former = {int(found[1]) for name in names if (found := _WINNER.match(name))}
     trials = []
     for number in sorted(former - {current}) + ([] if current is None else [current]):
@@ -127,6 +127,18 @@ def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[T
             if number == current or TrialFolder(study / trial.path).read() is not None:
                 trials.append(trial)
     return trials
+
+
+def is_variant(search: Search, row: Row) -> bool:
+    """Return whether a candidate of candidates.csv is one of the grid's variants as they are."""
+    params = {key: row[key] for key in (VARIANT, *search.space.ranges) if row.get(key, "") != ""}
+    return params == search.space.baseline(row[VARIANT])
+
+
+def count_ended(study: Path) -> int:
+    """Return how many candidates have a result."""
+    numbers = range(len(read_params(study)))
+    return sum(candidate_folder(study, number).read() is not None for number in numbers)
 
 
 def measure_spent(study: Path, rows: Sequence[Row]) -> Spent:
@@ -177,11 +189,9 @@ def measure_agreement(rows: Sequence[Row], rungs: Sequence[int]) -> list[Agreeme
 def _retrained(
     search: Search, number: int, params: Changes, folds: int, seeds: int
 ) -> list[Trial]:
-    experiment = search.experiment(params)
+    experiment, variant = search.experiment(params), f"{WINNER}{number:04d}"
     return [
-        Trial(
-            f"winner-c{number:04d}", fold, seed, experiment.replaced({"fold": fold, "seed": seed})
-        )
+        Trial(variant, fold, seed, experiment.replaced({"fold": fold, "seed": seed}))
         for seed in range(search.seed, search.seed + seeds)
         for fold in range(folds)
     ]
@@ -206,7 +216,7 @@ def _row(study: Path, search: Search, number: int, params: Changes) -> Row:
 def _yaml(search: Search, row: Row, params: Changes, place: int, heading: str) -> str:
     return (
         f"# Place {place} of {search.candidates} candidates: candidate {row['candidate']}, "
-        f"val Dice {float(row[SCORE]):.4f} (global, best epoch).\n"
+        f"val Dice {float(row[SCORE]):.4f} (global, best epoch: an optimistic figure).\n"
         f"# {heading}\n"
         "# Chosen by validation alone; run it with: python -m study.run --config THIS_FILE\n"
         f"{search.experiment(params).to_yaml()}"

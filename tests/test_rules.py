@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from brainseg.config import Experiment, load_experiment
+from study.options import build_parser
 from study.plan import GRIDS, plan_trials
-from study.run import _parser
+from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
@@ -39,11 +40,22 @@ ORDER = [
         "epoch",
         "training",
     ),
-    *("predict", "evaluation", "plan", "results", "scores", "resample", "variance", "compare"),
-    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup", "board"),
+    *("predict", "evaluation", "plan", "results", "space", "halving", "candidates", "standings"),
+    *("scores", "resample", "variance", "compare"),
+    *(
+        "conclude",
+        "slices",
+        "probabilities",
+        "outlines",
+        "examples",
+        "folder",
+        "setup",
+        "forecast",
+        "board",
+    ),
     *("breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *("findings", "account", "latex", "cards", "page", "report", "console", "trial"),
-    *("tuning", "run"),
+    *("findings", "account", "latex", "cards", "page", "report", "console", "attempt", "trial"),
+    *("tuning", "objective", "scheduler", "search", "options", "run"),
 ]
 MODULES = [
     path
@@ -93,7 +105,8 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 
 REPORT = (
-    *("plan", "results", "scores", "resample", "variance", "compare", "conclude", "slices"),
+    *("plan", "results", "space", "halving", "candidates", "standings", "options"),
+    *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
     *("findings", "account", "latex", "cards", "page", "report", "console"),
 )
@@ -124,7 +137,10 @@ def test_baseline_yaml_writes_out_every_default() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_loads(path: Path) -> None:
-    assert load_experiment(path)
+    if path.stem == "search":
+        assert all(load_space(path, GRIDS[grid], Experiment()).ranges for grid in GRIDS)
+    else:
+        assert load_experiment(path)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -135,7 +151,7 @@ def test_every_grid_builds(grid: str) -> None:
 
 def test_every_flag_is_read_somewhere() -> None:
     text = (ROOT / "study" / "run.py").read_text(encoding="utf-8")
-    for action in _parser()._actions:
+    for action in build_parser()._actions:
         if action.dest != "help":
             assert f"args.{action.dest}" in text, f"--{action.dest} is declared, but never read"
 
