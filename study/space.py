@@ -228,8 +228,11 @@ def load_space(path: Path, variants: Mapping[str, Changes], base: Experiment) ->
         ConfigError: Naming the file and the key.
     """
     ranges = _parse(path)
-    for key, values in ranges.items():
-        _check(path, key, values, ranges, base)
+    try:
+        for key, values in ranges.items():
+            _check(key, values, ranges, base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {str(error).removeprefix('--set: ')}") from error
     fixed = tuple(k for k in ranges if all(k in changes for changes in variants.values()))
     free = {key: values for key, values in ranges.items() if key not in fixed}
     if not free:
@@ -266,30 +269,25 @@ def _parse(path: Path) -> dict[str, Range]:
     return ranges
 
 
-def _check(
-    path: Path, key: str, values: Range, ranges: Mapping[str, Range], base: Experiment
-) -> None:
+def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experiment) -> None:
     """Refuse a key that is none, or values that it cannot have."""
     if key in _REFUSED:
-        raise ConfigError(f"{path}: {key} cannot be varied: {_REFUSED[key]}")
+        raise ConfigError(f"{key} cannot be varied: {_REFUSED[key]}")
     now = base.value(key)
     if values.choices is None:
         if not _is_number(now):
-            raise ConfigError(f"{path}: {key} is {now!r}, no number: give choices")
+            raise ConfigError(f"{key} is {now!r}, no number: give choices")
         if isinstance(now, int) and not all(float(end).is_integer() for end in values.ends):
-            raise ConfigError(f"{path}: {key}: low and high must be whole numbers")
+            raise ConfigError(f"{key}: low and high must be whole numbers")
     for end in values.ends:
         is_whole = isinstance(now, int) and isinstance(end, float) and end.is_integer()
-        try:
-            base.replaced({key: int(end) if is_whole else end})
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {str(error).removeprefix('--set: ')}") from error
+        base.replaced({key: int(end) if is_whole else end})
     if values.when is None:
         return
     if not isinstance(base.value(values.when), bool):
-        raise ConfigError(f"{path}: {key}: when names {values.when}, which is not true or false")
+        raise ConfigError(f"{key}: when names {values.when}, which is not true or false")
     if values.when in ranges and ranges[values.when].when:
-        raise ConfigError(f"{path}: {key}: when names {values.when}, which has a when itself")
+        raise ConfigError(f"{key}: when names {values.when}, which has a when itself")
 
 
 def _is_number(value: object) -> bool:

@@ -106,8 +106,9 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[Trial]:
     """Return the trials of the winner, trained in full with the study's own seeds.
 
-    There are none if the winner is a variant as it is, which the grid trains anyway. A former winner's trials stay in the study as far as they have ended; another one's never take
-    their place, since a variant is named after its candidate.
+    There are none if the winner is a variant as it is, which the grid trains anyway. A former
+    winner's trials stay in the study as far as they have ended; another one's never take their
+    place, since a variant is named after its candidate.
 
     Args:
         study: The study's folder.
