@@ -51,7 +51,7 @@ def test_inner_folds_train_in_turn_as_they_would_alone(
     alone = [train_two_stage(e, data, compute=Compute("cpu")) for e in task.trial.experiments]
     curves = [[row["val_dice"] for row in result.history] for result in alone]
     assert curves[0] != curves[1]
-    assert [row["val_dice"] for row in reported] == [fmean(pair) for pair in zip(*curves)]
+    assert [row["val_dice"] for row in reported] == [fmean(p) for p in zip(*curves, strict=True)]
     assert [row["epoch"] for row in reported] == [1, 2, 3]
     row = task.folder.read()
     assert row is not None
@@ -89,11 +89,13 @@ def test_the_test_part_is_never_opened(
             return read(self, number)
 
         monkeypatch.setattr(SliceStore, name, watched)
-    run_candidate({"task": replace(task, trial=replace(task.trial, inner_folds=9)).to_config()})
+    short = task.trial.experiment.replaced({"stages.1.epochs": 0})
+    everyone = Candidate("raw", 0, 44, short, 3, inner_folds=9)
+    run_candidate({"task": replace(task, trial=everyone).to_config()})
     split = split_by_patient(data.slices, 0, 44)
     test = set(split.numbers(data.slices, "test").tolist())
     assert opened == set(range(len(data.slices))) - test
-    result = train_two_stage(task.trial.experiment, data, compute=Compute("cpu"))
+    result = train_two_stage(short, data, compute=Compute("cpu"))
     Predictor.of(result, Compute("cpu")).evaluate(data, "test")
     assert test <= opened  # what opens it is noticed
 
@@ -101,7 +103,8 @@ def test_the_test_part_is_never_opened(
 def test_a_mean_over_folds_takes_one_epoch_for_all() -> None:
     rows = [{"val_dice": dice, SCORE: 0.9, "seconds": 2.0} for dice in (0.4, 0.6)]
     reports = [
-        EpochReport(row, 3, replayed=replayed) for row, replayed in zip(rows, (True, False))
+        EpochReport(row, 3, replayed=replayed)
+        for row, replayed in zip(rows, (True, False), strict=True)
     ]
     mean = average(reports, best=0.45)
     assert mean.row["val_dice"] == 0.5
