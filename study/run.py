@@ -216,9 +216,10 @@ def _study(args: argparse.Namespace, console: Console) -> int:
         trials = setup.open_trials(retry_failed=args.retry_failed)
         if trials:
             _run_trials(args, setup, trials, console)
-        rows = collect(setup.folder, setup.trials)
-        collect_ensembles(setup.folder, setup.trials)
-        draw_examples(setup.folder, setup.trials, setup.data)
+        with console.status("gathering what the trials left"):
+            rows = collect(setup.folder, setup.trials)
+            collect_ensembles(setup.folder, setup.trials)
+            draw_examples(setup.folder, setup.trials, setup.data)
         _report(setup.folder, console)
     return _exit_code(rows)
 
@@ -292,7 +293,8 @@ def _report(folder: Path, console: Console) -> int:
     about = read_study(folder)
     if not (folder / "trials.csv").exists():
         raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
-    records = write_report(folder)
+    with console.status("writing the report"):
+        records = write_report(folder)
     ranking = ranked_rows(records)
     print_ranking(ranking, "Test scores, by Dice/patient", describe_study(about), console)
     published = published_rows(records)

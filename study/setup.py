@@ -166,7 +166,7 @@ def disk_figures(
 ) -> tuple[int, int]:
     """Return the bytes that the trials need at their fullest, and those that are free."""
     existing = next(p for p in (setup.folder, *setup.folder.parents) if p.exists())
-    needed = disk_needed(trials, setup.sizes, resources.concurrent)
+    needed = disk_needed(trials, setup.sizes, resources.concurrent, len(setup.data.slices))
     return needed, shutil.disk_usage(existing).free
 
 
