@@ -250,9 +250,8 @@ def _run_trials(
         require_disk(setup, trials, resources)
         write_facts(setup, resources)
         require_shared_folder(setup.folder)
-        gpus = f"{resources.gpus:g} GPU and " if resources.gpus else ""
         console.print(
-            f"{resources.concurrent} at once, each with {gpus}{resources.cpus} CPU; live curves: "
+            f"{resources.concurrent} at once, each with {resources}; live curves: "
             f"tensorboard --logdir {os.path.relpath(setup.folder)}"
         )
         data = setup.data
