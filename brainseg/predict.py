@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainseg.batches import Batches
+from brainseg.batches import Batch, Batches
 from brainseg.epoch import validate
 from brainseg.errors import CheckpointError, DataError
 from brainseg.metrics import Counts
@@ -20,6 +20,8 @@ from brainseg.preprocess import preprocess
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
 from brainseg.training import Compute, TrainResult
+
+_FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
 
 
 class Predictor:
@@ -107,6 +109,16 @@ class Predictor:
             CheckpointError: If the data are not those it was trained on: patients of its training
                 might then be tested.
         """
+        numbers = self.numbers(data, part)
+        judged = validate(self._model, self._batches(data, numbers), self.experiment, self._device)
+        return judged.counts, [data.slices[number].patient for number in numbers]
+
+    def numbers(self, data: SliceStore, part: str) -> NDArray[np.int64]:
+        """Return the positions, in the store, of one part of the split that it was trained on.
+
+        Raises:
+            CheckpointError: If the data are not those it was trained on.
+        """
         if data.fingerprint != self.header.fingerprint:
             raise CheckpointError(
                 f"the model was trained on data {self.header.fingerprint[:12]}, "
@@ -115,12 +127,32 @@ class Predictor:
         split = split_by_patient(
             data.slices, self.experiment.fold, self.experiment.data.split_seed
         )
-        numbers = split.numbers(data.slices, part)
-        batches = Batches(
-            data, numbers, self.experiment, augmented=False, workers=self._compute.workers
-        )
-        judged = validate(self._model, batches.epoch(0, 0), self.experiment, self._device)
-        return judged.counts, [data.slices[number].patient for number in numbers]
+        return split.numbers(data.slices, part)
+
+    def views(
+        self, data: SliceStore, numbers: NDArray[np.int64]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield logits of slices as they are and flipped, batch by batch, on the CPU.
+
+        Args:
+            data: The dataset.
+            numbers: Positions of slices in the store.
+
+        Yields:
+            float32 (4, B, S, S): as it is, flipped up-down, left-right, and both, each turned
+            back; and the masks, bool (B, S, S).
+        """
+        for images, masks, _ in self._batches(data, numbers):
+            views = [
+                infer_logits(self._model, images.flip(axes), self._device).flip(axes)
+                for axes in _FLIPS
+            ]
+            yield torch.stack(views).cpu(), masks.bool()
+
+    def _batches(self, data: SliceStore, numbers: NDArray[np.int64]) -> Iterator[Batch]:
+        workers = self._compute.workers
+        batches = Batches(data, numbers, self.experiment, augmented=False, workers=workers)
+        return batches.epoch(0, 0)
 
     def _prepare(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         for image in images:

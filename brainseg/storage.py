@@ -37,6 +37,11 @@ def patiently(write: Callable[[], _T], what: str) -> _T:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all, see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: aside, flushed to disk, renamed.
 
     Its folder is made, but not the folder above: where that is gone, the storage is.
@@ -44,8 +49,8 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with aside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from brainseg.epoch import EpochReport, Example
+from study.outlines import draw_outlines
 from study.plan import Trial
 
 _SCALARS = {
@@ -28,7 +28,6 @@ _SCALARS = {
     "val_dice_patient": "Dice/val (per patient)",
     "learning_rate": "learning rate",
 }
-_TRUE, _PREDICTED = (90, 200, 90), (230, 120, 30)
 
 
 class Board:
@@ -79,7 +78,7 @@ class Board:
         if report.examples:
             sheet = outline_sheet(report.examples)
             writer.add_image(
-                "validation slices (true green, predicted orange)", sheet, step, dataformats="HWC"
+                "validation slices (true blue, predicted orange)", sheet, step, dataformats="HWC"
             )
         writer.flush()
 
@@ -115,18 +114,8 @@ def outline_sheet(examples: Sequence[Example], side: int = 256) -> NDArray[np.ui
     Returns:
         uint8 (rows * side, 2 * side, 3), black where there is no slice.
     """
-    tiles = [_draw_outlines(example, side) for example in examples]
+    tiles = [draw_outlines(e.image, e.true, e.predicted, side) for e in examples]
     if len(tiles) % 2:
         tiles.append(np.zeros_like(tiles[0]))
     rows = [np.concatenate(tiles[n : n + 2], axis=1) for n in range(0, len(tiles), 2)]
     return np.concatenate(rows)
-
-
-def _draw_outlines(example: Example, side: int) -> NDArray[np.uint8]:
-    # Enlarged first, so that outlines stay one pixel thin however small the slices are.
-    tile = cv2.resize(example.image, (side, side), interpolation=cv2.INTER_LINEAR)
-    for mask, colour in ((example.true, _TRUE), (example.predicted, _PREDICTED)):
-        large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
-        contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(tile, contours, -1, colour, 1)
-    return np.asarray(tile, np.uint8)

@@ -15,10 +15,10 @@ _HEADINGS = {
     "accuracy": "acc.",
     "precision": "prec.",
     "val loss": "loss",
-    "Dice/patient": "/patient",
-    "Dice/slice": "/slice",
-    "seconds": "s",
+    "global Dice": "Dice",
 }
+_LEFT_OUT = ("Dice/slice", "IoU", "patients")
+_WITH_INTERVAL = "Dice/patient"
 _FRACTION = re.compile(r"\d\.\d{4}")
 _STAGES = {1: "frozen", 2: "all"}
 _HEADER = "epoch   stage  val Dice  train  val      time  left, all trials"
@@ -88,22 +88,25 @@ def print_ranking(
 ) -> None:
     """Print a table whose columns are the keys of its rows.
 
-    To fit a terminal, fractions are rounded to three decimals and headings shortened; report.md
-    has them whole.
+    To fit a terminal, fractions are rounded to three decimals, headings shortened, and only
+    Dice/patient keeps its interval; the report has all.
     """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
-    for column in rows[0]:
+    columns = [column for column in rows[0] if column not in _LEFT_OUT]
+    for column in columns:
         left = column in ("", "variant", "published")
         table.add_column(
             _HEADINGS.get(column, column), justify="left" if left else "right", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(_rounded(value) for value in row.values()))
+        table.add_row(*(_shorten_value(column, row[column]) for column in columns))
     console.print(table)
 
 
-def _rounded(value: str) -> str:
+def _shorten_value(column: str, value: str) -> str:
+    if column != _WITH_INTERVAL:
+        value = value.partition(" (")[0]
     return f"{float(value):.3f}" if _FRACTION.fullmatch(value) else value
 
 

@@ -1,4 +1,4 @@
-"""What trials left in their folders -> trials.csv, scores.csv and models/, failed trials included.
+"""What trials left in their folders -> the study's CSV files and models/, failed trials included.
 
 Reads and writes files only: neither Ray nor torch is needed.
 """
@@ -28,7 +28,14 @@ TRIAL_COLUMNS = (
     *("test_dice_global", "test_iou", "test_accuracy", "test_precision", "test_recall"),
     *("test_dice_patient", "test_dice_slice", "seconds", "wall_seconds"),
 )
-SCORE_COLUMNS = ("variant", "fold", "seed", "patient", "TP", "FP", "FN", "TN", "Dice")
+_CELL, _COUNTS = ("variant", "fold", "seed"), ("TP", "FP", "FN", "TN", "Dice")
+TABLES = {
+    "scores": (*_CELL, "patient", *_COUNTS, "hd95"),
+    "slices": (*_CELL, "patient", "slice", *_COUNTS, "hd95", "tumour_pixels", "missing"),
+    "stages": (*_CELL, "stage", "setting", "part", "patient", *_COUNTS),
+    "calibration": (*_CELL, "from", "to", "pixels", "probability_sum", "tumour_pixels"),
+}
+"""Name of a CSV file -> its columns; each finished trial writes one, the study has them joined."""
 
 
 FAILURES = ("failed", "diverged")
@@ -49,6 +56,7 @@ class TrialFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.safetensors"
+        self.probabilities = path / "probabilities.npz"
 
     def read(self) -> Row | None:
         """Return the trial's result, or None if it has not ended."""
@@ -97,17 +105,28 @@ class TrialFolder:
         """Return one row per epoch that was reported."""
         return [{k: float(v) for k, v in row.items()} for row in read_csv(self._history)]
 
-    def read_scores(self) -> list[Row]:
-        """Return one row per test patient."""
-        return read_csv(self.path / "scores.csv")
+    def read_table(self, name: str) -> list[Row]:
+        """Return the rows of one of `TABLES`; none if the trial left no such file."""
+        return read_csv(self.path / f"{name}.csv")
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write one row per epoch."""
         write_csv(self._history, list(history[0]), history)
 
-    def write_success(self, trial: Trial, values: Row, scores: Sequence[Row]) -> None:
-        """Write scores and experiment, then the result, which says that all is there."""
-        write_csv(self.path / "scores.csv", SCORE_COLUMNS, scores)
+    def write_success(
+        self, trial: Trial, values: Row, tables: Mapping[str, Sequence[Row]]
+    ) -> None:
+        """Write tables and experiment, then the result, which says that all is there.
+
+        Args:
+            trial: Whose results.
+            values: Columns of trials.csv, and what else is worth keeping.
+            tables: Name in `TABLES` -> rows, without variant, fold and seed.
+        """
+        cell = {"variant": trial.variant, "fold": trial.fold, "seed": trial.seed}
+        for name, rows in tables.items():
+            path = self.path / f"{name}.csv"
+            write_csv(path, TABLES[name], [cell | row for row in rows])
         write_text(self.path / "experiment.yaml", trial.experiment.to_yaml())
         self._write_result(trial, {"status": "finished", "error": "", **values})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -144,27 +163,8 @@ def describe_trial(trial: Trial) -> Row:
     }
 
 
-def score_rows(trial: Trial, by_patient: Mapping[str, tuple[float, ...]]) -> list[Row]:
-    """Return rows of scores.csv.
-
-    Args:
-        trial: Whose scores.
-        by_patient: Patient -> TP, FP, FN, TN, Dice.
-    """
-    return [
-        dict(
-            zip(
-                SCORE_COLUMNS,
-                (trial.variant, trial.fold, trial.seed, patient, *values),
-                strict=True,
-            )
-        )
-        for patient, values in sorted(by_patient.items())
-    ]
-
-
 def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
-    """Write trials.csv, scores.csv and models/ from the trials' folders.
+    """Write trials.csv, the joined tables and models/ from the trials' folders.
 
     Returns:
         A row per requested trial, in the order variant, fold, seed of the plan; one without a
@@ -172,28 +172,42 @@ def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
     """
     variants = list(dict.fromkeys(trial.variant for trial in trials))
     ordered = sorted(trials, key=lambda t: (variants.index(t.variant), t.fold, t.seed))
-    rows, scores = [], []
+    rows: list[Row] = []
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
     for trial in ordered:
         folder = TrialFolder(study / "trials" / trial.name)
         unfinished = {"status": "unfinished", "error": "stopped before its end"}
         row = folder.read() or describe_trial(trial) | unfinished
         rows.append(row)
         if row["status"] == "finished":
-            scores += folder.read_scores()
+            for name, joined in tables.items():
+                joined += folder.read_table(name)
     write_csv(study / "trials.csv", TRIAL_COLUMNS, rows)
-    write_csv(study / "scores.csv", SCORE_COLUMNS, scores)
+    for name, joined in tables.items():
+        write_csv(study / f"{name}.csv", TABLES[name], joined)
     _export_models(study, ordered, rows)
     return rows
 
 
-def _export_models(study: Path, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
-    """Copy each variant's model; of several folds and seeds the one with the lowest val loss."""
-    best: dict[str, tuple[float, Trial]] = {}
-    for trial, row in zip(trials, rows, strict=True):
+def kept_models(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return, per variant, the row of the finished trial with the lowest val loss."""
+    kept: dict[str, Row] = {}
+    for row in rows:
         if row["status"] == "finished":
-            entry = (float(row["val_loss"]), trial)
-            best[trial.variant] = min(best.get(trial.variant, entry), entry, key=lambda e: e[0])
-    for variant, (_, trial) in best.items():
+            best = kept.setdefault(row["variant"], row)
+            if float(row["val_loss"]) < float(best["val_loss"]):
+                kept[row["variant"]] = row
+    return kept
+
+
+def _export_models(study: Path, trials: Sequence[Trial], rows: Sequence[Row]) -> None:
+    """Copy each variant's model."""
+    kept = kept_models(rows)
+    for trial in trials:
+        variant = trial.variant
+        cell = kept.get(variant, {})
+        if (trial.fold, trial.seed) != (cell.get("fold"), cell.get("seed")):
+            continue
         source = TrialFolder(study / "trials" / trial.name).model
         target = study / "models" / f"{variant}.safetensors"
         target.parent.mkdir(exist_ok=True)

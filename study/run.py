@@ -14,15 +14,12 @@ from rich.console import Console
 
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
+from study.account import describe_study, published_rows
 from study.console import Progress, print_lines, print_ranking
+from study.findings import ranked_rows
 from study.folder import check_folder, locked, move_aside, read_study
 from study.plan import GRIDS, Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
-from study.report import (
-    describe_study,
-    published_rows,
-    shares_variants_with_published,
-    write_report,
-)
+from study.report import write_report
 from study.results import FAILURES, Row, collect
 
 if TYPE_CHECKING:
@@ -200,6 +197,8 @@ def _gpus(text: str) -> float:
 
 
 def _study(args: argparse.Namespace, console: Console) -> int:
+    from study.examples import draw_examples
+    from study.probabilities import collect_ensembles
     from study.setup import describe_plan, prepare
 
     setup = prepare(_request(args), console.print, download=not args.plan)
@@ -217,7 +216,10 @@ def _study(args: argparse.Namespace, console: Console) -> int:
         trials = setup.open_trials(retry_failed=args.retry_failed)
         if trials:
             _run_trials(args, setup, trials, console)
-        rows = collect(setup.folder, setup.trials)
+        with console.status("gathering what the trials left"):
+            rows = collect(setup.folder, setup.trials)
+            collect_ensembles(setup.folder, setup.trials)
+            draw_examples(setup.folder, setup.trials, setup.data)
         _report(setup.folder, console)
     return _exit_code(rows)
 
@@ -291,12 +293,16 @@ def _report(folder: Path, console: Console) -> int:
     about = read_study(folder)
     if not (folder / "trials.csv").exists():
         raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
-    ranking = write_report(folder)
-    print_ranking(ranking, "Test scores, by global Dice", describe_study(about), console)
-    if shares_variants_with_published(ranking):
-        note = "Published by others on another split, not measured here; see report.md."
-        print_ranking(published_rows(), "Published", note, console)
-    console.print(f"report: {folder / 'report.md'}")
+    with console.status("writing the report"):
+        records = write_report(folder)
+    ranking = ranked_rows(records)
+    print_ranking(ranking, "Test scores, by Dice/patient", describe_study(about), console)
+    published = published_rows(records)
+    if published:
+        note = "Published by others on another split, not measured here; Dice is the global one."
+        print_ranking(published, "Published", note, console)
+    console.print(f"{records.conclusion.sentence}\n")
+    console.print(f"report: {folder / 'report.html'}")
     return FINISHED
 
 

@@ -16,6 +16,7 @@ from brainseg.errors import ConfigError, StudyError
 from brainseg.index import find_default_root
 from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
+from brainseg.patients import describe_patients
 from brainseg.phantom import VERSION, generate_phantom
 from brainseg.split import PARTS, assign_folds, split_by_patient
 from brainseg.storage import write_text
@@ -29,7 +30,7 @@ from study.plan import (
     plan_trials,
     refuse_grid_keys,
 )
-from study.results import TrialFolder
+from study.results import TrialFolder, write_csv
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Say = Callable[[str], None]
@@ -120,7 +121,7 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
 
 
 def write_facts(setup: Setup, resources: TrialResources) -> None:
-    """Write study.json, experiment.yaml and split.json."""
+    """Write study.json, experiment.yaml, split.json and patients.csv."""
     data, base = setup.data, setup.question.base
     facts = {
         "first_seed": base.seed,
@@ -142,6 +143,8 @@ def write_facts(setup: Setup, resources: TrialResources) -> None:
         "rotations": [split.model_dump(mode="json") for split in rotations],
     }
     write_text(setup.folder / "split.json", json.dumps(record, indent=1) + "\n")
+    patients = describe_patients(data)
+    write_csv(setup.folder / "patients.csv", list(patients[0]), patients)
 
 
 def require_disk(setup: Setup, trials: Sequence[Trial], resources: TrialResources) -> None:
@@ -163,7 +166,7 @@ def disk_figures(
 ) -> tuple[int, int]:
     """Return the bytes that the trials need at their fullest, and those that are free."""
     existing = next(p for p in (setup.folder, *setup.folder.parents) if p.exists())
-    needed = disk_needed(trials, setup.sizes, resources.concurrent)
+    needed = disk_needed(trials, setup.sizes, resources.concurrent, len(setup.data.slices))
     return needed, shutil.disk_usage(existing).free
 
 

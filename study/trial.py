@@ -1,7 +1,8 @@
 """One trial under Ray Tune: a configuration in, epochs reported, its folder of results written.
 
 A trial's folder `trials/<name>/` is the truth about it: `checkpoints/` while it trains, and once
-it has ended `result.json`, `history.csv`, `scores.csv`, `experiment.yaml` and `model.safetensors`.
+it has ended `result.json`, `history.csv`, `experiment.yaml`, `model.safetensors`, and of its test
+`scores.csv`, `slices.csv`, `stages.csv`, `calibration.csv` and `probabilities.npz`.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from brainseg.errors import (
     DivergedError,
     StorageError,
 )
-from brainseg.metrics import dice, sum_by_patient, summarise
+from brainseg.evaluation import PLAIN, evaluate_model
+from brainseg.metrics import summarise
 from brainseg.predict import Predictor
 from brainseg.storage import patiently
 from brainseg.store import SliceStore, open_dataset
 from brainseg.training import Compute, TrainResult, train_two_stage
 from study.board import Board
 from study.plan import Trial, TrialResources
-from study.results import TrialFolder, score_rows
+from study.probabilities import save_probabilities
+from study.results import TrialFolder
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _GIBIBYTE = 2**30
@@ -183,14 +186,12 @@ def _test(
     task: Task, folder: TrialFolder, data: SliceStore, result: TrainResult, started: float
 ) -> None:
     """Open the test part, for the only time: the weights are chosen and nothing depends on it."""
-    counts, patients = Predictor.of(result, _compute(task)).evaluate(data, "test")
-    scores = {f"test_{key}": value for key, value in summarise(counts, patients).items()}
-    by_patient = {
-        patient: (*sums.tolist(), float(dice(sums)))
-        for patient, sums in sum_by_patient(counts, patients).items()
-    }
+    judged = evaluate_model(Predictor.of(result, _compute(task)), data)
+    summary = summarise(judged.test.counts[PLAIN], judged.test.patients)
+    scores = {f"test_{key}": value for key, value in summary.items()}
     header = result.header.model_copy(update={"metrics": result.header.metrics | scores})
     TrainResult(result.weights, result.history, header).save(folder.model)
+    save_probabilities(folder.probabilities, judged)
     folder.write_success(
         task.trial,
         {
@@ -204,7 +205,7 @@ def _test(
             "val_loss": header.best["val_loss"],
             **header.metrics,
         },
-        score_rows(task.trial, by_patient),
+        judged.tables(data),
     )
 
 

@@ -86,3 +86,15 @@ def study(tmp_path: Path, phantom_root: Path, unhurried: Experiment) -> Iterator
     study = Study(tmp_path / "study", phantom_root, unhurried)
     yield study
     study.end()
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated study of four variants with its report; one of its trials failed."""
+    from generated import generate_study
+
+    from study.report import write_report
+
+    study = generate_study(tmp_path_factory.mktemp("generated") / "study", failed=(3,))
+    write_report(study)
+    return study

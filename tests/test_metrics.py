@@ -82,6 +82,23 @@ def test_dice_slice_without_any_tumour() -> None:
     assert summarise(_counts((0, 1, 0, 8)), ["a"])["dice_slice"] == 0
 
 
+@pytest.mark.parametrize(
+    ("empty", "expected"),
+    [
+        ((0, 0, 0, 100), (16 / 20, (0.8 + 1) / 2, 0.8)),  # neither true nor predicted: 1
+        ((0, 5, 0, 95), (16 / 25, (0.8 + 0) / 2, 0.8)),  # predicted where nothing is: 0
+        ((0, 0, 5, 95), (16 / 25, (0.8 + 0) / 2, (0.8 + 0) / 2)),  # missed as a whole: 0
+    ],
+)
+def test_an_empty_mask_under_each_dice_by_hand(
+    empty: tuple[int, int, int, int], expected: tuple[float, float, float]
+) -> None:
+    """Patient a has one slice with Dice 0.8; all of patient b is the slice with an empty mask."""
+    scores = summarise(_counts((8, 2, 2, 88), empty), ["a", "b"])
+    found = tuple(scores[f"dice_{kind}"] for kind in ("global", "patient", "slice"))
+    assert found == pytest.approx(expected)
+
+
 def test_patients_are_summed_in_alphabetical_order() -> None:
     counts = _counts((1, 0, 0, 0), (2, 0, 0, 0), (4, 0, 0, 0))
     sums = sum_by_patient(counts, ["b", "a", "b"])
