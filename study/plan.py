@@ -76,6 +76,10 @@ class TrialResources:
     workers: int
     concurrent: int
 
+    def __str__(self) -> str:
+        """Return them in words, as `0.5 GPU and 4 CPU`."""
+        return (f"{self.gpus:g} GPU and " if self.gpus else "") + f"{self.cpus} CPU"
+
     @property
     def threads(self) -> int:
         """Threads of the training process itself."""

@@ -244,16 +244,16 @@ def _run_trials(
 ) -> None:
     from study.setup import require_disk, write_facts
     from study.trial import Task
-    from study.tuning import cluster, run_trials
+    from study.tuning import cluster, require_shared_folder, run_trials
 
     console.print(f"Study: {len(setup.trials)} trials, {len(trials)} to run, in {setup.folder}")
     with cluster(args.address) as nodes:
         resources = _resources(args, nodes, setup)
         require_disk(setup, trials, resources)
         write_facts(setup, resources)
-        gpus = f"{resources.gpus:g} GPU and " if resources.gpus else ""
+        require_shared_folder(setup.folder)
         console.print(
-            f"{resources.concurrent} at once, each with {gpus}{resources.cpus} CPU; live curves: "
+            f"{resources.concurrent} at once, each with {resources}; live curves: "
             f"tensorboard --logdir {os.path.relpath(setup.folder)}"
         )
         data = setup.data

@@ -177,7 +177,6 @@ def describe_plan(
     data, base = setup.data, setup.question.base
     needed, free = disk_figures(setup, trials, resources)
     stages = " + ".join(str(stage.epochs) for stage in base.stages)
-    where = f"{resources.gpus:g} GPU and " if resources.gpus else ""
     return [
         ("data", f"{data.root}{' (SYNTHETIC)' if data.synthetic else ''}"),
         ("fingerprint", data.fingerprint),
@@ -187,7 +186,7 @@ def describe_plan(
         ("trials", f"{len(setup.trials)}, {len(trials)} of them to run"),
         ("epochs", f"{stages} per trial, {num_epochs(trials):,} to run"),
         ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),
-        ("each trial", f"{where}{resources.cpus} CPU ({resources.workers} loader workers)"),
+        ("each trial", f"{resources} ({resources.workers} loader workers)"),
         ("at once", f"{resources.concurrent} trials"),
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
         ("folder", str(setup.folder)),
