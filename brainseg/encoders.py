@@ -168,8 +168,7 @@ def _bounded_retries() -> Iterator[None]:
         if resumed > _RESUMES or (time.monotonic() > end and not resumes):
             raise TimeoutError("the hub does not give the whole file, asked again and again")
 
-    # Before its release 1.0 the client had no such hooks.
-    hooks = getattr(get_session(), "event_hooks", {"request": []})["request"]
+    hooks = get_session().event_hooks["request"]
     hooks.append(refuse)
     try:
         yield

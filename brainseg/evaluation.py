@@ -42,7 +42,8 @@ class PartPass:
         by_threshold: Threshold -> int64 (N, 4), of the network as it is.
         levels: uint8 (N, S, S), probability p as the whole part of 256 p; 128 is p = 0.5.
         true: bool (N, S, S).
-        predicted: bool (N, S, S), without any optional stage.
+        hd95: float64 (N,), in pixels at the network's own size, without any optional stage; NaN
+            where it is not defined, see `hausdorff_95`.
         bins: float64 (20, 3), of the pixels in each twentieth of the probability from 0 to 1:
             how many, the sum of their probabilities, how many are tumour.
     """
@@ -52,7 +53,7 @@ class PartPass:
     by_threshold: dict[float, Counts]
     levels: NDArray[np.uint8]
     true: Mask
-    predicted: Mask
+    hd95: NDArray[np.float64]
     bins: NDArray[np.float64]
 
     @property
@@ -69,14 +70,11 @@ class Evaluation:
         val: The validation part, which chose the threshold.
         test: The test part.
         threshold: Chosen on validation, in (0, 1).
-        hd95: float64 (N,), of the test slices in pixels at the network's own size; NaN where it is
-            not defined, see `hausdorff_95`.
     """
 
     val: PartPass
     test: PartPass
     threshold: float
-    hd95: NDArray[np.float64]
 
     def tables(self, data: SliceStore) -> dict[str, list[Row]]:
         """Return rows of the files `scores`, `slices`, `stages` and `calibration`."""
@@ -100,10 +98,7 @@ def evaluate_model(predictor: Predictor, data: SliceStore) -> Evaluation:
     """
     val = _pass(predictor, data, "val", _THRESHOLDS)
     threshold = _choose(val, predictor.experiment.threshold)
-    test = _pass(predictor, data, "test", (threshold,))
-    pairs = zip(test.predicted, test.true, strict=True)
-    hd95 = np.array([hausdorff_95(predicted, true) for predicted, true in pairs])
-    return Evaluation(val, test, threshold, hd95)
+    return Evaluation(val, _pass(predictor, data, "test", (threshold,)), threshold)
 
 
 def hausdorff_95(predicted: Mask, true: Mask) -> float:
@@ -160,7 +155,7 @@ def slice_rows(evaluation: Evaluation, data: SliceStore) -> list[Row]:
             "missing": missing_sequences(data.image(number_of[item.name])),
         }
         for item, row, distance in zip(
-            evaluation.test.slices, counts, evaluation.hd95, strict=True
+            evaluation.test.slices, counts, evaluation.test.hd95, strict=True
         )
     ]
 
@@ -173,7 +168,7 @@ def patient_rows(evaluation: Evaluation) -> list[Row]:
     names = np.array(evaluation.test.patients)
     rows = []
     for patient, counts in sum_by_patient(evaluation.test.counts[PLAIN], names.tolist()).items():
-        distances = evaluation.hd95[names == patient]
+        distances = evaluation.test.hd95[names == patient]
         known = distances[~np.isnan(distances)]
         hd95 = float(known.mean()) if len(known) else ""
         rows.append({"patient": patient, **_count_cells(counts), "hd95": hd95})
@@ -214,10 +209,12 @@ def _pass(
 ) -> PartPass:
     """Run over a part once; also count at each of some thresholds."""
     numbers = predictor.numbers(data, part)
-    usual = predictor.experiment.threshold
+    usual, size = predictor.experiment.threshold, predictor.experiment.data.size
     counts: dict[str, list[torch.Tensor]] = {PLAIN: [], FLIPS: [], LARGEST: []}
     by_threshold: dict[float, list[torch.Tensor]] = {value: [] for value in thresholds}
-    levels, true, predicted = [], [], []
+    levels = np.empty((len(numbers), size, size), np.uint8)
+    true = np.empty(levels.shape, np.bool_)
+    hd95: list[float] = []
     bins = np.zeros((NUM_BINS, 3))
     for logits, masks in predictor.views(data, numbers):
         plain = is_tumour(logits[0], usual)
@@ -229,16 +226,16 @@ def _pass(
         for value, rows in by_threshold.items():
             rows.append(count_pixels(is_tumour(logits[0], value), masks))
         bins += _bin_pixels(probabilities[0].numpy(), masks.numpy())
-        levels.append(_quantise(probabilities[0].numpy()))
-        true.append(masks.numpy())
-        predicted.append(plain.numpy())
+        here = slice(len(hd95), len(hd95) + len(masks))
+        levels[here], true[here] = _quantise(probabilities[0].numpy()), masks.numpy()
+        hd95 += [hausdorff_95(*pair) for pair in zip(plain.numpy(), masks.numpy(), strict=True)]
     return PartPass(
         tuple(data.slices[number] for number in numbers),
         {stage: torch.cat(rows).numpy() for stage, rows in counts.items()},
         {value: torch.cat(rows).numpy() for value, rows in by_threshold.items()},
-        np.concatenate(levels),
-        np.concatenate(true),
-        np.concatenate(predicted),
+        levels,
+        true,
+        np.array(hd95),
         bins,
     )
 

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from study.resample import Draws, Estimate, draw, estimate, mean_over_patients
+from brainseg.metrics import dice
+from study.resample import (
+    Draws,
+    Estimate,
+    Statistic,
+    divide,
+    draw,
+    estimate,
+    mean_over_patients,
+    weigh,
+)
 from study.results import Row
 from study.scores import Floats
 from study.slices import Chosen, SliceScores
@@ -70,19 +80,35 @@ class Estimator:
         self._seed = seed
         self._draws: dict[tuple[int, int], Draws] = {}
 
-    def __call__(self, values: Floats, bounds: tuple[float, float] = (0, 1)) -> Estimate:
+    def __call__(
+        self,
+        values: Floats,
+        bounds: tuple[float, float] = (0, 1),
+        sizes: Floats | None = None,
+    ) -> Estimate:
         """Return the mean over patients who have a value, each one's mean over seeds.
 
         Args:
             values: (S, P), NaN where there is none; at least one is there.
             bounds: Of the values.
+            sizes: (P,), how much each patient counts; all alike if left out.
         """
-        own = values[:, ~np.isnan(values).all(axis=0)]
+        has_value = ~np.isnan(values).all(axis=0)
+        own = values[:, has_value]
         num_seeds, num_patients = own.shape
         key = (num_patients, num_seeds)
         if key not in self._draws:
             self._draws[key] = draw(*key, np.random.default_rng([self._seed, *key]))
-        return estimate(mean_over_patients(own), self._draws[key], num_patients, bounds)
+        statistic = mean_over_patients(own)
+        if sizes is not None:
+            statistic = _weighted_mean(own, sizes[has_value])
+        return estimate(statistic, self._draws[key], num_patients, bounds)
+
+
+def _weighted_mean(values: Floats, sizes: Floats) -> Statistic:
+    weights = weigh(values) * sizes
+    weighted = np.nan_to_num(values) * weights
+    return lambda draws: divide(draws.total(weighted), draws.total(weights))
 
 
 def break_down(scores: SliceScores, patients: Mapping[str, Row]) -> list[Breakdown]:
@@ -103,6 +129,24 @@ def break_down(scores: SliceScores, patients: Mapping[str, Row]) -> list[Breakdo
         if len(groups) > 1:
             found.append(Breakdown(title, tuple(groups)))
     return found
+
+
+def average_slices(scores: SliceScores) -> dict[str, Estimate]:
+    """Return, per variant, Dice/slice: the mean Dice of single slices that hold tumour.
+
+    Its interval redraws patients with all of their slices: slices of one patient are alike.
+    """
+    estimator = Estimator()
+    means = _share(scores, scores.has_tumour, dice(scores.counts))
+    holders = scores.patient[scores.has_tumour]
+    slices = scores.name[scores.has_tumour]
+    of_patient = np.unique(np.stack([holders, slices]), axis=1)[0]
+    sizes = np.bincount(of_patient, minlength=len(scores.patients)).astype(np.float64)
+    return {
+        variant: estimator(means[v], sizes=sizes)
+        for v, variant in enumerate(scores.variants)
+        if not np.isnan(means[v]).all()
+    }
 
 
 def count_alarms(scores: SliceScores) -> list[Alarms]:

@@ -10,7 +10,6 @@ from statistics import fmean
 
 import numpy as np
 
-from brainseg.metrics import dice
 from study.document import NONE, Block, Gallery, Section, Table, Text, Tile, spell
 from study.records import Records
 from study.results import Row
@@ -68,16 +67,16 @@ def _slice_row(records: Records, place: int, example: Row) -> dict[str, str]:
     row = {"": str(place), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
     for variant in records.variants:
         own = [n for n in entries if scores.variants[scores.variant[n]] == variant]
-        row[variant] = spell(float(dice(scores.counts[own]).mean())) if own else NONE
+        wrong = scores.counts[own, 1:3].sum(axis=1)
+        row[variant] = spell(float(wrong.mean()), 1) if own else NONE
     return row
 
 
 def _entries(records: Records, name: str) -> list[int]:
     """Return where a slice is in slices.csv."""
     names = records.slices.names
-    return (
-        np.flatnonzero(records.slices.name == names.index(name)).tolist() if name in names else []
-    )
+    place = names.index(name) if name in names else -1
+    return [int(entry) for entry in np.flatnonzero(records.slices.name == place)]
 
 
 def _area_of(records: Records, name: str) -> int | None:
@@ -130,5 +129,6 @@ _WORST_NOTE = {
 
 _WORST_TABLE = {
     "worst patient": "Dice of the patient with each variant, mean over seeds.",
-    "worst slice": "Dice of the slice with each variant, mean over seeds.",
+    "worst slice": "Wrong pixels of the slice with each variant, invented or missed, at the "
+    "network's size; mean over seeds.",
 }

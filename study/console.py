@@ -17,7 +17,7 @@ _HEADINGS = {
     "val loss": "loss",
     "global Dice": "Dice",
 }
-_LEFT_OUT = ("IoU", "patients")
+_LEFT_OUT = ("Dice/slice", "IoU", "patients")
 _WITH_INTERVAL = "Dice/patient"
 _FRACTION = re.compile(r"\d\.\d{4}")
 _STAGES = {1: "frozen", 2: "all"}

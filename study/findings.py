@@ -27,7 +27,15 @@ from study.document import (
 from study.figures import Drawer
 from study.records import Records
 
-_SCORES = {"Dice/patient": 3, "global Dice": 3, "IoU": 3, "precision": 3, "recall": 3, "HD95": 1}
+_SCORES = {
+    "Dice/patient": 3,
+    "global Dice": 3,
+    "Dice/slice": 3,
+    "IoU": 3,
+    "precision": 3,
+    "recall": 3,
+    "HD95": 1,
+}
 
 
 def describe_findings(records: Records, drawer: Drawer) -> list[Section]:
@@ -53,8 +61,9 @@ def ranked_rows(records: Records) -> list[dict[str, str]]:
     for item in records.comparison.variants:
         place = str(1 + ranked.index(item.variant)) if item.variant in ranked else NONE
         rows.append({"": place, "variant": item.variant})
+        own = {**item.scores, "Dice/slice": records.slice_dice.get(item.variant)}
         for name, decimals in _SCORES.items():
-            rows[-1][name] = spell_estimate(item.scores.get(name), decimals)
+            rows[-1][name] = spell_estimate(own.get(name), decimals)
         finished, asked = records.finished(item.variant), records.trials_of(item.variant)
         losses = [float(row["val_loss"]) for row in finished]
         rows[-1] |= {
@@ -228,10 +237,10 @@ def _stages(records: Records, drawer: Drawer) -> Section:
 _EXPLANATION = """\
 Ranked by Dice/patient: Dice over all slices of a patient together, then the mean over test \
 patients. Global Dice, IoU, precision and recall come from the pixel counts of all patients \
-together. HD95 is the 95th percentile of the distance between the outlines in pixels at the \
-network's size, over slices where both exist. The test part was opened once per trial, after \
-training; the weights are those of the lowest validation loss. Intervals redraw patients and \
-seeds."""
+together; Dice/slice is the mean over slices that hold tumour. HD95 is the 95th percentile of the \
+distance between the outlines in pixels at the network's size, over slices where both exist. The \
+test part was opened once per trial, after training; the weights are those of the lowest \
+validation loss. Intervals redraw patients and seeds."""
 
 _FOREST = """\
 Right of the line the first scored better; an interval across the line leaves the question open."""

@@ -37,7 +37,7 @@ def disk_figures(
 ) -> tuple[int, int]:
     """Return the bytes that the trials need at their fullest, and those that are free."""
     existing = next(p for p in (setup.folder, *setup.folder.parents) if p.exists())
-    needed = disk_needed(trials, setup.sizes, resources.concurrent)
+    needed = disk_needed(trials, setup.sizes, resources.concurrent, len(setup.data.slices))
     if setup.search is not None:
         at_once = (resources.concurrent, setup.search.folds)
         needed = max(needed, disk_needed_to_search(setup.sizes, *at_once))
@@ -51,7 +51,6 @@ def describe_plan(
     data, base = setup.data, setup.question.base
     needed, free = disk_figures(setup, trials, resources)
     stages = " + ".join(str(stage.epochs) for stage in base.stages)
-    where = f"{resources.gpus:g} GPU and " if resources.gpus else ""
     return [
         ("data", f"{data.root}{' (SYNTHETIC)' if data.synthetic else ''}"),
         ("fingerprint", data.fingerprint),
@@ -62,7 +61,7 @@ def describe_plan(
         ("epochs", f"{stages} per trial, {num_epochs(trials):,} to run"),
         ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),
         *_describe_search(setup),
-        ("each trial", f"{where}{resources.cpus} CPU ({resources.workers} loader workers)"),
+        ("each trial", f"{resources} ({resources.workers} loader workers)"),
         ("at once", f"{resources.concurrent} trials"),
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
         ("folder", str(setup.folder)),

@@ -35,6 +35,7 @@ WINNER = "winner-c"
 
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS_KEPT = 2
+_PIXELS_PER_BYTE = 3  # packed probabilities of a network that is sure of nothing; of others, 10
 _MOST_CPUS_BESIDE_A_GPU = 8
 # Weights, AdamW's two moments, and the best weights so far.
 _COPIES_PER_CHECKPOINT = 4
@@ -87,6 +88,10 @@ class TrialResources:
     gpus: float
     workers: int
     concurrent: int
+
+    def __str__(self) -> str:
+        """Return them in words, as `0.5 GPU and 4 CPU`."""
+        return (f"{self.gpus:g} GPU and " if self.gpus else "") + f"{self.cpus} CPU"
 
     @property
     def threads(self) -> int:
@@ -187,18 +192,22 @@ def num_epochs(trials: Sequence[Trial]) -> int:
     return sum(stage.epochs for trial in trials for stage in trial.experiment.stages)
 
 
-def disk_needed(trials: Sequence[Trial], weights: dict[str, int], concurrent: int) -> int:
+def disk_needed(
+    trials: Sequence[Trial], weights: dict[str, int], concurrent: int, num_slices: int
+) -> int:
     """Estimate the bytes that a study writes at its fullest.
 
     Args:
         trials: All trials.
         weights: Encoder -> number of the U-Net's weights.
-        concurrent: Trials at once; a finished trial keeps its model alone.
+        concurrent: Trials at once; a finished trial keeps its model and its probabilities.
+        num_slices: Of the dataset; three of the ten folds are validated and tested.
     """
     sizes = sorted((weights[t.experiment.model.encoder] for t in trials), reverse=True)
     models = sum(sizes) + sum(weights[t.experiment.model.encoder] for t in _one_each(trials))
     checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * sum(sizes[:concurrent])
-    return _BYTES_PER_WEIGHT * (models + checkpoints)
+    pixels = sum(3 * num_slices // NUM_FOLDS * t.experiment.data.size**2 for t in trials)
+    return _BYTES_PER_WEIGHT * (models + checkpoints) + pixels // _PIXELS_PER_BYTE
 
 
 def disk_needed_to_search(weights: dict[str, int], concurrent: int, folds: int) -> int:

@@ -98,12 +98,15 @@ def _vote(study: Path, members: Sequence[Trial]) -> list[Row]:
     rows = []
     threshold = members[0].experiment.threshold
     for part in _PARTS:
-        maps = [_maps_of(study, trial, part) for trial in members]
-        total = sum(item.levels.astype(np.float32) + 0.5 for item in maps)
-        predicted = np.asarray(total >= threshold * LEVELS * len(maps))
-        true = torch.from_numpy(maps[0].true)
+        first = _maps_of(study, members[0], part)
+        total = first.levels.astype(np.uint16)
+        for trial in members[1:]:
+            total += _maps_of(study, trial, part).levels
+        # A level stands for the middle of its step.
+        predicted = np.asarray(total >= (threshold * LEVELS - 0.5) * len(members))
+        true = torch.from_numpy(first.true)
         counts = count_pixels(torch.from_numpy(predicted), true).numpy()
-        for patient, sums in sum_by_patient(counts, maps[0].patients).items():
+        for patient, sums in sum_by_patient(counts, first.patients).items():
             cells: Row = dict(zip(("TP", "FP", "FN", "TN"), sums.tolist(), strict=True))
             cells["Dice"] = f"{float(dice(sums)):.6f}"
             rows.append({"part": part, "patient": patient, **cells})

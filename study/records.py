@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from study.breakdown import Alarms, Breakdown, break_down, count_alarms
+from study.breakdown import Alarms, Breakdown, average_slices, break_down, count_alarms
 from study.calibration import Calibration, calibrate
 from study.compare import Comparison, compare
 from study.conclude import Conclusion, conclude
+from study.resample import Estimate
 from study.results import Row, TrialFolder, read_csv
 from study.scores import ScoreMatrix, read_factors, read_matrix
 from study.slices import SliceScores, read_slices
@@ -64,6 +65,11 @@ class Records:
     def breakdowns(self) -> list[Breakdown]:
         """Scores by group of patients and slices; none without slices.csv."""
         return break_down(self.slices, self.patients) if self.slices.names else []
+
+    @cached_property
+    def slice_dice(self) -> dict[str, Estimate]:
+        """Variant -> Dice/slice; none without slices.csv."""
+        return average_slices(self.slices) if self.slices.names else {}
 
     @cached_property
     def alarms(self) -> list[Alarms]:

@@ -70,10 +70,11 @@ def _study(args: argparse.Namespace, console: Console) -> int:
             setup = setup.with_winner()
         if setup.num_open_candidates() or setup.open_trials(retry_failed=args.retry_failed):
             setup = _run_open(args, setup, console)
-        _write_standings(setup)
-        rows = collect(setup.folder, setup.trials)
-        collect_ensembles(setup.folder, setup.trials)
-        draw_examples(setup.folder, setup.trials, setup.data)
+        with console.status("gathering what the trials left"):
+            _write_standings(setup)
+            rows = collect(setup.folder, setup.trials)
+            collect_ensembles(setup.folder, setup.trials)
+            draw_examples(setup.folder, setup.trials, setup.data)
         _report(setup.folder, console)
     return _exit_code(rows) if not setup.num_open_candidates() else SOME_FAILED
 
@@ -114,7 +115,7 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
     from study.attempt import Task
     from study.forecast import require_disk
     from study.setup import write_facts
-    from study.tuning import cluster, run_trials
+    from study.tuning import cluster, require_shared_folder, run_trials
 
     def task(trial: Trial) -> Task:
         data = setup.data
@@ -124,9 +125,9 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
         resources = _resources(args, nodes, setup)
         require_disk(setup, setup.open_trials(retry_failed=args.retry_failed), resources)
         write_facts(setup, resources)
-        gpus = f"{resources.gpus:g} GPU and " if resources.gpus else ""
+        require_shared_folder(setup.folder)
         console.print(
-            f"{resources.concurrent} at once, each with {gpus}{resources.cpus} CPU; live curves: "
+            f"{resources.concurrent} at once, each with {resources}; live curves: "
             f"tensorboard --logdir {os.path.relpath(setup.folder)}"
         )
         if setup.num_open_candidates():
@@ -215,7 +216,8 @@ def _report(folder: Path, console: Console) -> int:
     about = read_study(folder)
     if not (folder / "trials.csv").exists():
         raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
-    records = write_report(folder)
+    with console.status("writing the report"):
+        records = write_report(folder)
     ranking = ranked_rows(records)
     print_ranking(ranking, "Test scores, by Dice/patient", describe_study(about), console)
     published = published_rows(records)

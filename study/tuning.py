@@ -26,6 +26,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 import ray
 import torch
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from brainseg.errors import StudyError
 from study.attempt import Task
@@ -114,6 +115,33 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         yield _measure()
     finally:
         ray.shutdown()
+
+
+def require_shared_folder(study: Path) -> None:
+    """Make sure that every node sees the study's folder, where trials leave their results.
+
+    Raises:
+        StudyError: Naming the nodes that do not.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    answers = [
+        _reads.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
+        for node in nodes
+    ]
+    seen = ray.get([answer.remote(str(study / "study.json")) for answer in answers])
+    blind = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+    if blind:
+        raise StudyError(
+            f"{len(blind)} of {len(nodes)} nodes do not see {study} ({', '.join(blind)}): "
+            "give --storage on a disk that all of them share"
+        )
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def _reads(path: str) -> bool:
+    return Path(path).is_file()
 
 
 def run_trials(

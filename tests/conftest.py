@@ -67,7 +67,7 @@ def real_data(_cache: None) -> SliceStore:
 @pytest.fixture(scope="session")
 def unhurried(tiny: Experiment) -> Experiment:
     """Enough epochs to be hit in a chosen one."""
-    return tiny.replaced({"stages.0.epochs": 3, "stages.1.epochs": 4})
+    return tiny.replaced({"stages.0.epochs": 2, "stages.1.epochs": 4})
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from study.breakdown import Breakdown, break_down, count_alarms
+from study.breakdown import Breakdown, average_slices, break_down, count_alarms
 from study.resample import Estimate
 from study.slices import SliceScores, read_slices
 
@@ -76,6 +76,12 @@ def test_what_is_known_of_nobody_parts_nothing(scores: SliceScores) -> None:
     assert [t.split()[0] for t in titles] == ["Tumour", "Tumour", "Site", "Missing", "Grade,"]
     alone = [found.title for found in break_down(scores, {})]
     assert alone == ["Tumour in the slice", "Missing sequence"]
+
+
+def test_dice_per_slice_by_hand(scores: SliceScores) -> None:
+    # Three slices hold tumour; p2's has two seeds.
+    slices = [160 / 200, 80 / 90, (0 + 10 / 15) / 2]
+    assert average_slices(scores)["a"].point == pytest.approx(np.mean(slices))
 
 
 def test_alarms_by_hand(scores: SliceScores) -> None:

@@ -159,8 +159,9 @@ def test_a_patients_hd95_is_the_mean_of_the_slices_that_have_one() -> None:
     slices = tuple(Slice(f"{p}_{n}", p, 1) for p, n in (("a", 1), ("a", 2), ("a", 3), ("b", 1)))
     counts = np.array([[1, 0, 1, 2], [0, 0, 2, 2], [2, 2, 0, 0], [0, 0, 0, 4]])
     maps = np.zeros((4, 2, 2), np.uint8)
-    part = PartPass(slices, {PLAIN: counts}, {}, maps, maps > 0, maps > 0, np.zeros((20, 3)))
-    rows = patient_rows(Evaluation(part, part, 0.5, np.array([2.0, np.nan, 4.0, np.nan])))
+    hd95 = np.array([2.0, np.nan, 4.0, np.nan])
+    part = PartPass(slices, {PLAIN: counts}, {}, maps, maps > 0, hd95, np.zeros((20, 3)))
+    rows = patient_rows(Evaluation(part, part, 0.5))
     assert [(row["patient"], row["hd95"]) for row in rows] == [("a", 3.0), ("b", "")]
     assert rows[0]["Dice"] == float(dice(sum_by_patient(counts, ["a", "a", "a", "b"])["a"]))
     assert rows[1]["Dice"] == 1  # nothing there, nothing predicted

@@ -34,8 +34,9 @@ def _evaluation(data: SliceStore, missed: str) -> Evaluation:
     counts: Counts = np.stack([tp, 0 * tp, fn, SIZE * SIZE - tp - fn], axis=1)
     levels = np.where(found, 255, 0).astype(np.uint8)
     stages = {PLAIN: counts, FLIPS: counts, LARGEST: counts}
-    part = PartPass(slices, stages, {0.5: counts}, levels, true, found, np.zeros((20, 3)))
-    return Evaluation(part, part, 0.5, np.full(len(slices), np.nan))
+    hd95 = np.full(len(slices), np.nan)
+    part = PartPass(slices, stages, {0.5: counts}, levels, true, hd95, np.zeros((20, 3)))
+    return Evaluation(part, part, 0.5)
 
 
 def _missed(data: SliceStore) -> str:

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE, Study, assert_equal, wait_until
+from processes import PATIENCE, Study, assert_equal
 from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
@@ -20,27 +20,22 @@ from study.run import FINISHED, SOME_FAILED, STOPPED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize(
-    ("number", "step"),
-    [
-        (signal.SIGINT, 1),
-        (signal.SIGTERM, 3),
-        (signal.SIGKILL, 2),
-        (signal.SIGKILL, 3),
-        (signal.SIGKILL, 5),
-    ],
-    ids=["Ctrl-C", "SIGTERM", "kill in stage 1", "kill at the change", "kill in stage 2"],
-)
-def test_an_interrupted_study_continues_to_the_same_bits(
-    undisturbed: Study, study: Study, number: signal.Signals, step: int
+def test_a_study_interrupted_again_and_again_ends_with_the_same_bits(
+    undisturbed: Study, study: Study
 ) -> None:
-    process = study.start()
-    study.wait_for_epoch(step)
-    process.send_signal(number)
-    expected = -signal.SIGKILL if number == signal.SIGKILL else STOPPED
-    assert process.wait(PATIENCE) == expected
+    """In stage 1 twice, at the change of stage, in stage 2."""
+    moments = ((signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 4))
+    for number, step in moments:
+        process = study.start()
+        study.wait_for_epoch(step)
+        if number == signal.SIGKILL:
+            study.kill()
+        else:
+            process.send_signal(number)
+            assert process.wait(PATIENCE) == STOPPED
+            assert "the same command goes on" in study.log()
     study.finish()
-    assert "goes on after epoch" in study.log()
+    assert study.log().count("goes on after epoch") >= len(moments)
     assert_equal(study, undisturbed)
 
 
@@ -48,7 +43,7 @@ def test_a_driver_killed_at_random_moments_ends_with_the_same_bits(
     undisturbed: Study, study: Study
 ) -> None:
     moments = random.Random(44)
-    for _ in range(4):
+    for _ in range(3):
         process = study.start()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(moments.uniform(4, 16))
@@ -86,7 +81,7 @@ def test_trials_killed_in_each_stage_end_with_the_same_bits(
     undisturbed: Study, study: Study
 ) -> None:
     process = study.start()
-    for step in (1, 3, 5):
+    for step in (1, 2, 4):
         study.wait_for_epoch(step)
         study.trial_processes()[0].kill()
     assert process.wait(PATIENCE) == FINISHED, study.log()
@@ -121,28 +116,10 @@ def test_a_moved_study_is_continued_from_another_folder(
     assert_equal(elsewhere, undisturbed)
 
 
-def test_a_killed_driver_leaves_no_trial_running(study: Study) -> None:
-    process = study.start()
-    study.wait_for_epoch(1)
-    trials = study.trial_processes()
-    assert trials
-    process.kill()
-    wait_until(lambda: not any(trial.is_running() for trial in trials))
-
-
-def test_another_seed_is_noticed(
-    undisturbed: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
-) -> None:
-    other = Study(tmp_path / "study", phantom_root, unhurried.replaced({"seed": 45}))
-    other.finish()
-    with pytest.raises(AssertionError):
-        assert_equal(other, undisturbed)
-
-
 def test_a_resume_that_forgets_is_noticed(undisturbed: Study, study: Study) -> None:
     """A checkpoint without AdamW's first moments must not pass for a whole one."""
     study.start()
-    study.wait_for_epoch(4)
+    study.wait_for_epoch(3)
     study.kill()
     for checkpoints in study.checkpoints().values():
         _forget_moments(checkpoints[-1])

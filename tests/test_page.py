@@ -13,6 +13,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: pip in
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _DESKTOP, _PHONE = (1280, 900), (390, 844)
+_PAPER = 718  # pixels across A4 with margins of 1 cm
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,12 @@ def test_the_page_is_as_wide_as_its_window(
         "[...document.querySelectorAll('main > section > *')]"
         ".every((e) => e.getBoundingClientRect().right <= innerWidth)"
     )
+
+
+def test_the_page_fits_on_paper(desktop: _Visit) -> None:
+    desktop.page.emulate_media(media="print")
+    desktop.page.set_viewport_size({"width": _PAPER, "height": 1000})
+    assert desktop.ask("document.documentElement.scrollWidth") <= _PAPER
 
 
 def test_printing_unfolds_what_is_folded(desktop: _Visit) -> None:

@@ -113,5 +113,7 @@ def test_disk_grows_with_trials_and_concurrency() -> None:
     trials = plan_trials("lite", Experiment(), folds=2, seeds=1)
     weights = {"timm-tf_efficientnet_lite0": 1000}
     # Four models, two exported ones, and three checkpoints of four copies for each at once.
-    assert disk_needed(trials, weights, concurrent=1) == 4 * 1000 * (4 + 2 + 12)
-    assert disk_needed(trials, weights, concurrent=2) == 4 * 1000 * (4 + 2 + 24)
+    assert disk_needed(trials, weights, 1, num_slices=0) == 4 * 1000 * (4 + 2 + 12)
+    assert disk_needed(trials, weights, 2, num_slices=0) == 4 * 1000 * (4 + 2 + 24)
+    maps = disk_needed(trials, weights, 2, num_slices=100) - 4 * 1000 * (4 + 2 + 24)
+    assert maps == 4 * 30 * 256 * 256 // 3

@@ -12,6 +12,7 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.modelfile import load_model
 from study.plan import GRIDS
+from study.results import TABLES
 from study.run import FINISHED, SOME_FAILED, main
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -93,6 +94,21 @@ def test_a_report_and_its_picture_are_written(study: Path) -> None:
     assert "SYNTHETIC" in text
     assert "diverged" in text
     assert (study / "figures" / "learning_curves.png").exists()
+    assert "SYNTHETIC" in (study / "report.html").read_text()
+    assert (study / "models" / "raw.md").exists()
+
+
+def test_the_test_leaves_its_slices_stages_and_pictures(study: Path) -> None:
+    names = ("slices", "stages", "calibration", "examples")
+    variants = {name: {row["variant"] for row in _rows(study / f"{name}.csv")} for name in names}
+    assert variants == {key: {"raw", "preprocessed", "strong"} for key in names}
+    scores = {(r["variant"], r["patient"]): int(r["TP"]) for r in _rows(study / "scores.csv")}
+    summed = dict.fromkeys(scores, 0)
+    for row in _rows(study / "slices.csv"):
+        summed[row["variant"], row["patient"]] += int(row["TP"])
+    assert summed == scores
+    assert all((study / row["picture"]).exists() for row in _rows(study / "examples.csv"))
+    assert len(_rows(study / "patients.csv")) == 12
 
 
 def test_the_same_command_keeps_what_is_finished(
@@ -122,7 +138,8 @@ def test_an_equal_study_has_byte_equal_scores_and_equal_weights(
     folder = study.with_name("again")
     for variant in two:
         scores = [path / "trials" / f"{variant}-fold0-seed44" for path in (study, folder)]
-        assert (scores[0] / "scores.csv").read_bytes() == (scores[1] / "scores.csv").read_bytes()
+        for name in (*(f"{table}.csv" for table in TABLES), "probabilities.npz"):
+            assert (scores[0] / name).read_bytes() == (scores[1] / name).read_bytes()
         weights = [load_model(path / "model.safetensors")[0] for path in scores]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     shutil.rmtree(folder)
