@@ -56,11 +56,8 @@ class Candidate(Trial):
     @property
     def experiments(self) -> list[Experiment]:
         """One per inner fold."""
-        first = self.experiment.inner_fold
-        return [
-            self.experiment.replaced({"inner_fold": (first + step) % NUM_INNER_FOLDS})
-            for step in range(self.inner_folds)
-        ]
+        folds = inner_folds(self.experiment, self.inner_folds)
+        return [self.experiment.replaced({"inner_fold": inner}) for inner in folds]
 
 
 @dataclass(frozen=True)
@@ -98,6 +95,11 @@ class Search:
     def seed(self) -> int:
         """Of the proposals."""
         return self.space.base.seed
+
+    @property
+    def inner_folds(self) -> list[int]:
+        """The inner folds of each candidate."""
+        return inner_folds(self.space.base, self.folds)
 
     @property
     def training_seed(self) -> int:
@@ -157,6 +159,11 @@ class Search:
                 "which may only grow"
             )
         return lines
+
+
+def inner_folds(base: Experiment, number: int) -> list[int]:
+    """Return so many inner folds, counted up from the experiment's own."""
+    return [(base.inner_fold + step) % NUM_INNER_FOLDS for step in range(number)]
 
 
 def check_search(search: Search) -> Search:

@@ -176,6 +176,11 @@ def write_facts(setup: Setup, resources: TrialResources) -> None:
         "fold_of_patient": assign_folds(data.slices, seed),
         "rotations": [split.model_dump(mode="json") for split in rotations],
     }
+    if setup.search is not None:
+        splits = [
+            split_by_patient(data.slices, 0, seed, inner) for inner in setup.search.inner_folds
+        ]
+        record["search"] = [split.model_dump(mode="json") for split in splits]
     write_text(setup.folder / "split.json", json.dumps(record, indent=1) + "\n")
     patients = describe_patients(data)
     write_csv(setup.folder / "patients.csv", list(patients[0]), patients)

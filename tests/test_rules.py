@@ -54,7 +54,18 @@ ORDER = [
         "board",
     ),
     *("breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *("findings", "account", "latex", "cards", "page", "report", "console", "attempt", "trial"),
+    *(
+        "findings",
+        "account",
+        "latex",
+        "cards",
+        "page",
+        "search_figures",
+        "search_report",
+        "report",
+        "console",
+    ),
+    *("attempt", "trial"),
     *("tuning", "objective", "scheduler", "search", "options", "run"),
 ]
 MODULES = [
@@ -108,7 +119,17 @@ REPORT = (
     *("plan", "results", "space", "halving", "candidates", "standings", "options"),
     *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *("findings", "account", "latex", "cards", "page", "report", "console"),
+    *(
+        "findings",
+        "account",
+        "latex",
+        "cards",
+        "page",
+        "search_figures",
+        "search_report",
+        "report",
+    ),
+    "console",
 )
 
 
