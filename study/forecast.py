@@ -101,14 +101,19 @@ def _describe_search(setup: Setup) -> list[tuple[str, str]]:
         return []
     halving, space = search.halving, search.space
     in_full, epochs = left * halving.longest, halving.expected_epochs(left)
-    share = f" ({epochs / in_full:.0%})" if in_full else ""
+    when = {"none": "nobody", "median": f"from epoch {halving.first} on"}.get(search.scheduler)
     rungs = ", ".join(map(str, halving.rungs())) or "none"
+    cost = f"{in_full:,} in full"
+    if halving.brackets and left:
+        cost = (
+            f"{epochs:,.0f} by halving alone ({epochs / in_full:.0%}), {cost}; more as it learns"
+        )
     lines = [
         ("search", f"{search.candidates} candidates, {left} of them to run"),
         ("proposed by", f"{search.sampler}; the first {len(space.variants)} as the grid has them"),
-        ("stopped by", f"{search.scheduler}, rungs after epochs: {rungs}"),
+        ("stopped by", f"{search.scheduler}: {when or f'rungs after epochs {rungs}'}"),
         ("judged by", f"val Dice, {search.folds} training(s) each; never tested"),
-        ("search epochs", f"about {epochs:,.0f} of {in_full:,} in full{share}"),
+        ("search epochs", cost),
     ]
     lines += [("varied", f"{key}: {values}") for key, values in space.ranges.items()]
     if space.fixed:

@@ -13,7 +13,7 @@ from stubs import build_search
 from study.candidates import SCORE, Search
 from study.scheduler import CONTINUE, STOP, Decisions, build_scheduler
 
-EPOCHS = 12
+EPOCHS = 14
 
 
 @pytest.fixture
@@ -32,8 +32,10 @@ def _result(epoch: int, value: float, epochs: int = EPOCHS) -> dict[str, Any]:
 def _reports(seed: int, candidates: int = 20) -> list[tuple[int, int, float]]:
     """Reports of candidates that run four at a time, in mixed order, their curves rising."""
     rng = random.Random(seed)
+    merits = [rng.random() for _ in range(candidates)]
     queues = {
-        n: [(e, rng.random() + e / 40) for e in range(1, EPOCHS + 1)] for n in range(candidates)
+        number: [(e, merit + 0.3 * rng.random() + e / 40) for e in range(1, EPOCHS + 1)]
+        for number, merit in enumerate(merits)
     }
     order, running, waiting = [], list(range(4)), list(range(4, candidates))
     while running:

@@ -118,14 +118,14 @@ def test_a_search_killed_anywhere_goes_on_to_the_same_candidates(
     tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = 0
-    for step in range(1, 400, 37):
+    for step in range(1, 400, 53):
         folder = tmp_path / f"killed{step}"
         if not _kill(folder, step, 14, monkeypatch):
             break
         kills += 1
         Drive(build_search(folder, 14), folder).run(monkeypatch)
         assert _same(folder, quiet), f"killed before step {step}"
-    assert kills > 4
+    assert kills > 3
 
 
 @pytest.mark.parametrize("draws", [1, 3, 30])
@@ -152,8 +152,8 @@ def test_a_search_killed_again_and_again_goes_on_to_the_same_candidates(
     tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, kills = tmp_path / "killed", 0
-    # At least 28 steps: a candidate's 12 epochs are told again, before it can come any further.
-    while _kill(folder, 29 + 5 * kills % 13, 14, monkeypatch):
+    # At least 32 steps: a candidate's 14 epochs are told again, before it can come any further.
+    while _kill(folder, 33 + 5 * kills % 13, 14, monkeypatch):
         kills += 1
     assert kills > 3
     assert _same(folder, quiet)

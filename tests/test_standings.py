@@ -38,8 +38,8 @@ def test_every_candidate_has_a_row_in_order(searched: tuple[Path, Search]) -> No
     assert not any("second" in name for name in rows[0])
     for row in rows:
         epochs = int(row["epochs"])
-        assert (row["status"] == "finished") == (epochs == int(row["planned_epochs"]) == 12)
-        assert (row[f"{SCORE}@9"] != "") == (epochs >= 9)
+        assert (row["status"] == "finished") == (epochs == int(row["planned_epochs"]) == 14)
+        assert (row[f"{SCORE}@12"] != "") == (epochs >= 12)
         assert (row["preprocess.clip_limit"] == "") == (row["variant"] == "raw-lite0")
 
 
@@ -108,11 +108,11 @@ def test_what_stopping_saved_is_counted(searched: tuple[Path, Search]) -> None:
     spent = measure_spent(folder, rows)
     assert spent.epochs == sum(int(row["epochs"]) for row in rows)
     diverged = [row for row in rows if row["status"] == "diverged"]
-    assert spent.epochs_in_full == 12 * (16 - len(diverged))
+    assert spent.epochs_in_full == 14 * (16 - len(diverged))
     assert spent.seconds == spent.epochs  # each stub epoch says that it took a second
     assert spent.seconds_in_full == pytest.approx(spent.epochs_in_full)
     assert spent.epochs < 0.8 * spent.epochs_in_full
-    assert search.rungs == [3, 9]
+    assert search.rungs == [3, 12]
 
 
 def _rows(then: list[float], last: list[float]) -> list[Row]:
