@@ -40,7 +40,17 @@ ORDER = [
         "epoch",
         "training",
     ),
-    *("predict", "evaluation", "plan", "results", "space", "halving", "candidates", "standings"),
+    *(
+        "predict",
+        "evaluation",
+        "plan",
+        "results",
+        "ranges",
+        "space",
+        "halving",
+        "candidates",
+        "standings",
+    ),
     *("scores", "resample", "variance", "compare"),
     *(
         "conclude",
@@ -116,7 +126,7 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 
 REPORT = (
-    *("plan", "results", "space", "halving", "candidates", "standings", "options"),
+    *("plan", "results", "ranges", "space", "halving", "candidates", "standings", "options"),
     *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
     *(
