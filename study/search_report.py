@@ -274,7 +274,7 @@ _HOW = """\
 Candidates are trained and validated in rotation 0 alone; its test part is never opened by the \
 search. They are compared by the highest val Dice (global) so far, the mean over inner folds; the \
 first ones have the variants' own settings. Those stopped early are ranked nowhere beside \
-those run in full."""
+those run in full. Where loss weights vary, val losses do not compare: Dice does."""
 
 _WINNER = (
     "what it gains over each variant, trained in full with other seeds. Other rotations test "
