@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     *(
         "errors",
+        "command",
         "storage",
         "config",
         "index",
+        "volume",
+        "inputs",
         "phantom",
         "store",
         "split",
@@ -29,6 +32,8 @@ ORDER = [
         "batches",
         "loss",
         "metrics",
+        "overlay",
+        "outputs",
         "encoders",
         "model",
         "modelfile",
