@@ -75,6 +75,11 @@ class Predictor:
             raise CheckpointError(f"the weights do not fit a U-Net with {encoder}") from error
         self._model.eval()
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The U-Net, in evaluation mode."""
+        return self._model
+
     @classmethod
     def load(cls, path: Path | str, compute: Compute | None = None) -> Predictor:
         """Read a model file.

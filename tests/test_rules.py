@@ -41,7 +41,18 @@ ORDER = [
         "epoch",
         "training",
     ),
-    *("predict", "plan", "results", "folder", "setup", "board", "console", "report", "trial"),
+    *(
+        "predict",
+        "export",
+        "plan",
+        "results",
+        "folder",
+        "setup",
+        "board",
+        "console",
+        "report",
+        "trial",
+    ),
     *("tuning", "run"),
 ]
 MODULES = [
