@@ -12,10 +12,7 @@ A JPEG's mask is a PNG: JPEG would blur it.
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainseg.errors import ConfigError, DataError
+from brainseg.errors import DataError
 from brainseg.inputs import Scan, Slices
 from brainseg.metrics import (
     Counts,
@@ -54,27 +51,6 @@ _SLICE_COLUMNS = (
     *("max_probability", "mean_probability", *_COUNTS, *_SCORES),
 )
 _PATIENT_COLUMNS = ("patient", "slices", "tumour_slices", "area_pixels", *_COUNTS, *_SCORES)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder aside and rename it at the end: it is there as a whole or not at all.
-
-    Raises:
-        ConfigError: If the folder holds something already.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is there already: name another folder, or remove it")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if path.exists():
-            path.rmdir()
-        aside.rename(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 class Results:

@@ -20,6 +20,8 @@ FLAIR = 1
 """The channel in which the masks were drawn."""
 
 _SIDE = 512
+_WHITE = 99.5  # percentile; the rest of the range belongs to a few bright specks
+_DIMMEST = 32.0  # a slice without signal stays dark
 
 
 def draw_outlines(image: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) -> Picture:
@@ -63,8 +65,11 @@ def draw_probabilities(probabilities: NDArray[np.float32]) -> Picture:
 
 
 def draw_flair(image: Picture) -> Picture:
-    """Draw a slice's FLAIR sequence in grey."""
-    grey = _enlarge(np.ascontiguousarray(image[:, :, FLAIR]), cv2.INTER_LINEAR)
+    """Draw a slice's FLAIR sequence in grey, its brightest pixels white: MRI has no unit."""
+    flair = image[:, :, FLAIR]
+    white = max(float(np.percentile(flair, _WHITE)), _DIMMEST)
+    window = np.clip(flair * (255 / white), 0, 255).astype(np.uint8)
+    grey = _enlarge(window, cv2.INTER_LINEAR)
     return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
 
 

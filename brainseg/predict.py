@@ -22,9 +22,10 @@ from brainseg.inputs import count_slices, find_scans, read_batches
 from brainseg.metrics import Counts
 from brainseg.model import build_unet, infer_logits
 from brainseg.modelfile import ModelHeader, Tensors, load_model
-from brainseg.outputs import Results, new_folder, summary_lines
+from brainseg.outputs import Results, summary_lines
 from brainseg.preprocess import fit_back, pad_to_square, preprocess
 from brainseg.split import split_by_patient
+from brainseg.storage import new_folder
 from brainseg.store import SliceStore
 from brainseg.training import Compute, TrainResult
 
