@@ -9,9 +9,9 @@ from typing import Any
 
 from brainseg.config import DataConfig
 from brainseg.covariates import Covariate, compare, read_table
-from brainseg.findings import check_quality, describe_dataset, verify_splits
 from brainseg.narrative import summarise_in_words
 from brainseg.patients import describe_patients
+from brainseg.quality import check_quality, describe_dataset, verify_splits
 from brainseg.store import SliceStore
 from brainseg.survey import Survey, survey
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from brainseg.command import FINISHED, build_parser, run_command
+from brainseg.exhibits import Exhibit, compose_page, list_exhibits, list_late_exhibits
 from brainseg.exploration import explore
-from brainseg.page import Exhibit, compose_page, list_exhibits, list_late_exhibits
 from brainseg.storage import new_folder
 from brainseg.store import open_default
 

@@ -137,10 +137,10 @@ def summary_lines(rows: Sequence[Row], patients: Sequence[Row]) -> list[str]:
     lines = [f"{numbers[0]} of {numbers[1]}, tumour found in {tumour}"]
     counts, names = _counts_of(rows)
     if len(counts):
-        scores = summarise(counts, names)
+        scores, truths = summarise(counts, names), _plural(len(counts), "true mask")
         lines += [
             f"Dice {scores['dice_global']:.4f} global, {scores['dice_patient']:.4f} per patient, "
-            f"{scores['dice_slice']:.4f} per slice with tumour ({len(counts)} true masks)",
+            f"{scores['dice_slice']:.4f} per slice with tumour ({truths})",
             "Scores on patients that the model was trained on say nothing about new ones.",
         ]
     return lines

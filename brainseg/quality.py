@@ -87,7 +87,8 @@ def check_quality(
         ("patients without a row in data.csv", sorted(known - set(table)) if table else []),
         ("rows of data.csv without slices", sorted(set(table) - known)),
     ]
-    sentences = [f"{len(hits)} {what}: {_some(hits)}." for what, hits in checks if hits]
+    counted = [f"{what}: {len(hits)} ({_some(hits)})." for what, hits in checks if hits]
+    sentences = [text[0].upper() + text[1:] for text in counted]
     clean = [what for what, hits in checks if not hits]
     decoded = f"All {len(names):,} slices decode, each with a mask of its size of two values only"
     return [f"{decoded}.", *sentences, f"Looked for and not found: {'; '.join(clean)}."]
