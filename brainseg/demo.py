@@ -64,9 +64,17 @@ def _parser() -> argparse.ArgumentParser:
         "./data/kaggle_3m, else generated phantoms)",
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDR", help="(default: 127.0.0.1, this machine)"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDR",
+        help="address to listen on (default: 127.0.0.1, this machine alone)",
     )
-    parser.add_argument("--port", type=int, metavar="N", help="(default: a free one from 7860 on)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help="to listen on (default: 7860 or the next one that is free)",
+    )
     parser.add_argument(
         "--device",
         metavar="NAME",
@@ -120,8 +128,8 @@ examples:
   python -m brainseg.demo results/baseline --data data/kaggle_3m
   python -m brainseg.demo model.safetensors --port 8000
 
-The page is for this machine alone. For others: set {PASSWORD}, then --host 0.0.0.0; the user
-is brainseg. It needs pip install "brainseg[demo]".
+The page is for this machine alone. For other machines set {PASSWORD}, then give
+--host 0.0.0.0; the user's name is brainseg. It needs pip install "brainseg[demo]".
 
 exit codes:
   0  ended by Ctrl-C      1  a known error, in a line      2  usage

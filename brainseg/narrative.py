@@ -30,10 +30,12 @@ def summarise_in_words(
     tested = [covariate for covariate in covariates if covariate.test]
     if tested:
         related = [c.name for c in tested if c.adjusted < _LEVEL]
+        columns = "column" if len(tested) == 1 else "columns"
+        verb = "is" if len(related) == 1 else "are"
         sentences.append(
-            f"Of {len(tested)} columns of data.csv {len(related) or 'none'} "
-            f"{'is' if len(related) == 1 else 'are'} related to tumour size beyond chance "
-            f"(adjusted p below {_LEVEL:g})" + (f": {', '.join(related)}." if related else ".")
+            f"Of {len(tested)} {columns} on patients (site, data.csv) {len(related) or 'none'} "
+            f"{verb} related to tumour size beyond chance (adjusted p below {_LEVEL:g})"
+            + (f": {', '.join(related)}." if related else ".")
         )
     return sentences
 
