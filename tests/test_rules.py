@@ -7,44 +7,30 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from brainseg import demo, explore, export, predict
 from brainseg.config import Experiment, load_experiment
+from study import run
 from study.plan import GRIDS, plan_trials
-from study.run import _parser
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *(
-        "errors",
-        "storage",
-        "config",
-        "index",
-        "phantom",
-        "store",
-        "patients",
-        "split",
-        "preprocess",
-        "augment",
-    ),
-    *(
-        "batches",
-        "loss",
-        "metrics",
-        "encoders",
-        "model",
-        "modelfile",
-        "checkpoint",
-        "epoch",
-        "training",
-    ),
-    *("predict", "evaluation", "plan", "results", "scores", "resample", "variance", "compare"),
+    *("errors", "command", "storage", "config", "index", "phantom", "store", "patients", "split"),
+    *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
+    *("checkpoint", "epoch", "training"),
+    *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
+    *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predict", "export"),
+    *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
+    *("plan", "results", "scores", "resample", "variance", "compare"),
     *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup", "board"),
     *("breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
     *("findings", "account", "latex", "cards", "page", "report", "console", "trial"),
     *("tuning", "run"),
 ]
+COMMANDS = (run, explore, predict, export, demo)
 MODULES = [
     path
     for package in ("brainseg", "study")
@@ -133,11 +119,30 @@ def test_every_grid_builds(grid: str) -> None:
     assert len({trial.name for trial in trials}) == 4 * len(GRIDS[grid])
 
 
-def test_every_flag_is_read_somewhere() -> None:
-    text = (ROOT / "study" / "run.py").read_text(encoding="utf-8")
-    for action in _parser()._actions:
+@pytest.mark.parametrize(
+    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
+)
+def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
+    text = Path(str(command.__file__)).read_text(encoding="utf-8")
+    for action in command._parser()._actions:
         if action.dest != "help":
             assert f"args.{action.dest}" in text, f"--{action.dest} is declared, but never read"
+
+
+@pytest.mark.parametrize(
+    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
+)
+def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
+    command: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "exit codes:" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
 
 
 def test_the_readme_names_every_file_and_both_commands() -> None:
