@@ -25,6 +25,9 @@ from brainseg.errors import ConfigError
 NUM_FOLDS = 10
 """Folds that the patients are dealt into; a rotation r in [0, 10) says which are tested."""
 
+NUM_INNER_FOLDS = NUM_FOLDS - 1
+"""Rotations of the folds that are not tested: which of them validate."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -161,6 +164,8 @@ class Experiment(_Section):
     Attributes:
         seed: Of initial weights, order, augmentation and dropout.
         fold: Rotation of the ten folds, 0 to 9; 0 is the published split.
+        inner_fold: Rotation, 0 to 8, of the nine folds that are not tested: other ones validate,
+            the same are tested. 0 is the published split.
         threshold: Probability from which on a pixel is called tumour.
     """
 
@@ -177,6 +182,7 @@ class Experiment(_Section):
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     fold: Annotated[int, Field(ge=0, lt=NUM_FOLDS)] = 0
+    inner_fold: Annotated[int, Field(ge=0, lt=NUM_INNER_FOLDS)] = 0
 
     @model_validator(mode="after")
     def _trains_at_all(self) -> Experiment:
@@ -194,6 +200,17 @@ class Experiment(_Section):
         for key, value in changes.items():
             _assign(tree, key, value)
         return _validated(tree, "--set")
+
+    def value(self, key: str) -> Any:
+        """Return the value of a dotted key.
+
+        Raises:
+            ConfigError: If there is no such key.
+        """
+        values = _flatten(self.model_dump(mode="json"))
+        if key not in values:
+            raise ConfigError(f"unknown key {key}{_suggestion(key)}")
+        return values[key]
 
     def to_yaml(self) -> str:
         """Return YAML text that `load_experiment` reads back to an equal experiment."""

@@ -160,7 +160,10 @@ class Predictor:
                 f"these are {data.fingerprint[:12]}"
             )
         split = split_by_patient(
-            data.slices, self.experiment.fold, self.experiment.data.split_seed
+            data.slices,
+            self.experiment.fold,
+            self.experiment.data.split_seed,
+            self.experiment.inner_fold,
         )
         return split.numbers(data.slices, part)
 

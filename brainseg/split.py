@@ -3,6 +3,7 @@
 The folds are scikit-learn's `StratifiedGroupKFold(10, shuffle=True)` over slices in natural order,
 stratified on has-tumour, grouped by patient. Rotation r tests fold (9+r) mod 10 and validates on
 (7+r) and (8+r) mod 10: rotation 0 is the published split, and all ten test each patient once.
+Within a rotation, nine inner ones let other pairs of the nine folds that are not tested validate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from sklearn.model_selection import StratifiedGroupKFold
 
-from brainseg.config import NUM_FOLDS
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.errors import DataError
 from brainseg.store import Slice
 
@@ -27,6 +28,7 @@ class Split(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation: int
+    inner: int = 0
     split_seed: int
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -49,13 +51,16 @@ class Split(BaseModel):
         return np.flatnonzero([item.patient in patients for item in slices]).astype(np.int64)
 
 
-def split_by_patient(slices: tuple[Slice, ...], rotation: int, split_seed: int) -> Split:
+def split_by_patient(
+    slices: tuple[Slice, ...], rotation: int, split_seed: int, inner: int = 0
+) -> Split:
     """Assign every patient to train, val or test.
 
     Args:
         slices: All slices, in natural order.
         rotation: 0 to 9; 0 is the published split.
         split_seed: Seed of the folds.
+        inner: 0 to 8; which of the folds that are not tested validate. 0 is the published split.
 
     Raises:
         DataError: If there are too few patients, or a part would be without tumour.
@@ -63,9 +68,14 @@ def split_by_patient(slices: tuple[Slice, ...], rotation: int, split_seed: int) 
     folds = assign_folds(slices, split_seed)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for patient, fold in folds.items():
-        parts[_part_of(fold, rotation)].append(patient)
+        parts[_part_of(fold, rotation, inner)].append(patient)
     try:
-        split = Split(rotation=rotation, split_seed=split_seed, **parts)  # type: ignore[arg-type]
+        split = Split(
+            rotation=rotation,
+            inner=inner,
+            split_seed=split_seed,
+            **parts,  # type: ignore[arg-type]
+        )
     except ValidationError as error:
         raise DataError(f"rotation {rotation}: {_reason(error)}") from error
     for part in PARTS:
@@ -93,9 +103,11 @@ def assign_folds(slices: tuple[Slice, ...], split_seed: int) -> dict[str, int]:
     return {patient: fold_of[patient] for patient in order}
 
 
-def _part_of(fold: int, rotation: int) -> str:
+def _part_of(fold: int, rotation: int, inner: int) -> str:
     position = (fold - rotation) % NUM_FOLDS
-    return "test" if position == 9 else "val" if position >= 7 else "train"
+    if position == NUM_INNER_FOLDS:
+        return "test"
+    return "val" if (position - inner) % NUM_INNER_FOLDS >= 7 else "train"
 
 
 def _reason(error: ValidationError) -> str:

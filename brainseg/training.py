@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,29 @@ def train_two_stage(
     """
     # The caller's random numbers go on afterwards as if nothing had been trained.
     with torch.random.fork_rng():
-        run = _Run(experiment, data, compute or Compute())
-        if checkpoints is not None:
-            run.folder = CheckpointFolder(checkpoints, experiment, data.fingerprint)
-        run.train(on_epoch)
+        run = _Run(experiment, data, compute or Compute(), checkpoints)
+        for report in run.epochs():
+            on_epoch(report)
     return run.result()
+
+
+def train_epochs(
+    experiment: Experiment,
+    data: SliceStore,
+    *,
+    compute: Compute | None = None,
+    checkpoints: Path | None = None,
+) -> Iterator[EpochReport]:
+    """Train as `train_two_stage` does, an epoch each time that a report is asked for.
+
+    Several such trainings may take turns: each epoch sets torch's random numbers anew, so that
+    none depends on what was trained in between. Arguments and errors are those of
+    `train_two_stage`.
+
+    Yields:
+        A report per epoch, its checkpoint written.
+    """
+    yield from _Run(experiment, data, compute or Compute(), checkpoints).epochs()
 
 
 @dataclass
@@ -128,13 +146,23 @@ class _Stage:
 class _Run:
     """One training in progress."""
 
-    def __init__(self, experiment: Experiment, data: SliceStore, compute: Compute) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        data: SliceStore,
+        compute: Compute,
+        checkpoints: Path | None,
+    ) -> None:
         self.experiment = experiment
         self.data = data
         self.device = compute.torch_device()
         self.batch_parts = compute.batch_parts
         self.folder: CheckpointFolder | None = None
-        self.split = split_by_patient(data.slices, experiment.fold, experiment.data.split_seed)
+        if checkpoints is not None:
+            self.folder = CheckpointFolder(checkpoints, experiment, data.fingerprint)
+        self.split = split_by_patient(
+            data.slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
+        )
         self.train_batches = self._batches("train", compute.workers)
         self.val_batches = self._batches("val", compute.workers)
         self.model = build_model(experiment.model, experiment.seed).to(self.device)
@@ -146,7 +174,7 @@ class _Run:
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
 
-    def train(self, on_epoch: Callable[[EpochReport], None]) -> None:
+    def epochs(self) -> Iterator[EpochReport]:
         state = self.folder.latest() if self.folder else None
         done = (0, 0)
         if state is None and self.experiment.model.calibrate_encoder:
@@ -158,7 +186,7 @@ class _Run:
             self.model.load_state_dict(state.model)
             done = (state.stage, state.epoch)
             for row in self.history:
-                on_epoch(EpochReport(row, self.total_epochs, replayed=True))
+                yield EpochReport(row, self.total_epochs, replayed=True)
         for number, config in enumerate(self.experiment.stages, start=1):
             if number < done[0] or config.epochs == 0:
                 continue
@@ -168,7 +196,7 @@ class _Run:
                 self._restore_stage(stage, state)
                 first = done[1] + 1
             for epoch in range(first, config.epochs + 1):
-                on_epoch(self._epoch(stage, number, epoch))
+                yield self._epoch(stage, number, epoch)
 
     @property
     def total_epochs(self) -> int:

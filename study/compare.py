@@ -255,7 +255,7 @@ def _effects(
 ) -> tuple[Effect, ...]:
     cell = {factors[v]: matrix.dice[matrix.index(v)] for v in matrix.variants if v in factors}
     encoders = list(dict.fromkeys(encoder for encoder, _ in cell))
-    if not len(matrix.variants) == len(cell) == 4 or len(encoders) != 2:
+    if not sum(v in factors for v in matrix.variants) == len(cell) == 4 or len(encoders) != 2:
         return ()
     one, other = encoders
     means = [(cell[e, False] + cell[e, True]) / 2 for e in encoders]

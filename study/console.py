@@ -40,6 +40,7 @@ class Progress:
         self._epochs = epochs
         self._done: dict[str, int] = {}
         self._replayed: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
         self._header_printed = False
         self._start = time.monotonic()
         self._console = console
@@ -70,6 +71,18 @@ class Progress:
             f"{row['val_loss']:.3f}  {row['seconds']:>4.0f} s  {self._left()}"
         )
 
+    def ended(self, name: str, how: str) -> None:
+        """Print how a candidate of a search ended, and expect as much of those to come.
+
+        Args:
+            name: The candidate.
+            how: Its status and score.
+        """
+        self.note(f"{self._label(name)}  {how}")
+        self._ended[name] = self._done.get(name, 0)
+        each = sum(self._ended.values()) / len(self._ended)
+        self._epochs = round(each * len(self._short))
+
     def note(self, text: str) -> None:
         """Print a sentence."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -80,7 +93,8 @@ class Progress:
     def _left(self) -> str:
         done = sum(self._done.values())
         now = done - sum(self._replayed.values())
-        return _duration((time.monotonic() - self._start) / now * (self._epochs - done))
+        left = max(0, self._epochs - done)
+        return _duration((time.monotonic() - self._start) / now * left)
 
 
 def print_ranking(

@@ -65,7 +65,7 @@ class Drawer:
     def learning_curves(self, records: Records) -> str:
         """Draw val loss and val Dice per epoch: the mean over trials, and the spread of seeds."""
         panels = (("val_loss", "validation loss"), ("val_dice", "validation Dice (global)"))
-        with self._drawing("learning_curves", 3.4, columns=2) as (figure, axes):
+        with self.drawing("learning_curves", 3.4, columns=2) as (figure, axes):
             for axis, (key, title) in zip(axes, panels, strict=True):
                 for variant, style in self._styles.items():
                     curves = _curves(records, variant, key)
@@ -81,7 +81,7 @@ class Drawer:
         """Draw the paired differences of all variants, and below them the factors' effects."""
         rows = [(f"{p.first} - {p.second}", p.difference, COLOURS[0]) for p in pairs]
         rows += [(effect.name, effect.difference, COLOURS[1]) for effect in effects]
-        with self._drawing("differences", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
+        with self.drawing("differences", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
             _forest(axis, rows)
             axis.set_xlabel("difference in Dice/patient, 95 % interval")
         return "figures/differences"
@@ -92,7 +92,7 @@ class Drawer:
             (f"{e.stage}: {e.variant}", e.always, self._styles[e.variant]["color"])
             for e in effects
         ]
-        with self._drawing("stages", 0.9 + 0.24 * len(rows)) as (_, (axis,)):
+        with self.drawing("stages", 0.9 + 0.24 * len(rows)) as (_, (axis,)):
             _forest(axis, rows)
             axis.set_xlabel("change of Dice/patient on test, 95 % interval")
         return "figures/stages"
@@ -100,7 +100,7 @@ class Drawer:
     def ranks(self, comparison: Comparison) -> str:
         """Draw the probability of each rank."""
         ranked = [item for item in comparison.variants if item.ranks]
-        with self._drawing("ranks", 0.9 + 0.32 * len(ranked)) as (_, (axis,)):
+        with self.drawing("ranks", 0.9 + 0.32 * len(ranked)) as (_, (axis,)):
             left = np.zeros(len(ranked))
             for rank in range(len(ranked)):
                 shares = np.array([item.ranks[rank] for item in ranked])
@@ -119,7 +119,7 @@ class Drawer:
     def variance(self, shares: Mapping[str, float]) -> str:
         """Draw what the spread of Dice/patient is made of."""
         known = {name: share for name, share in shares.items() if not math.isnan(share)}
-        with self._drawing("variance", 0.9 + 0.26 * len(known)) as (_, (axis,)):
+        with self.drawing("variance", 0.9 + 0.26 * len(known)) as (_, (axis,)):
             bars = axis.barh(list(known), list(known.values()), color=COLOURS[0])
             axis.bar_label(bars, [f"{share:.1%}" for share in known.values()], padding=3)
             axis.invert_yaxis()
@@ -131,7 +131,7 @@ class Drawer:
         matrix = records.matrix
         means = np.array([_mean(matrix.dice[:, :, p]) for p in range(len(matrix.patients))])
         order = np.argsort(means, kind="stable")
-        with self._drawing("patients", 4.2) as (figure, (axis,)):
+        with self.drawing("patients", 4.2) as (figure, (axis,)):
             for variant, style in self._styles.items():
                 dice = matrix.dice[matrix.index(variant)]
                 values = [_mean(dice[:, p]) for p in order]
@@ -147,7 +147,7 @@ class Drawer:
 
     def calibration(self, calibrations: Sequence[Calibration]) -> str:
         """Draw the reliability diagram, and how many pixels it stands on."""
-        with self._drawing("calibration", 3.4, columns=2) as (figure, axes):
+        with self.drawing("calibration", 3.4, columns=2) as (figure, axes):
             axes[0].plot([0, 1], [0, 1], color="0.5", linestyle=":")
             for item in calibrations:
                 style = self._styles[item.variant]
@@ -167,8 +167,15 @@ class Drawer:
             figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
 
     @contextmanager
-    def _drawing(self, name: str, height: float, columns: int = 1) -> Any:
-        """Open a figure in the style of all; write it as PNG and SVG."""
+    def drawing(self, name: str, height: float, columns: int = 1, rows: int = 1) -> Any:
+        """Open a figure in the style of all, and its axes row by row; write it as PNG and SVG.
+
+        Args:
+            name: Of the files.
+            height: In inches.
+            columns: Of axes.
+            rows: Of axes.
+        """
         import matplotlib
 
         matplotlib.use("Agg")
@@ -176,10 +183,10 @@ class Drawer:
 
         with pyplot.rc_context(_STYLE):
             figure, axes = pyplot.subplots(
-                1, columns, figsize=(_WIDTH, height), layout="constrained", squeeze=False
+                rows, columns, figsize=(_WIDTH, height), layout="constrained", squeeze=False
             )
             try:
-                yield figure, axes[0]
+                yield figure, axes.ravel()
                 if self._note:
                     figure.supxlabel(self._note, color="#B00000", fontsize=8, x=0.99, ha="right")
                 self._folder.mkdir(exist_ok=True)

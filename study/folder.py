@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from brainseg.config import Experiment, differences
 from brainseg.errors import StudyError
 from brainseg.storage import write_text
-from study.plan import GRIDS
+from study.candidates import Search
+from study.plan import GRIDS, ONE
 
 METRIC, MODE = "val_dice", "max"
 """What schedulers, searchers and the report judge by, and in which direction."""
@@ -38,6 +39,7 @@ class Question:
         counts: Of its patients, slices and tumour slices.
         folds: Rotations; a study may grow, but not shrink.
         seeds: Per variant and fold; likewise.
+        search: That extends the grid, if one does.
     """
 
     grid: str
@@ -47,6 +49,7 @@ class Question:
     counts: dict[str, int]
     folds: int = 1
     seeds: int = 1
+    search: Search | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Return the part of study.json that is compared."""
@@ -61,6 +64,7 @@ class Question:
             **self.counts,
             "weights_hash": self.weights_hash,
             "experiment": self.base.model_dump(mode="json"),
+            "search": self.search and self.search.to_record(),
         }
 
     def changes_from(self, record: dict[str, Any]) -> list[str]:
@@ -77,7 +81,17 @@ class Question:
         for key in ("folds", "seeds"):
             if getattr(self, key) < record[key]:
                 lines.append(f"{key}: {record[key]} -> {getattr(self, key)}, which may only grow")
+        before = record.get("search")
+        if before:
+            left_out = [f"search: {before['candidates']} candidates -> none"]
+            lines += self.search.changes_from(before) if self.search else left_out
         return lines
+
+
+def default_name(grid: str, config: Path | None, *, synthetic: bool) -> str:
+    """Return what a study is called that was given no name: after its grid, or its one file."""
+    name = config.stem if grid == ONE and config is not None else grid
+    return f"{name}-synthetic" if synthetic else name
 
 
 def check_folder(folder: Path, question: Question) -> bool:

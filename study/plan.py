@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from brainseg.config import NUM_FOLDS, Experiment
@@ -22,8 +23,15 @@ GRIDS: dict[str, dict[str, dict[str, Any]]] = {
         f"{name}-lite0": {"model.encoder": _LITE, "preprocess.enabled": enabled}
         for name, enabled in (("raw", False), ("preprocessed", True))
     },
+    "one": {"configured": {}},
 }
 """Name of a grid -> name of a variant -> the keys in which it differs from the configuration."""
+
+ONE = "one"
+"""The grid of a single variant that decides nothing: the configuration as it is."""
+
+WINNER = "winner-c"
+"""Begins the name of the variant that is a search's winner; its candidate's number follows."""
 
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS_KEPT = 2
@@ -46,6 +54,11 @@ class Trial:
     def name(self) -> str:
         """Names the trial's folder; the same however many folds and seeds the study has."""
         return f"{self.variant}-fold{self.fold}-seed{self.seed}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder, in the study's."""
+        return Path("trials") / self.name
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,18 @@ def disk_needed(
     checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * sum(sizes[:concurrent])
     pixels = sum(3 * num_slices // NUM_FOLDS * t.experiment.data.size**2 for t in trials)
     return _BYTES_PER_WEIGHT * (models + checkpoints) + pixels // _PIXELS_PER_BYTE
+
+
+def disk_needed_to_search(weights: dict[str, int], concurrent: int, folds: int) -> int:
+    """Estimate the bytes that a search writes at its fullest: a candidate leaves no weights.
+
+    Args:
+        weights: Encoder -> number of the U-Net's weights.
+        concurrent: Candidates at once.
+        folds: Trainings of each.
+    """
+    checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * folds * concurrent
+    return _BYTES_PER_WEIGHT * checkpoints * max(weights.values())
 
 
 def _one_each(trials: Sequence[Trial]) -> list[Trial]:

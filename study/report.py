@@ -16,6 +16,7 @@ from study.findings import describe_findings, ranked_rows
 from study.latex import to_latex
 from study.page import to_html
 from study.records import Records, read_records
+from study.search_report import describe_search
 
 _MANUSCRIPT = ("variant", "Dice/patient", "global Dice", "precision", "recall", "HD95")
 
@@ -55,5 +56,9 @@ def _compose(records: Records) -> Document:
         records.labels,
         records.conclusion.sentence,
         records.conclusion.caveats,
-        [*describe_findings(records, drawer), *describe_basis(records)],
+        [
+            *describe_findings(records, drawer),
+            *describe_search(records, drawer),
+            *describe_basis(records),
+        ],
     )

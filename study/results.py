@@ -141,6 +141,13 @@ class TrialFolder:
         one_line = " ".join(error.split())
         self._write_result(trial, {"status": status, "error": one_line, **values})
 
+    def write_stopped(self, trial: Trial, values: Row) -> None:
+        """Write the result of a trial that need not go on; its checkpoints go."""
+        write_text(self.path / "experiment.yaml", trial.experiment.to_yaml())
+        seconds = sum(row["seconds"] for row in self.read_history())
+        self._write_result(trial, {"status": "stopped", "error": "", "seconds": seconds, **values})
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def _write_result(self, trial: Trial, values: Row) -> None:
         row = describe_trial(trial) | values
         write_text(self.path / "result.json", json.dumps(row, indent=1) + "\n")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
+from study.plan import WINNER
 from study.results import Row
 
 Floats = NDArray[np.float64]
@@ -96,12 +97,15 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
 def read_factors(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
     """Return variant -> its encoder, and whether its slices are preprocessed.
 
+    A search's winner is left out: it differs from the others in more than these two.
+
     Args:
         trials: Rows of trials.csv, values as text or as they are.
     """
     return {
         str(row["variant"]): (str(row["encoder"]), str(row["preprocessed"]) == "True")
         for row in trials
+        if not str(row["variant"]).startswith(WINNER)
     }
 
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from brainseg.config import Experiment, load_experiment
+from brainseg.config import Experiment, ModelConfig, load_experiment
 from brainseg.encoders import check_encoder, describe_weights, find_encoder_weights
-from brainseg.errors import ConfigError, StudyError
+from brainseg.errors import ConfigError
 from brainseg.index import find_default_root
 from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
 from brainseg.patients import describe_patients
 from brainseg.phantom import VERSION, generate_phantom
-from brainseg.split import PARTS, assign_folds, split_by_patient
+from brainseg.split import assign_folds, split_by_patient
 from brainseg.storage import write_text
 from brainseg.store import SliceStore, cache_folder, open_dataset
-from study.folder import Question, write_study
-from study.plan import (
-    Trial,
-    TrialResources,
-    disk_needed,
-    num_epochs,
-    plan_trials,
-    refuse_grid_keys,
-)
+from study.candidates import Search, check_search
+from study.folder import Question, default_name, write_study
+from study.plan import GRIDS, WINNER, Trial, TrialResources, plan_trials, refuse_grid_keys
 from study.results import TrialFolder, write_csv
+from study.space import load_space
+from study.standings import count_ended, winner_trials
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Say = Callable[[str], None]
@@ -48,6 +43,11 @@ class Request:
     seeds: int
     name: str | None
     storage: Path
+    search: int | None = None
+    space: Path | None = None
+    sampler: str = "tpe"
+    scheduler: str = "asha"
+    search_folds: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Setup:
     Attributes:
         data: The dataset, checked.
         question: What the study asks.
-        trials: All of them, finished or not.
+        trials: All of them, finished or not; a search's winner's too once there is one.
         folder: Where the study is or will be.
         sizes: Encoder -> number of the U-Net's weights.
     """
@@ -70,7 +70,34 @@ class Setup:
 
     def folder_of(self, trial: Trial) -> TrialFolder:
         """Return the folder of one trial."""
-        return TrialFolder(self.folder / "trials" / trial.name)
+        return TrialFolder(self.folder / trial.path)
+
+    @property
+    def search(self) -> Search | None:
+        """The search that extends the grid, if one does."""
+        return self.question.search
+
+    def num_open_candidates(self) -> int:
+        """Return how many candidates of the search have not ended."""
+        if self.search is None:
+            return 0
+        return self.search.candidates - count_ended(self.folder)
+
+    def with_winner(self) -> Setup:
+        """Return the setup with the trials of the search's winner, and those of former ones."""
+        if self.search is None:
+            return self
+        question = self.question
+        more = winner_trials(self.folder, self.search, question.folds, question.seeds)
+        return replace(self, trials=[*self.trials, *more])
+
+    def with_stand_in(self) -> Setup:
+        """Return the setup with trials in the place of those of a winner not known yet."""
+        if self.search is None:
+            return self
+        first = self.trials[0].variant
+        more = [replace(t, variant=WINNER) for t in self.trials if t.variant == first]
+        return replace(self, trials=[*self.trials, *more])
 
     def open_trials(self, *, retry_failed: bool = False) -> list[Trial]:
         """Return the trials that have not ended, and on request those that failed."""
@@ -96,13 +123,16 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
     refuse_grid_keys(request.grid, request.changes)
     base = _load_base(request, synthetic=False)
     plan_trials(request.grid, base, request.folds, request.seeds)
+    _plan_search(request, base)
     data = _open_data(request.data, say)
     if data.synthetic:
         base = _load_base(request, synthetic=True)
     base, weights_hash = _resolve_weights(base)
     trials = plan_trials(request.grid, base, request.folds, request.seeds)
+    search = _plan_search(request, base)
     for fold in range(request.folds):
-        split_by_patient(data.slices, fold, base.data.split_seed)
+        split_by_patient(data.slices, fold, base.data.split_seed, base.inner_fold)
+    models = [trial.experiment.model for trial in trials]
     return Setup(
         data,
         Question(
@@ -113,10 +143,11 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
             _counts(data),
             request.folds,
             request.seeds,
+            search,
         ),
         trials,
         _folder_for(request, data.synthetic),
-        _check_models(trials, download=download),
+        _check_models([*models, *(search.space.models() if search else [])], download=download),
     )
 
 
@@ -135,62 +166,24 @@ def write_facts(setup: Setup, resources: TrialResources) -> None:
     write_study(setup.folder, setup.question, facts)
     (setup.folder / "trials").mkdir(exist_ok=True)
     seed = base.data.split_seed
-    rotations = [split_by_patient(data.slices, fold, seed) for fold in range(setup.question.folds)]
+    rotations = [
+        split_by_patient(data.slices, fold, seed, base.inner_fold)
+        for fold in range(setup.question.folds)
+    ]
     record = {
         "fingerprint": data.fingerprint,
         "split_seed": seed,
         "fold_of_patient": assign_folds(data.slices, seed),
         "rotations": [split.model_dump(mode="json") for split in rotations],
     }
+    if setup.search is not None:
+        splits = [
+            split_by_patient(data.slices, 0, seed, inner) for inner in setup.search.inner_folds
+        ]
+        record["search"] = [split.model_dump(mode="json") for split in splits]
     write_text(setup.folder / "split.json", json.dumps(record, indent=1) + "\n")
     patients = describe_patients(data)
     write_csv(setup.folder / "patients.csv", list(patients[0]), patients)
-
-
-def require_disk(setup: Setup, trials: Sequence[Trial], resources: TrialResources) -> None:
-    """Refuse a study that would fill the disk.
-
-    Raises:
-        StudyError: With what is needed and what is free.
-    """
-    needed, free = disk_figures(setup, trials, resources)
-    if free < needed:
-        raise StudyError(
-            f"the study needs about {needed / 1e9:.1f} GB in {setup.folder.parent}, which has "
-            f"{free / 1e9:.1f} GB free: make room, or give --storage on a larger disk"
-        )
-
-
-def disk_figures(
-    setup: Setup, trials: Sequence[Trial], resources: TrialResources
-) -> tuple[int, int]:
-    """Return the bytes that the trials need at their fullest, and those that are free."""
-    existing = next(p for p in (setup.folder, *setup.folder.parents) if p.exists())
-    needed = disk_needed(trials, setup.sizes, resources.concurrent, len(setup.data.slices))
-    return needed, shutil.disk_usage(existing).free
-
-
-def describe_plan(
-    setup: Setup, trials: Sequence[Trial], resources: TrialResources
-) -> list[tuple[str, str]]:
-    """Return the lines of `--plan`: what there is, what would run, what it would take."""
-    data, base = setup.data, setup.question.base
-    needed, free = disk_figures(setup, trials, resources)
-    stages = " + ".join(str(stage.epochs) for stage in base.stages)
-    return [
-        ("data", f"{data.root}{' (SYNTHETIC)' if data.synthetic else ''}"),
-        ("fingerprint", data.fingerprint),
-        ("slices", f"{len(data.slices):,}, of which {num_tumour_slices(data):,} with tumour"),
-        *_describe_splits(setup),
-        ("encoder weights", describe_weights(base.model)),
-        ("trials", f"{len(setup.trials)}, {len(trials)} of them to run"),
-        ("epochs", f"{stages} per trial, {num_epochs(trials):,} to run"),
-        ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),
-        ("each trial", f"{resources} ({resources.workers} loader workers)"),
-        ("at once", f"{resources.concurrent} trials"),
-        ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
-        ("folder", str(setup.folder)),
-    ]
 
 
 def _counts(data: SliceStore) -> dict[str, int]:
@@ -206,27 +199,13 @@ def num_tumour_slices(data: SliceStore) -> int:
     return sum(item.tumour_pixels > 0 for item in data.slices)
 
 
-def _describe_splits(setup: Setup) -> list[tuple[str, str]]:
-    lines = []
-    seed = setup.question.base.data.split_seed
-    for fold in sorted({trial.fold for trial in setup.trials}):
-        split = split_by_patient(setup.data.slices, fold, seed)
-        sizes = (
-            f"{part} {len(getattr(split, part))} patients, "
-            f"{len(split.numbers(setup.data.slices, part)):,} slices"
-            for part in PARTS
-        )
-        lines.append((f"split, rotation {fold}", "; ".join(sizes)))
-    return lines
-
-
-def _num_steps(setup: Setup, trials: Sequence[Trial]) -> int:
-    steps = 0
-    for trial in trials:
-        split = split_by_patient(setup.data.slices, trial.fold, trial.experiment.data.split_seed)
-        slices = len(split.numbers(setup.data.slices, "train"))
-        steps += num_epochs([trial]) * -(-slices // trial.experiment.optimizer.batch_size)
-    return steps
+def _plan_search(request: Request, base: Experiment) -> Search | None:
+    if request.search is None:
+        return None
+    space = load_space(request.space or CONFIGS / "search.yaml", GRIDS[request.grid], base)
+    return check_search(
+        Search(space, request.search, request.sampler, request.scheduler, request.search_folds)
+    )
 
 
 def _load_base(request: Request, *, synthetic: bool) -> Experiment:
@@ -264,20 +243,20 @@ def _resolve_weights(base: Experiment) -> tuple[Experiment, str]:
 
 
 def _folder_for(request: Request, synthetic: bool) -> Path:
-    name = request.name or (f"{request.grid}-synthetic" if synthetic else request.grid)
+    name = request.name or default_name(request.grid, request.config, synthetic=synthetic)
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name is {name!r}; it must name a folder below --storage")
     return (request.storage.expanduser() / name).resolve()
 
 
-def _check_models(trials: Sequence[Trial], *, download: bool) -> dict[str, int]:
+def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str, int]:
     """Build each encoder's network once: fetches its weights and proves that they fit.
 
     Returns:
         Encoder -> number of the U-Net's weights.
     """
     sizes = {}
-    for config in dict.fromkeys(trial.experiment.model for trial in trials):
+    for config in dict.fromkeys(models):
         check_encoder(config.encoder)
         model = build_model(config, seed=0) if download else build_unet(config.encoder)
         sizes[config.encoder] = sum(weight.numel() for weight in model.parameters())

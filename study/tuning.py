@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,28 +29,34 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from brainseg.errors import StudyError
+from study.attempt import Task
 from study.console import Progress
 from study.folder import METRIC, MODE
 from study.plan import Cluster, Node, TrialResources
-from study.results import TrialFolder
-from study.trial import Task, run_trial
+from study.trial import run_trial
 
 _ANSWER_SECONDS = 5.0
 _LOW_MEMORY = ("low on memory", "OutOfMemoryError")  # Ray ended the process to save its node
 
 
-class _Reporter(tune.Callback):  # type: ignore[misc]
-    """Hands what Tune hears to the console."""
+class Reporter(tune.Callback):  # type: ignore[misc]
+    """Hands what Tune hears to the console.
+
+    Args:
+        progress: Prints it.
+    """
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+        """Remember who prints."""
+        self.progress = progress
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks into a file that nothing here reads back."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.started(str(trial))
+        """Say so."""
+        self.progress.started(str(trial))
 
     def on_trial_result(
         self,
@@ -60,19 +66,22 @@ class _Reporter(tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
+        """Print the epoch, and what its process noted."""
         if "val_dice" in result:
             for note in result["notes"]:
-                self._progress.note(f"{trial}: {note}")
-            self._progress.epoch(str(trial), result)
+                self.progress.note(f"{trial}: {note}")
+            self.progress.epoch(str(trial), result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Say why; if memory was low, let the trial go on with smaller batches."""
         reason = _last_failure(trial)
-        self._progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
+        self.progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
-            _folder(Task.from_config(trial.config["task"])).halve_batches(_last_line(reason))
+            Task.from_config(trial.config["task"]).folder.halve_batches(_last_line(reason))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
+        """Say why."""
+        self.progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
 
 
 @contextmanager
@@ -155,24 +164,59 @@ def run_trials(
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
+    configs = tune.grid_search([task.to_config() for task in tasks])
+    fit(
+        run_trial,
+        resources,
+        study,
+        Reporter(progress),
+        retries,
+        {"task": configs},
+        metric=METRIC,
+        mode=MODE,
+    )
+
+
+def fit(
+    trainable: Callable[[dict[str, Any]], None],
+    resources: TrialResources,
+    study: Path,
+    reporter: Reporter,
+    retries: int,
+    param_space: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Let Tune run what there is to run, to its end.
+
+    Args:
+        trainable: What runs each configuration, whose `task` is a `Task`.
+        resources: What each of them asks for.
+        study: The study's folder.
+        reporter: Hears of every epoch.
+        retries: Of a process that dies.
+        param_space: Configurations, unless a searcher among the options proposes them.
+        options: Of `tune.TuneConfig`.
+
+    Raises:
+        KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
+    """
     runs = study / "tune"
     runs.mkdir(exist_ok=True)
     number = 1 + sum(1 for _ in runs.iterdir())
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"cpu": resources.cpus, "gpu": resources.gpus}),
-        param_space={"task": tune.grid_search([task.to_config() for task in tasks])},
+        tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
+        param_space=param_space,
         tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode=MODE,
             max_concurrent_trials=resources.concurrent,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
+            **options,
         ),
         run_config=tune.RunConfig(
             name=f"start-{number}",
             storage_path=str(runs.resolve()),
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[_Reporter(progress)],
+            callbacks=[reporter],
             verbose=0,
         ),
     )
@@ -218,12 +262,8 @@ def _record_error(task: Task, error: Exception) -> None:
 
     One that ended because its disk refused has not failed: it goes on when the study does.
     """
-    if not isinstance(error, OSError) and _folder(task).read() is None:
-        _folder(task).write_failure(task.trial, "failed", _last_line(error))
-
-
-def _folder(task: Task) -> TrialFolder:
-    return TrialFolder(task.study / "trials" / task.trial.name)
+    if not isinstance(error, OSError) and task.folder.read() is None:
+        task.folder.write_failure(task.trial, "failed", _last_line(error))
 
 
 def _last_failure(trial: Any) -> str:

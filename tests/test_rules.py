@@ -14,7 +14,9 @@ import pytest
 from brainseg import demo, explore, export, predict
 from brainseg.config import Experiment, load_experiment
 from study import run
+from study.options import build_parser
 from study.plan import GRIDS, plan_trials
+from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
@@ -24,11 +26,13 @@ ORDER = [
     *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
     *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predict", "export"),
     *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
-    *("plan", "results", "scores", "resample", "variance", "compare"),
-    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup", "board"),
-    *("breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *("findings", "account", "latex", "cards", "page", "report", "console", "trial"),
-    *("tuning", "run"),
+    *("plan", "results", "space", "halving", "candidates", "standings"),
+    *("scores", "resample", "variance", "compare"),
+    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
+    *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
+    *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
+    *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
+    *("scheduler", "search", "options", "run"),
 ]
 COMMANDS = (run, explore, predict, export, demo)
 MODULES = [
@@ -79,9 +83,11 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 
 REPORT = (
-    *("plan", "results", "scores", "resample", "variance", "compare", "conclude", "slices"),
+    *("plan", "results", "space", "halving", "candidates", "standings", "options"),
+    *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *("findings", "account", "latex", "cards", "page", "report", "console"),
+    *("findings", "account", "latex", "cards", "page", "search_figures", "search_report"),
+    *("report", "console"),
 )
 
 
@@ -110,7 +116,10 @@ def test_baseline_yaml_writes_out_every_default() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_loads(path: Path) -> None:
-    assert load_experiment(path)
+    if path.stem == "search":
+        assert all(load_space(path, GRIDS[grid], Experiment()).ranges for grid in GRIDS)
+    else:
+        assert load_experiment(path)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -124,7 +133,8 @@ def test_every_grid_builds(grid: str) -> None:
 )
 def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
     text = Path(str(command.__file__)).read_text(encoding="utf-8")
-    for action in command._parser()._actions:
+    parser = build_parser() if command is run else command._parser()
+    for action in parser._actions:
         if action.dest != "help":
             assert f"args.{action.dest}" in text, f"--{action.dest} is declared, but never read"
 

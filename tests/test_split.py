@@ -33,6 +33,15 @@ def test_a_leak_written_by_hand_cannot_be_read_back(data: SliceStore) -> None:
         Split.model_validate(leaking)
 
 
+def test_inner_rotations_test_the_same_and_validate_on_all_others_twice(data: SliceStore) -> None:
+    splits = [split_by_patient(data.slices, 3, 44, inner) for inner in range(9)]
+    assert {split.test for split in splits} == {split_by_patient(data.slices, 3, 44).test}
+    validated = sorted(patient for split in splits for patient in split.val)
+    assert validated == sorted(2 * [p for p in data.patients if p not in splits[0].test])
+    assert len({split.val for split in splits}) == 9
+    assert splits[0] == split_by_patient(data.slices, 3, 44)
+
+
 def test_ten_rotations_test_every_patient_once(data: SliceStore) -> None:
     tested = [p for r in range(10) for p in split_by_patient(data.slices, r, 44).test]
     assert sorted(tested) == sorted(data.patients)

@@ -17,7 +17,7 @@ from brainseg.modelfile import Tensors
 from brainseg.predict import Predictor
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
-from brainseg.training import Compute, TrainResult, train_two_stage
+from brainseg.training import Compute, TrainResult, train_epochs, train_two_stage
 
 GOLDEN = Path(__file__).parent / "golden" / "two_stage_losses.json"
 CPU = Compute(device="cpu")
@@ -65,6 +65,19 @@ def test_the_same_seed_gives_the_same_bits(
     again = train_two_stage(tiny, data, compute=Compute("cpu", workers=1))
     assert _losses(again) == _losses(quiet)
     assert _equal(again.weights, quiet.weights)
+
+
+def test_trainings_that_take_turns_give_the_same_bits(
+    quiet: TrainResult, data: SliceStore, tiny: Experiment
+) -> None:
+    other = tiny.replaced({"inner_fold": 1})
+    alone = train_two_stage(other, data, compute=CPU)
+    pairs = zip(*(train_epochs(e, data, compute=CPU) for e in (tiny, other)), strict=True)
+    reports = [*zip(*pairs, strict=True)]
+    for found, expected in zip(reports, (quiet, alone), strict=True):
+        losses = [[report.row["train_loss"], report.row["val_loss"]] for report in found]
+        assert losses == _losses(expected)
+    assert _losses(alone) != _losses(quiet)
 
 
 def test_another_seed_gives_other_numbers(

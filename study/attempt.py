@@ -1,0 +1,192 @@
+"""What all that trains under Tune shares: its task, and how it meets full memory and disks."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import torch
+
+from brainseg.config import Experiment
+from brainseg.errors import (
+    BrainsegError,
+    CheckpointError,
+    CheckpointWarning,
+    DataError,
+    DivergedError,
+    StorageError,
+)
+from brainseg.storage import patiently
+from brainseg.store import SliceStore, open_dataset
+from brainseg.training import Compute
+from study.candidates import Candidate
+from study.plan import Trial, TrialResources
+from study.results import TrialFolder
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_GIBIBYTE = 2**30
+_T = TypeVar("_T")
+Notes = list[warnings.WarningMessage]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial or a candidate and its surroundings, as it travels to a worker process."""
+
+    trial: Trial
+    study: Path
+    data: Path
+    fingerprint: str
+    synthetic: bool
+    resources: TrialResources
+
+    @property
+    def folder(self) -> TrialFolder:
+        """Where it leaves everything."""
+        return TrialFolder(self.study / self.trial.path)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the plain dictionary that Tune stores beside its own results."""
+        candidate = self.trial if isinstance(self.trial, Candidate) else None
+        return {
+            "variant": self.trial.variant,
+            "fold": self.trial.fold,
+            "seed": self.trial.seed,
+            "experiment": self.trial.experiment.model_dump(mode="json"),
+            "candidate": candidate and (candidate.number, candidate.inner_folds),
+            "study": str(self.study),
+            "data": str(self.data),
+            "fingerprint": self.fingerprint,
+            "synthetic": self.synthetic,
+            "resources": vars(self.resources),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Task:
+        """Rebuild the task in the worker process."""
+        experiment = Experiment.model_validate(config["experiment"])
+        trial = Trial(config["variant"], config["fold"], config["seed"], experiment)
+        if config["candidate"] is not None:
+            number, inner_folds = config["candidate"]
+            trial = Candidate(**vars(trial), number=number, inner_folds=inner_folds)
+        return cls(
+            trial,
+            Path(config["study"]),
+            Path(config["data"]),
+            config["fingerprint"],
+            config["synthetic"],
+            TrialResources(**config["resources"]),
+        )
+
+    def compute(self) -> Compute:
+        """Return where to train; in smaller parts once memory ran out."""
+        device = "cuda" if self.resources.gpus else "cpu"
+        return Compute(device, self.resources.workers, self.folder.batch_parts)
+
+    def open_data(self) -> SliceStore:
+        """Open the dataset.
+
+        Raises:
+            DataError: If it is not the study's any more.
+        """
+        data = open_dataset(self.data)
+        if data.fingerprint != self.fingerprint:
+            raise DataError(
+                f"{self.data} is not the dataset of this study: fingerprint "
+                f"{data.fingerprint[:12]}, expected {self.fingerprint[:12]}"
+            )
+        return data
+
+
+def attempt(task: Task, run: Callable[[], None]) -> None:
+    """Run a task in its folder; what goes wrong is written there.
+
+    A failure that repeating cannot cure (a diverged loss, bad data, a bad value) ends the task
+    with its row written. Any other one is written too, then raised, so that Tune may try again.
+    Of a disk that refuses nothing is written: the task has not failed, it can go on later.
+    """
+    folder = task.folder
+    try:
+        patiently(folder.begin, f"the trial's folder {folder.path}")
+        _limit_threads(task.resources)
+        _run_in_memory(folder, run)
+    except DivergedError as error:
+        folder.write_failure(task.trial, "diverged", str(error))
+    except StorageError:
+        raise
+    except BrainsegError as error:
+        folder.write_failure(task.trial, "failed", str(error))
+    except OSError as error:
+        raise StorageError(f"{task.trial.name}: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        folder.write_failure(task.trial, "failed", reason, traceback.format_exc())
+        raise
+
+
+def train_from_checkpoints(folder: TrialFolder, train: Callable[[Notes], _T]) -> _T:
+    """Train from a folder's newest checkpoints; from the beginning if they are another's.
+
+    Args:
+        folder: Whose checkpoints.
+        train: Told of a list of warnings that grows while it trains.
+    """
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", CheckpointWarning)
+        try:
+            return train(notes)
+        except CheckpointError as error:
+            aside = folder.set_checkpoints_aside()
+            message = f"{error}; it is now {aside}, and the training begins anew"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        return train(notes)
+
+
+def take_notes(notes: Notes) -> list[str]:
+    """Return what was warned of about checkpoints, and forget it."""
+    said = [str(n.message) for n in notes if issubclass(n.category, CheckpointWarning)]
+    notes.clear()
+    return said
+
+
+def _run_in_memory(folder: TrialFolder, run: Callable[[], None]) -> None:
+    """Run; if memory runs out, go on after the last epoch with batches halved, once."""
+    try:
+        return run()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or folder.batch_parts > 1:
+            raise
+        folder.halve_batches(" ".join(str(error).split()))
+    # Outside the handler: the exception held on to the tensors of its frames.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return run()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a GPU's or the machine's memory ran out; torch has no type for the latter."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _limit_threads(resources: TrialResources) -> None:
+    """Use the CPUs that were asked for, no more; keep freed memory, which training asks for again.
+
+    glibc returns large blocks to the kernel at once and pays for the page faults at every step.
+    """
+    torch.set_num_threads(resources.threads)
+    cv2.setNumThreads(0)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE)
+            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _GIBIBYTE - 1)

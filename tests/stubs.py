@@ -1,0 +1,189 @@
+"""Searches over a stub: curves whose optimum is known, in place of trainings.
+
+Run as a program it does one such search through Tune:
+python tests/stubs.py FOLDER CANDIDATES CONCURRENT [SAMPLER [SCHEDULER]]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from brainseg.config import Experiment
+from brainseg.epoch import EpochReport
+from brainseg.errors import DivergedError
+from study import objective
+from study.attempt import Task
+from study.candidates import SCORE, Candidate, Search
+from study.plan import GRIDS, TrialResources
+from study.results import Row
+from study.scheduler import STOP, Decisions, build_scheduler
+from study.search import Proposer, run_search
+from study.space import Space, load_space
+from study.standings import write_standings
+
+RANGES = """
+stages.0.learning_rate: {low: 0.0001, high: 0.01, log: true}
+stages.1.learning_rate: {low: 0.00001, high: 0.003, log: true}
+augment.strength: {low: 0.0, high: 2.0}
+preprocess.clip_limit: {low: 1.0, high: 8.0, log: true, when: preprocess.enabled}
+"""
+BASE = Experiment().replaced({"stages.0.epochs": 1, "stages.1.epochs": 13})
+OPTIMUM = 0.9
+"""Of a stub: raw, 1e-3 in stage 1, 3e-4 in stage 2, augmentation at 0.8."""
+
+RESOURCES = TrialResources(cpus=1, gpus=0, workers=0, concurrent=1)
+
+
+def build_search(
+    folder: Path, candidates: int, *, text: str = RANGES, base: Experiment = BASE, **options: Any
+) -> Search:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "space.yaml").write_text(text)
+    space: Space = load_space(folder / "space.yaml", GRIDS["lite"], base)
+    return Search(space, candidates, **options)
+
+
+def final_score(experiment: Experiment) -> float:
+    """How good a stub gets in the end; diverged is what learns too fast without augmentation."""
+    frozen, unfrozen = (stage.learning_rate for stage in experiment.stages)
+    if unfrozen > 2e-3 and experiment.augment.strength < 0.5:
+        raise DivergedError(2, 1, math.nan)
+    loss = 0.05 * math.log10(frozen / 1e-3) ** 2 + 0.15 * math.log10(unfrozen / 3e-4) ** 2
+    loss += 0.1 * (experiment.augment.strength - 0.8) ** 2
+    loss += 0.05 * experiment.preprocess.enabled
+    return OPTIMUM - loss
+
+
+def stub_epochs(task: Task, seconds: float = 0.0) -> Iterator[Sequence[EpochReport]]:
+    """A curve to the final score; what history.csv has is replayed."""
+    experiment = task.trial.experiment
+    known = len(task.folder.read_history())
+    frozen, total = experiment.stages[0].epochs, sum(s.epochs for s in experiment.stages)
+    best = 0.0
+    for step in range(1, total + 1):
+        is_replayed = step <= known
+        if not is_replayed:
+            time.sleep(seconds)
+        dice = final_score(experiment) * math.expm1(-step / 3) / math.expm1(-total / 3)
+        best = max(best, dice)
+        row = dict.fromkeys(("learning_rate", "train_loss", "train_dice", "is_best"), 0.0)
+        row |= {"val_loss": 1 - dice, "val_dice": dice, "val_dice_patient": dice, SCORE: best}
+        row |= {"stage": 1 if step <= frozen else 2, "step": step, "seconds": 1.0}
+        row["epoch"] = step if step <= frozen else step - frozen
+        yield [EpochReport(row, total, replayed=is_replayed)]
+
+
+def task_in(folder: Path) -> Callable[[Candidate], Task]:
+    return lambda candidate: Task(candidate, folder, folder, "f" * 64, True, RESOURCES)
+
+
+class KilledError(BaseException):
+    """Stands for the end of the driver, at a chosen step."""
+
+
+class Drive:
+    """Does to a searcher and a scheduler what Tune does, one candidate at a time.
+
+    Args:
+        search: What is asked.
+        folder: The study's.
+        killed_at: The step, of all that leave something on the disk, before which all ends.
+    """
+
+    def __init__(self, search: Search, folder: Path, killed_at: int | None = None) -> None:
+        self.search, self.folder, self.killed_at = search, folder, killed_at
+        self.steps = 0
+
+    def step(self) -> None:
+        if self.steps == self.killed_at:
+            raise KilledError
+        self.steps += 1
+
+    def run(self, patch: pytest.MonkeyPatch) -> list[Row]:
+        (self.folder / "search").mkdir(parents=True, exist_ok=True)
+        decisions = Decisions(self.folder / "search" / "decisions.csv")
+        proposer = Proposer(self.search, self.folder, decisions, task_in(self.folder))
+        scheduler = build_scheduler(self.search, decisions)
+        patch.setattr(objective, "Board", lambda *args: SimpleNamespace(write=_no, close=_no))
+        while proposer.num_left:
+            self.step()
+            trial_id = uuid.uuid4().hex
+            trial = SimpleNamespace(config=proposer.suggest(trial_id))
+            report = self._report(proposer, scheduler, trial_id, trial)
+            patch.setattr("ray.tune.report", report)
+            self.step()
+            with suppress(_StoppedError):
+                objective.follow(Task.from_config(trial.config["task"]), stub_epochs)
+            self.step()
+            proposer.on_trial_complete(trial_id, {})
+        return write_standings(self.folder, self.search, "SYNTHETIC")
+
+    def _report(
+        self, proposer: Proposer, scheduler: Any, trial_id: str, trial: Any
+    ) -> Callable[[dict[str, Any]], None]:
+        def report(result: dict[str, Any]) -> None:
+            self.step()
+            if scheduler.on_trial_result(None, trial, result) == STOP:
+                self.step()
+                raise _StoppedError
+            self.step()
+            proposer.on_trial_result(trial_id, result)
+
+        return report
+
+
+class _StoppedError(BaseException):
+    """Stands for the end of a candidate's process that the scheduler stopped."""
+
+
+def _no(*args: Any) -> None:
+    """Draw nothing."""
+
+
+def history_of(folder: Path) -> list[tuple[Any, ...]]:
+    """Optuna's own record of a search, without its times."""
+    import optuna
+
+    from study.search import NAME, open_journal
+
+    study = optuna.load_study(study_name=NAME, storage=open_journal(folder / "search/journal.log"))
+    return [
+        (t.number, t.state.name, t.value, t.params, t.intermediate_values) for t in study.trials
+    ]
+
+
+def main() -> None:
+    """Search through Tune, in this process, and say how many candidates it has."""
+    from rich.console import Console
+
+    from study.console import Progress
+    from study.tuning import cluster
+
+    folder, candidates, concurrent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    options: dict[str, Any] = dict(zip(("sampler", "scheduler"), sys.argv[4:], strict=False))
+    search = build_search(folder, candidates, **options)
+
+    def train(config: dict[str, Any]) -> None:
+        objective.follow(Task.from_config(config["task"]), lambda task: stub_epochs(task, 0.1))
+
+    progress = Progress([f"candidate-{n:04d}" for n in range(candidates)], 1, Console(width=100))
+    with cluster(None):
+        resources = TrialResources(cpus=1, gpus=0, workers=0, concurrent=concurrent)
+        left = run_search(search, folder, task_in(folder), resources, progress, 2, train)
+    rows = write_standings(folder, search, "SYNTHETIC")
+    sys.stdout.write(json.dumps({"candidates": len(rows), "left": left}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
