@@ -102,7 +102,8 @@ def _models_of(study: Path) -> list[Path]:
 
 
 def _name_of(path: Path) -> str:
-    return path.parent.name if path.name == f"model{_SUFFIX}" else path.stem
+    in_trial = path.parent.parent.name == "trials"
+    return path.parent.name if in_trial else path.stem
 
 
 def _spell_scores(part: str, prefix: str, metrics: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -416,6 +417,14 @@ def test_a_phone_needs_no_sideways_scrolling(server: Server, phone: Any) -> None
     phone.get_by_role("button", name="large tumour").click()
     phone.locator("#result .panel").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "models/trained.safetensors", "../pair"])
+def test_other_files_of_the_machine_are_not_served(server: Server, path: str) -> None:
+    target = path if path.startswith("/") else str(server.study / path)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.address}gradio_api/file={target}", timeout=60)
+    assert refused.value.code in (403, 404)
 
 
 def test_nothing_was_sent_anywhere(server: Server, page: Any) -> None:

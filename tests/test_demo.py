@@ -156,11 +156,16 @@ def test_the_best_model_is_validations_and_the_newest_study_is_taken(
     assert find_models(None)[0].path.parts[:2] == ("results", "new")
 
 
-def test_a_running_study_shows_its_finished_trials(model_file: Path, tmp_path: Path) -> None:
+def test_models_are_named_after_their_trial_or_file(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = tmp_path / "trials" / "raw-fold0-seed44"
     trial.mkdir(parents=True)
     shutil.copyfile(model_file, trial / "model.safetensors")
     assert [model.name for model in find_models(tmp_path)] == ["raw-fold0-seed44"]
+    shutil.copyfile(model_file, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert find_models(Path("model.safetensors"))[0].name == "model"
 
 
 def test_a_folder_without_models_and_a_file_that_is_none_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -16,11 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brainseg import predict
+from brainseg.batches import Batches
 from brainseg.config import Experiment
+from brainseg.desk import Desk
+from brainseg.epoch import validate
 from brainseg.inputs import find_scans, read_upload
-from brainseg.modelfile import load_model
+from brainseg.model import build_model
+from brainseg.modelfile import ModelHeader, load_model, save_model
 from brainseg.overlay import encode_picture
 from brainseg.predict import Predictor
+from brainseg.shelf import find_models
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
 from brainseg.training import Compute
@@ -94,6 +101,51 @@ def test_masks_are_those_of_the_training_evaluation_bit_for_bit(
         written = tmp_path / "out" / folder.name / f"{data.slices[number].name}_mask.tif"
         if written.exists():
             assert np.array_equal(_pixels(written), mask * 255)
+
+
+@pytest.mark.slow
+def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
+    real_data: SliceStore, tmp_path: Path
+) -> None:
+    """At the slices' own size, through a network whose logits lie close around the threshold."""
+    changes = {"model.encoder": "efficientnet-b0", "model.encoder_weights": "none"}
+    experiment = Experiment().replaced(changes)
+    network = build_model(experiment.model, 3)
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    header = ModelHeader(
+        experiment=experiment,
+        fingerprint=real_data.fingerprint,
+        synthetic=False,
+        weights="random",
+        best={},
+        metrics={},
+    )
+    save_model(tmp_path / "model.safetensors", weights, header)
+    split = split_by_patient(real_data.slices, 0, experiment.data.split_seed)
+    numbers = [
+        int(n)
+        for n in split.numbers(real_data.slices, "test")
+        if real_data.slices[n].patient == split.test[0]
+    ]
+    batches = Batches(real_data, np.array(numbers), experiment, augmented=False)
+    cpu = torch.device("cpu")
+    judged = validate(network.eval(), batches.epoch(0, 0), experiment, cpu, numbers)
+    folder = next(real_data.root.glob(f"{split.test[0]}_*"))
+    assert _predict(tmp_path / "model.safetensors", folder, out=tmp_path / "out") == 0
+    desk = Desk(find_models(tmp_path / "model.safetensors"), CPU)
+    for number in numbers:
+        name, mask = real_data.slices[number].name, judged.shown[number]
+        assert np.array_equal(
+            _pixels(tmp_path / "out" / folder.name / f"{name}_mask.tif"), mask * 255
+        )
+    for number in numbers[:: len(numbers) // 3]:
+        html = desk.outline(
+            str(folder / f"{real_data.slices[number].name}.tif"), None, "model", ""
+        )
+        link = re.findall(r'href="data:image/png;base64,([^"]+)"', html)[0]
+        shown = cv2.imdecode(np.frombuffer(base64.b64decode(link), np.uint8), -1)
+        assert np.array_equal(np.asarray(shown), judged.shown[number] * 255)
+    assert sum(mask.sum() for mask in judged.shown.values()) > 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
