@@ -123,7 +123,7 @@ def test_the_same_command_keeps_what_is_finished(
         assert "to run" not in told.out
         assert "--retry-failed runs failed trials again" in told.err
         assert main([*command, "--retry-failed"]) == SOME_FAILED
-    assert "4 trials, 1 to run" in capsys.readouterr().out
+    assert "Trials: 4, 1 to run" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (study / "scores.csv").read_bytes() == scores
 
