@@ -90,7 +90,8 @@ def _serve(args: argparse.Namespace) -> int:
     compute.torch_device()
     models = find_models(args.source)
     with tempfile.TemporaryDirectory(prefix="brainseg-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads, gone when this ends
+        # Uploads; examples lie apart from them, since uploads are removed while the page runs.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         try:
             from brainseg import webpage
         except ImportError as error:

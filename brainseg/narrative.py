@@ -60,10 +60,12 @@ def _sentences_on_classes(card: Row) -> list[str]:
 
 def _sentences_on_size(card: Row) -> list[str]:
     area, slices = card["area"], card["slices_per_patient"]
+    few, many = slices["min"], slices["max"]
     sentences = [
-        f"Patients have {slices['min']:.0f} to {slices['max']:.0f} slices (median "
-        f"{slices['median']:.0f}): a mean over slices weighs patients by how finely they were "
-        "scanned, one over patients does not."
+        f"Patients have {few:.0f} to {many:.0f} slices (median {slices['median']:.0f}): a mean "
+        "over slices weighs patients by how finely they were scanned, one over patients does not."
+        if few < many
+        else f"Every patient has {few:.0f} slices."
     ]
     if area["count"]:
         sentences.append(

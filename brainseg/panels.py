@@ -51,7 +51,9 @@ def draw_panel(
         true: bool (H, W), where the true mask is known.
     """
     mask = prediction.mask
-    area = f"{int(mask.sum()):,} pixels ({mask.mean():.2%} of the slice)"
+    area = f"<b>{int(mask.sum()):,} pixels ({mask.mean():.2%} of the slice)</b>"
+    found = f"Tumour predicted on {area}" if mask.any() else "<b>No tumour predicted</b>"
+    highest = f"{float(prediction.probabilities.max()):.2f}"
     outlines = ((true, TRUE), (mask, PREDICTED)) if true is not None else ((mask, PREDICTED),)
     pictures = [
         _picture(
@@ -62,13 +64,11 @@ def draw_panel(
         ),
         _picture(
             draw_probabilities(prediction.probabilities.astype(np.float32)),
-            f"tumour probability of each pixel of {name}, at most "
-            f"{float(prediction.probabilities.max()):.2f}",
+            f"tumour probability of each pixel of {name}, at most {highest}",
             '0 <span class="scale"></span> 1, probability',
         ),
     ]
-    numbers = f"<p>Tumour predicted on <b>{area}</b>, highest probability "
-    numbers += f"{float(prediction.probabilities.max()):.2f}. {_link(mask, name)}</p>"
+    numbers = f"<p>{found}, highest probability {highest}. {_link(mask, name)}</p>"
     if true is not None:
         counts = count(mask, true)
         tp, fp, fn, _ = counts.tolist()

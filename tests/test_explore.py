@@ -272,3 +272,14 @@ def test_quality_names_patients_that_data_csv_lacks(data: SliceStore, found: Exp
     text = " ".join(check_quality(data, found.found, found.patients, table))
     assert f"Patients without a row in data.csv: 1 ({data.patients[0]})" in text
     assert "Rows of data.csv without slices: 1 (PHANTOM_XX_9999)" in text
+
+
+@pytest.mark.slow
+def test_a_dataset_without_tumour_and_folds_gives_a_page_too(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("*/*_mask.tif"):
+        path.write_bytes(encode_picture(np.zeros((32, 32), np.uint8), ".tif"))
+    assert explore.main(["--data", str(folder), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "explore.html").read_text()
+    assert "0 slices (0.0%) hold tumour" in page
+    assert "Every patient has 5 slices" in page
+    assert "10 of 10 rotations cannot be built" in page
