@@ -71,12 +71,13 @@ def _study(args: argparse.Namespace, console: Console) -> int:
         if setup.num_open_candidates() or setup.open_trials(retry_failed=args.retry_failed):
             setup = _run_open(args, setup, console)
         with console.status("gathering what the trials left"):
-            _write_standings(setup)
+            candidates = _write_standings(setup)
             rows = collect(setup.folder, setup.trials)
             collect_ensembles(setup.folder, setup.trials)
             draw_examples(setup.folder, setup.trials, setup.data)
         _report(setup.folder, console)
-    return _exit_code(rows) if not setup.num_open_candidates() else SOME_FAILED
+    has_winner = setup.search is None or bool(ranked(candidates))
+    return _exit_code(rows) if has_winner and not setup.num_open_candidates() else SOME_FAILED
 
 
 def _plan(args: argparse.Namespace, setup: Setup, console: Console) -> None:
@@ -123,7 +124,8 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
 
     with cluster(args.address) as nodes:
         resources = _resources(args, nodes, setup)
-        require_disk(setup, setup.open_trials(retry_failed=args.retry_failed), resources)
+        whole = setup.with_stand_in() if setup.num_open_candidates() else setup
+        require_disk(setup, whole.open_trials(retry_failed=args.retry_failed), resources)
         write_facts(setup, resources)
         require_shared_folder(setup.folder)
         console.print(

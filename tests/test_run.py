@@ -54,6 +54,12 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         (["--folds", "11"], "1 to 10"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--name", "../elsewhere"], "must name a folder"),
+        (["--search", "9", "--space", "nowhere.yaml"], "search space nowhere.yaml"),
+        (["--search", "9", "--search-folds", "10"], "valid: 1 to 9"),
+        (
+            ["--search", "9", "--set", "augment.strength=0.5", "--set", "optimizer.batch_size=12"],
+            "optimizer.batch_size: the experiment's own value 12 cannot be drawn",
+        ),
     ],
 )
 def test_usage_errors_exit_with_two(
@@ -65,6 +71,38 @@ def test_usage_errors_exit_with_two(
     assert err.count("\n") == 1
 
 
+def test_a_plan_says_what_a_search_would_take(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = ["--set", "stages.0.epochs=1", "--set", "stages.1.epochs=19"]
+    assert main([*plan, *stages, "--search", "40", "--seeds", "3"]) == 0
+    out = capsys.readouterr().out
+    for pattern in (
+        r"trials +9, 9 of them to run",
+        r"search +40 candidates, 40 of them to run",
+        r"proposed by +tpe; the first 2 as the grid has them",
+        r"stopped by +asha: rungs after epochs 3, 12",
+        r"search epochs +\d+ by halving alone \(3\d%\), 800 in full",
+        r"varied +stages.1.learning_rate: 1e-05 to 0.003 \(log\)",
+    ):
+        assert re.search(pattern, out), pattern
+    assert not Path("results").exists()
+    assert main([*plan, "--search", "40", "--scheduler", "none", "--sampler", "gp"]) == 0
+    assert "search epochs      400 in full\n" in capsys.readouterr().out
+
+
+def test_a_configuration_alone_is_a_study_of_its_name(
+    plan: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("best.yaml").write_text("model: {encoder: mobilenet_v2, encoder_weights: none}\n")
+    assert main(["--config", "best.yaml", *plan[2:]]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"folder +\S+/results/best-synthetic\n", out)
+    assert re.search(r"trials +1, 1 of them to run", out)
+    assert main(["--config", "best.yaml", "--report-only"]) == KNOWN_ERROR
+    assert "results/best holds no readable study.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -73,6 +111,11 @@ def test_usage_errors_exit_with_two(
         (["--grid", "lite", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["--grid", "lite", "--concurrent", "0"], "at least 1"),
         (["--grid", "lite", "--fold", "2"], "unrecognized arguments"),
+        ([], "give --grid NAME, or --config YAML"),
+        (["--grid", "lite", "--sampler", "tpe"], "--sampler says how to search: give --search N"),
+        (["--grid", "lite", "--search-folds", "2"], "--search-folds says how to search"),
+        (["--grid", "lite", "--search", "0"], "at least 1"),
+        (["--grid", "lite", "--search", "9", "--scheduler", "asah"], "median"),
     ],
 )
 def test_unknown_flags_and_grids_exit_with_two(
