@@ -99,7 +99,7 @@ def study(model_file: Path, tiny: Experiment, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def server(study: Path, slices: SliceStore, chromium: Any) -> Iterator[Server]:
+def server(chromium: Any, study: Path, slices: SliceStore) -> Iterator[Server]:
     with _serve([str(study), "--data", str(slices.root)], study) as running:
         yield running
 
