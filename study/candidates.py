@@ -18,8 +18,9 @@ from brainseg.errors import ConfigError
 from brainseg.storage import write_text
 from study.halving import BRACKETS, Halving
 from study.plan import Trial
+from study.ranges import Range
 from study.results import Row, TrialFolder
-from study.space import VARIANT, Changes, Range, Space
+from study.space import VARIANT, Changes, Space
 
 SAMPLERS = ("tpe", "random", "cmaes", "gp")
 SCHEDULERS = (*BRACKETS, "median", "none")
@@ -82,9 +83,11 @@ class Search:
     def of_record(cls, about: Mapping[str, Any]) -> Search:
         """Return the search of a study.json that has one."""
         record, base = about["search"], Experiment.model_validate(about["experiment"])
-        ranges = {key: Range.model_validate(values) for key, values in record["space"].items()}
+        known = {key: Range.model_validate(values) for key, values in record["space"].items()}
+        ranges = {key: values for key, values in known.items() if values.value is None}
+        fixed = {key: known[key].value for key in known if key not in ranges}
         return cls(
-            Space(about["variants"], base, ranges),
+            Space(about["variants"], base, ranges, fixed),
             record["candidates"],
             record["sampler"],
             record["scheduler"],
@@ -119,7 +122,7 @@ class Search:
     def experiment(self, params: Changes) -> Experiment:
         """Return what a candidate's parameters mean, with the study's own first seed."""
         changes = {key: value for key, value in params.items() if key != VARIANT}
-        return self.space.base.replaced({**self.space.variants[params[VARIANT]], **changes})
+        return self.space.base.replaced(self.space.shared(params[VARIANT]) | changes)
 
     def candidate(self, number: int, params: Changes) -> Candidate:
         """Return a candidate with its parameters."""

@@ -110,12 +110,13 @@ def _describe_search(setup: Setup) -> list[tuple[str, str]]:
         )
     lines = [
         ("search", f"{search.candidates} candidates, {left} of them to run"),
-        ("proposed by", f"{search.sampler}; the first {len(space.variants)} as the grid has them"),
+        ("proposed by", f"{search.sampler}; the first {len(space.variants)} like the variants"),
         ("stopped by", f"{search.scheduler}: {when or f'rungs after epochs {rungs}'}"),
         ("judged by", f"val Dice, {search.folds} training(s) each; never tested"),
         ("search epochs", cost),
     ]
     lines += [("varied", f"{key}: {values}") for key, values in space.ranges.items()]
+    lines += [("all candidates", f"{key}: {value}") for key, value in space.values.items()]
     if space.fixed:
         lines.append(("not varied", f"{', '.join(space.fixed)}: the grid decides"))
     return [*lines, ("winner", "trained in full among the trials above")]

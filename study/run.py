@@ -14,7 +14,7 @@ from rich.console import Console
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from study.account import describe_study, published_rows
-from study.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name
+from study.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name, read_params
 from study.console import Progress, print_lines, print_ranking
 from study.findings import ranked_rows
 from study.folder import check_folder, default_name, locked, move_aside, read_study
@@ -170,7 +170,7 @@ def _search(
         console.print("The search has no winner: no candidate ran in full.")
         return setup
     best = full[0]
-    if is_variant(search, best):
+    if is_variant(search, read_params(setup.folder)[best["candidate"]]):
         console.print(f"The search found nothing better than {best['variant']} as it is.")
         return setup.with_winner()
     console.print(

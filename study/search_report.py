@@ -273,7 +273,7 @@ def _short(text: str) -> str:
 _HOW = """\
 Candidates are trained and validated in rotation 0 alone; its test part is never opened by the \
 search. They are compared by the highest val Dice (global) so far, the mean over inner folds; the \
-first ones are the grid's variants as they are. Those stopped early are ranked nowhere beside \
+first ones have the variants' own settings. Those stopped early are ranked nowhere beside \
 those run in full."""
 
 _WINNER = (

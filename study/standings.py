@@ -119,7 +119,9 @@ def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[T
     all_params = read_params(study)
     rows = [_row(study, search, number, params) for number, params in enumerate(all_params)]
     best = ranked(rows)
-    current = best[0]["candidate"] if best and not is_variant(search, best[0]) else None
+    current = best[0]["candidate"] if best else None
+    if current is not None and is_variant(search, all_params[current]):
+        current = None
     names = [path.name for path in (study / "trials").glob(f"{WINNER}*")]
     former = {int(found[1]) for name in names if (found := _WINNER.match(name))}
     trials = []
@@ -130,10 +132,10 @@ def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[T
     return trials
 
 
-def is_variant(search: Search, row: Row) -> bool:
-    """Return whether a candidate of candidates.csv is one of the grid's variants as they are."""
-    params = {key: row[key] for key in (VARIANT, *search.space.ranges) if row.get(key, "") != ""}
-    return params == search.space.baseline(row[VARIANT])
+def is_variant(search: Search, params: Changes) -> bool:
+    """Return whether a candidate is one of the grid's variants as it is."""
+    variant = search.space.base.replaced(dict(search.space.variants[params[VARIANT]]))
+    return search.experiment(params) == variant
 
 
 def count_ended(study: Path) -> int:

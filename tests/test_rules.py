@@ -26,7 +26,7 @@ ORDER = [
     *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
     *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predict", "export"),
     *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
-    *("plan", "results", "space", "halving", "candidates", "standings"),
+    *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
     *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
@@ -83,7 +83,8 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 
 REPORT = (
-    *("plan", "results", "space", "halving", "candidates", "standings", "options"),
+    *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
+    "options",
     *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
     *("findings", "account", "latex", "cards", "page", "search_figures", "search_report"),

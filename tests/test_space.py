@@ -75,6 +75,17 @@ def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
     assert BASE.replaced(drawn).optimizer.batch_size == 12
 
 
+def test_a_value_is_that_of_all_candidates_and_not_of_the_grid(tmp_path: Path) -> None:
+    text = "augment.strength: {low: 0.0, high: 2.0}\nstages.0.epochs: {value: 1}"
+    space = _space(tmp_path, text)
+    drawn = _suggest(space, variant="raw-lite0", **{"augment.strength": 1.5})
+    assert drawn == GRIDS["lite"]["raw-lite0"] | {"augment.strength": 1.5, "stages.0.epochs": 1}
+    assert space.stage_epochs() == (1, 16)
+    assert space.base.stages[0].epochs == 5
+    assert space.baseline("raw-lite0") == {VARIANT: "raw-lite0", "augment.strength": 1.0}
+    assert space.to_record()["stages.0.epochs"] == {"value": 1}
+
+
 def test_the_longest_stages_are_found(tmp_path: Path) -> None:
     text = "stages.0.epochs: {choices: [2, 8, 5]}\nstages.1.epochs: {low: 10, high: 30}"
     assert _space(tmp_path, text).stage_epochs() == (8, 38)
@@ -110,7 +121,11 @@ def test_a_winner_at_an_edge_says_that_the_range_is_too_narrow(
         ("augment.strength: {low: 0.5, high: 3.0}", "augment.strength is 3.0"),
         ("augment.strength: {low: 0.0, high: 1.0, log: true}", "needs low above 0"),
         ("augment.strength: {low: 0.5}", "needs low and high, or choices"),
-        ("augment.strength: {low: 0.5, high: 1.0, choices: [1]}", "neither low, high nor log"),
+        ("augment.strength: {low: 0.5, high: 1.0, choices: [1]}", "or choices, or value"),
+        ("augment.strength: {value: 1.0, choices: [1.0, 2.0]}", "or choices, or value"),
+        ("augment.strength: {value: 9.0}", "augment.strength is 9.0"),
+        ("augment.strength: {value: 1.0}", "nothing that the grid leaves"),
+        ("augment.strength: {choices: [1.0, 2.0], log: true}", "or choices, or value"),
         ("augment.strength: {low: 0.5, hihg: 1.0}", "hihg"),
         ("augment.strength: {choices: [1.0]}", "at least two"),
         ("augment.strength: {low: 0.1, high: 0.5}", "own value 1.0 cannot be drawn"),

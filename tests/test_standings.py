@@ -98,8 +98,14 @@ def test_a_winner_that_is_a_variant_as_it_is_is_not_trained_twice(
 ) -> None:
     search = build_search(tmp_path, 2)
     rows = Drive(search, tmp_path).run(monkeypatch)
-    assert is_variant(search, ranked(rows)[0])
+    assert is_variant(search, search.space.baseline(ranked(rows)[0]["variant"]))
     assert winner_trials(tmp_path, search, 1, 1) == []
+
+
+def test_a_variant_with_a_shorter_stage_is_another_experiment(tmp_path: Path) -> None:
+    text = "augment.strength: {low: 0.0, high: 2.0}\nstages.1.epochs: {value: 9}"
+    search = build_search(tmp_path, 2, text=text)
+    assert not is_variant(search, search.space.baseline("raw-lite0"))
 
 
 def test_what_stopping_saved_is_counted(searched: tuple[Path, Search]) -> None:
