@@ -96,7 +96,7 @@ def find_slices(root: Path) -> list[SliceFile]:
     Raises:
         DataError: If an image lacks its mask or a mask its image; `problems` lists them all.
     """
-    names = sorted(_list_patient_files(root), key=_natural)
+    names = sorted(_list_patient_files(root), key=natural_key)
     known = set(names)
     slices, problems = [], []
     for name in names:
@@ -106,7 +106,7 @@ def find_slices(root: Path) -> list[SliceFile]:
                 problems.append(f"{name}: its image {Path(image).name} is missing")
                 continue
             folder, stem = Path(image).parent.name, Path(image).stem
-            slices.append(SliceFile(stem, _patient_of(folder), root / image, root / name))
+            slices.append(SliceFile(stem, patient_of(folder), root / image, root / name))
         elif name.removesuffix(".tif") + MASK_SUFFIX not in known:
             problems.append(f"{name}: its mask {Path(name).stem}{MASK_SUFFIX} is missing")
     if problems:
@@ -124,24 +124,39 @@ def read_slice(files: SliceFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     Raises:
         DataError: If either file is damaged or not of the form above.
     """
-    image, mask = read_image(files.image), _decode(files.mask)
+    image = read_image(files.image)
     if image.shape[0] != image.shape[1]:
         raise DataError(f"{files.image.name}: {_shape(image)}; expected a square")
+    return image, read_mask(files.mask, image)
+
+
+def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode the true mask of a slice.
+
+    Args:
+        path: Of the mask.
+        image: uint8 (H, W, 3), the slice that it belongs to.
+
+    Returns:
+        uint8 (H, W), 1 where tumour.
+
+    Raises:
+        DataError: If the file is damaged, of another size, or not a mask.
+    """
+    mask = _decode(path)
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise DataError(
-            f"{files.mask.name}: {_shape(mask)} {mask.dtype}; expected one channel of uint8"
-        )
+        raise DataError(f"{path.name}: {_shape(mask)} {mask.dtype}; expected one channel of uint8")
     if mask.shape != image.shape[:2]:
-        raise DataError(f"{files.mask.name}: {_shape(mask)}, but its image {_shape(image)}")
+        raise DataError(f"{path.name}: {_shape(mask)}, but its image {_shape(image)}")
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
     if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
         shown = ", ".join(str(value) for value in values[:6])
-        raise DataError(f"{files.mask.name}: values {shown} ...; expected 0 and 255, or 0 and 1")
+        raise DataError(f"{path.name}: values {shown} ...; expected 0 and 255, or 0 and 1")
     binary = mask.astype(bool).astype(np.uint8)
     share = float(np.mean(binary))
     if share > 0.5:
-        raise DataError(f"{files.mask.name}: {share:.0%} is tumour; is it inverted?")
-    return image, binary
+        raise DataError(f"{path.name}: {share:.0%} is tumour; is it inverted?")
+    return binary
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -187,13 +202,15 @@ def _list_patient_files(root: Path) -> dict[str, int]:
     return found
 
 
-def _patient_of(folder: str) -> str:
+def patient_of(folder: str) -> str:
+    """Return the patient that a folder of slices belongs to, by its name."""
     # Two examinations of one patient differ in the date alone: both belong to one part.
     match = _PATIENT_FOLDER.fullmatch(folder)
     return match.group(1) if match else folder
 
 
-def _natural(name: str) -> list[int | str]:
+def natural_key(name: str) -> list[int | str]:
+    """Return a key that sorts `_2` before `_10`."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 

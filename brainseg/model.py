@@ -6,8 +6,10 @@ Shapes: B slices of a batch, H and W pixels.
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +108,14 @@ def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     return scaled.contiguous(memory_format=torch.channels_last)
 
 
-@torch.inference_mode()
 def infer_logits(
     model: torch.nn.Module, images: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
     """Run the network on slices; validation, testing and prediction all go through here.
+
+    On a CPU each slice goes through alone and on one thread, as many slices at once as torch may
+    use threads: its logits are then the same bits whatever its neighbours, their number and the
+    number of threads. Kernels for whole batches round differently from one batch size to the next.
 
     Args:
         model: In evaluation mode, on `device`.
@@ -120,9 +125,27 @@ def infer_logits(
     Returns:
         float32 (B, H, W) logits on `device`.
     """
+    if device.type != "cpu":
+        return _infer(model, images, device)
+    threads = torch.get_num_threads()
+    try:
+        slices = [images[n : n + 1] for n in range(len(images))]
+        return torch.cat(list(_pool(threads).map(lambda s: _infer(model, s, device), slices)))
+    finally:
+        # The 1 that a worker set for itself is also what threads born later would start with.
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def _infer(model: torch.nn.Module, images: torch.Tensor, device: torch.device) -> torch.Tensor:
     with mixed_precision(device):
         logits = model(normalise(images, device))
     return logits[:, 0].float()  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "slice", torch.set_num_threads, (1,))
 
 
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -100,12 +100,25 @@ def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
     Raises:
         CheckpointError: If it is missing, damaged, or was not written by `save_model`.
     """
+    header = read_header(path)
+    try:
+        return load_file(path), header
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the model file {path}: {error}") from error
+
+
+def read_header(path: Path) -> ModelHeader:
+    """Read what a model file says of itself, without its weights.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or was not written by `save_model`.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("brainseg")
         if header is None:
             raise CheckpointError(f"{path} is no model file of brainseg: its header is missing")
-        return load_file(path), ModelHeader.model_validate_json(header)
+        return ModelHeader.model_validate_json(header)
     except (OSError, SafetensorError, ValidationError) as error:
         raise CheckpointError(f"cannot read the model file {path}: {error}") from error
 

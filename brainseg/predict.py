@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from brainseg.batches import Batch, Batches
-from brainseg.epoch import validate
+from brainseg.command import FINISHED, SOME_FAILED, build_parser, run_command
+from brainseg.epoch import is_tumour, validate
 from brainseg.errors import CheckpointError, DataError
+from brainseg.inputs import count_slices, find_scans, read_batches
 from brainseg.metrics import Counts
 from brainseg.model import build_unet, infer_logits
 from brainseg.modelfile import ModelHeader, Tensors, load_model
-from brainseg.preprocess import preprocess
+from brainseg.outputs import Results, summary_lines
+from brainseg.preprocess import fit_back, pad_to_square, preprocess
 from brainseg.split import split_by_patient
+from brainseg.storage import new_folder
 from brainseg.store import SliceStore
 from brainseg.training import Compute, TrainResult
 
+Image = NDArray[np.uint8]
+
 _FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
+
+
+class Prediction(NamedTuple):
+    """What is predicted of a slice, at its own size.
+
+    Attributes:
+        probabilities: float32 (H, W) in [0, 1].
+        mask: bool (H, W), True where tumour.
+    """
+
+    probabilities: NDArray[np.float32]
+    mask: NDArray[np.bool_]
 
 
 class Predictor:
@@ -54,6 +76,11 @@ class Predictor:
             raise CheckpointError(f"the weights do not fit a U-Net with {encoder}") from error
         self._model.eval()
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """The U-Net, in evaluation mode."""
+        return self._model
+
     @classmethod
     def load(cls, path: Path | str, compute: Compute | None = None) -> Predictor:
         """Read a model file.
@@ -68,32 +95,40 @@ class Predictor:
         """Take the network that a training has just kept."""
         return cls(result.weights, result.header, compute)
 
-    def probabilities(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        """Return each slice's tumour probability.
+    def predict(
+        self, images: Sequence[Image], *, threshold: float | None = None, tta: bool = False
+    ) -> list[Prediction]:
+        """Find tumour in slices of any sizes; those that are no squares are padded to one.
 
         Args:
-            images: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast; any sizes.
-
-        Returns:
-            float32 (H, W) in [0, 1], at each input's own size.
+            images: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+            threshold: Probability from which on a pixel is tumour; None takes the experiment's.
+            tta: Average the probabilities of the slice and its three flips (test-time
+                augmentation by mirroring, as in nnU-Net, Isensee et al. 2021).
 
         Raises:
             DataError: If an image has another type or shape.
         """
+        level = self.experiment.threshold if threshold is None else threshold
         results = []
         batch_size = self.experiment.optimizer.batch_size
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            logits = infer_logits(self._model, self._prepare(chunk), self._device)
-            for image, map_ in zip(chunk, torch.sigmoid(logits).cpu().numpy(), strict=True):
-                height, width = image.shape[:2]
-                results.append(_fit(map_, width, height))
+            logits = self._logits(self._prepare(chunk), tta)
+            for image, map_ in zip(chunk, logits, strict=True):
+                # Logits are resized, not masks: the threshold is the one that evaluation applies.
+                fitted = torch.from_numpy(fit_back(map_.numpy(), *image.shape[:2]))
+                mask = is_tumour(fitted, level).numpy()
+                results.append(Prediction(torch.sigmoid(fitted).numpy(), mask))
         return results
 
-    def masks(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.bool_]]:
+    def probabilities(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
+        """Return each slice's tumour probability, float32 (H, W) in [0, 1], see `predict`."""
+        return [prediction.probabilities for prediction in self.predict(images)]
+
+    def masks(self, images: Sequence[Image]) -> list[NDArray[np.bool_]]:
         """Return where tumour is predicted, bool (H, W) at each input's own size."""
-        threshold = self.experiment.threshold
-        return [map_ >= threshold for map_ in self.probabilities(images)]
+        return [prediction.mask for prediction in self.predict(images)]
 
     def evaluate(self, data: SliceStore, part: str) -> tuple[Counts, list[str]]:
         """Count pixels over one part of the split that the network was trained on.
@@ -157,17 +192,118 @@ class Predictor:
         batches = Batches(data, numbers, self.experiment, augmented=False, workers=workers)
         return batches.epoch(0, 0)
 
-    def _prepare(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+    def _prepare(self, images: Sequence[Image]) -> torch.Tensor:
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 shape = "x".join(map(str, image.shape))
                 raise DataError(f"a slice is {shape} {image.dtype}; expected HxWx3 of uint8")
         size, config = self.experiment.data.size, self.experiment.preprocess
-        return torch.from_numpy(np.stack([preprocess(image, config, size) for image in images]))
+        squares = [preprocess(pad_to_square(image), config, size) for image in images]
+        return torch.from_numpy(np.stack(squares))
+
+    def _logits(self, images: torch.Tensor, tta: bool) -> torch.Tensor:
+        """Of the images as they are, or of the mean probability over their flips; on the CPU."""
+        if not tta:
+            return infer_logits(self._model, images, self._device).cpu()
+        views = [
+            infer_logits(self._model, images.flip(axes), self._device).flip(axes)
+            for axes in _FLIPS
+        ]
+        # A probability of exactly 1 would have a logit without end, which cannot be resized.
+        return torch.logit(torch.sigmoid(torch.stack(views)).mean(dim=0), eps=1e-6).cpu()
 
 
-def _fit(map_: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    if map_.shape == (height, width):
-        return map_
-    resized = cv2.resize(map_, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.float32)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_args(argv)
+    cv2.utils.logging.setLogLevel(0)  # a damaged file has a sentence of ours
+    return run_command(lambda: _predict_files(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = build_parser(
+        "brainseg.predict", "Outline tumours in slices, patients' folders and volumes.", _EPILOG
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a model file, .safetensors")
+    parser.add_argument(
+        "inputs",
+        type=Path,
+        nargs="+",
+        metavar="INPUT",
+        help="a slice (TIFF, PNG, JPEG), a NIfTI volume, or a folder of them",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new folder for the results"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_probability,
+        metavar="P",
+        help="probability from which on a pixel is tumour (default: the model file's)",
+    )
+    parser.add_argument(
+        "--tta",
+        action="store_true",
+        help="average over the slice and its three flips: four times the work",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda or the like (default: a GPU where there is one)",
+    )
+    return parser
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _predict_files(args: argparse.Namespace) -> int:
+    predictor = Predictor.load(args.model, Compute(args.device))
+    scans, problems = find_scans(args.inputs)
+    with new_folder(args.out) as folder:
+        results = Results(folder)
+        total = sum(count_slices(scan) for scan in scans)
+        with tqdm(total=total, desc="predicting", unit="slice", disable=None) as bar:
+            for batch in read_batches(scans, predictor.experiment.optimizer.batch_size, problems):
+                images = [image for _, slices in batch for image in slices.images]
+                found = iter(predictor.predict(images, threshold=args.threshold, tta=args.tta))
+                for scan, slices in batch:
+                    own = [next(found) for _ in slices.images]
+                    masks, maps = [p.mask for p in own], [p.probabilities for p in own]
+                    results.add(scan, slices, masks, maps)
+                    bar.update(len(own))
+        patients = results.finish()
+    print(*summary_lines(results.rows, patients), f"in {args.out}", sep="\n")
+    if predictor.header.synthetic:
+        print("SYNTHETIC: the model was trained on generated phantoms; it knows no patients.")
+    print("Not for clinical use.")
+    for problem in problems:
+        print(f"not predicted: {problem}", file=sys.stderr)
+    return SOME_FAILED if problems else FINISHED
+
+
+_EPILOG = """\
+examples:
+  python -m brainseg.predict model.safetensors slice.tif --out predicted
+  python -m brainseg.predict model.safetensors data/kaggle_3m/TCGA_CS_4942_19970222 --out predicted
+  python -m brainseg.predict model.safetensors volume.nii.gz --out predicted --tta
+
+Images have three channels of uint8: pre-contrast, FLAIR, post-contrast; a volume has them on its
+fourth axis. Filters, size and normalisation are the model file's. A file NAME_mask beside NAME is
+its true mask and gives scores. In DIR: masks in the inputs' own sizes and formats, outlines as
+PNG, a patient's masks as one stack, predictions.csv, patients.csv.
+
+exit codes:
+  0  all files predicted        2  usage
+  1  a known error, in a line   3  some files could not be used, a sentence each; the others are
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,6 +43,49 @@ def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
+def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Surround a slice with air, which is black: stretching it to a square would change anatomy.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (S, S, 3), S the longer side, the slice in its middle.
+    """
+    height, width = image.shape[:2]
+    if height == width:
+        return image
+    top, left = _margins(height, width)
+    square = np.zeros((max(height, width), max(height, width), 3), np.uint8)
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def fit_back(map_: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Bring a map of the padded square back to the slice's own size: resized, then cropped.
+
+    Args:
+        map_: float32 (S, S), S the network's size.
+        height: Of the slice, in pixels.
+        width: Of the slice, in pixels.
+
+    Returns:
+        float32 (height, width).
+    """
+    side = max(height, width)
+    if map_.shape != (side, side):
+        resized = cv2.resize(map_, (side, side), interpolation=cv2.INTER_LINEAR)
+        map_ = np.asarray(resized, np.float32)
+    top, left = _margins(height, width)
+    return np.ascontiguousarray(map_[top : top + height, left : left + width])
+
+
+def _margins(height: int, width: int) -> tuple[int, int]:
+    """Rows above and columns to the left of a slice in the middle of its square."""
+    side = max(height, width)
+    return (side - height) // 2, (side - width) // 2
+
+
 def _smooth(image: NDArray[np.uint8], kernel: int) -> NDArray[np.uint8]:
     return image if kernel == 1 else np.asarray(cv2.medianBlur(image, kernel), np.uint8)
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from brainseg.errors import DataError
-from brainseg.index import SliceFile, find_root, find_slices, read_slice
-from brainseg.phantom import MARKER
+from brainseg.index import SliceFile, find_default_root, find_root, find_slices, read_slice
+from brainseg.phantom import MARKER, VERSION, generate_phantom
 
 _FORMAT = 1
 _PIXELS, _TABLE = "slices.npy", "table.json"
@@ -108,6 +108,16 @@ def open_dataset(path: Path | str) -> SliceStore:
         if not _is_whole(folder):
             _build(folder, root, files)
     return _open(folder, root, tuple(notes))
+
+
+def open_default(path: Path | None) -> SliceStore:
+    """Open the dataset that a command was given; without one the default, else phantoms.
+
+    Raises:
+        DataError: If it cannot be used.
+    """
+    root = path or find_default_root()
+    return open_dataset(root or generate_phantom(cache_folder("phantom") / f"version-{VERSION}"))
 
 
 def _signature(root: Path, files: list[SliceFile]) -> str:

@@ -21,7 +21,7 @@ from brainseg.checkpoint import CheckpointFolder, EpochState
 from brainseg.config import Experiment, StageConfig
 from brainseg.encoders import describe_weights
 from brainseg.epoch import EpochReport, Example, train_epoch, validate
-from brainseg.errors import DivergedError
+from brainseg.errors import ConfigError, DivergedError
 from brainseg.metrics import Counts, dice, summarise
 from brainseg.model import build_model, calibrate_encoder, cuda_dtype, derive_seed, set_training
 from brainseg.modelfile import ModelHeader, Tensors, save_model
@@ -48,8 +48,17 @@ class Compute:
     batch_parts: int = 1
 
     def torch_device(self) -> torch.device:
-        """Return the device, chosen now if none was named."""
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """Return the device, chosen now if none was named.
+
+        Raises:
+            ConfigError: If there is no such device here.
+        """
+        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).split("\n")[0][:200]
+            raise ConfigError(f"device {name} cannot be used here: {reason}") from error
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "what is searched",
-        "A search trains candidates on rotation 0 and judges them by val Dice alone. Its winner "
-        "joins the variants: trained in full with the same folds and seeds, tested, compared.",
+        "trains candidates on rotation 0 and judges them by val Dice alone; its winner joins\nthe "
+        "variants: trained in full with the same folds and seeds, tested, compared",
     )
     group.add_argument(
         "--search",

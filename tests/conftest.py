@@ -13,6 +13,7 @@ from processes import Study
 from brainseg.config import Experiment
 from brainseg.phantom import generate_phantom
 from brainseg.store import SliceStore, open_dataset
+from brainseg.training import Compute, train_two_stage
 
 REAL_DATA = os.environ.get("BRAINSEG_DATA", "")
 
@@ -55,6 +56,16 @@ def data(phantom_root: Path, _cache: None) -> SliceStore:
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
     return Experiment().replaced(TINY)
+
+
+@pytest.fixture(scope="session")
+def model_file(
+    data: SliceStore, tiny: Experiment, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A network trained for a moment on the phantoms: it finds something, and errs."""
+    few = tiny.replaced({"stages.1.epochs": 4, "preprocess.enabled": True})
+    result = train_two_stage(few, data, compute=Compute(device="cpu"))
+    return result.save(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -7,77 +7,34 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from brainseg import demo, explore, export, predict
 from brainseg.config import Experiment, load_experiment
+from study import run
 from study.options import build_parser
 from study.plan import GRIDS, plan_trials
 from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *(
-        "errors",
-        "storage",
-        "config",
-        "index",
-        "phantom",
-        "store",
-        "patients",
-        "split",
-        "preprocess",
-        "augment",
-    ),
-    *(
-        "batches",
-        "loss",
-        "metrics",
-        "encoders",
-        "model",
-        "modelfile",
-        "checkpoint",
-        "epoch",
-        "training",
-    ),
-    *(
-        "predict",
-        "evaluation",
-        "plan",
-        "results",
-        "ranges",
-        "space",
-        "halving",
-        "candidates",
-        "standings",
-    ),
+    *("errors", "command", "storage", "config", "index", "phantom", "store", "patients", "split"),
+    *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
+    *("checkpoint", "epoch", "training"),
+    *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
+    *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predict", "export"),
+    *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
+    *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
-    *(
-        "conclude",
-        "slices",
-        "probabilities",
-        "outlines",
-        "examples",
-        "folder",
-        "setup",
-        "forecast",
-        "board",
-    ),
-    *("breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *(
-        "findings",
-        "account",
-        "latex",
-        "cards",
-        "page",
-        "search_figures",
-        "search_report",
-        "report",
-        "console",
-    ),
-    *("attempt", "trial"),
-    *("tuning", "objective", "scheduler", "search", "options", "run"),
+    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
+    *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
+    *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
+    *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
+    *("scheduler", "search", "options", "run"),
 ]
+COMMANDS = (run, explore, predict, export, demo)
 MODULES = [
     path
     for package in ("brainseg", "study")
@@ -126,20 +83,12 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 
 REPORT = (
-    *("plan", "results", "ranges", "space", "halving", "candidates", "standings", "options"),
+    *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
+    "options",
     *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *(
-        "findings",
-        "account",
-        "latex",
-        "cards",
-        "page",
-        "search_figures",
-        "search_report",
-        "report",
-    ),
-    "console",
+    *("findings", "account", "latex", "cards", "page", "search_figures", "search_report"),
+    *("report", "console"),
 )
 
 
@@ -180,11 +129,31 @@ def test_every_grid_builds(grid: str) -> None:
     assert len({trial.name for trial in trials}) == 4 * len(GRIDS[grid])
 
 
-def test_every_flag_is_read_somewhere() -> None:
-    text = (ROOT / "study" / "run.py").read_text(encoding="utf-8")
-    for action in build_parser()._actions:
+@pytest.mark.parametrize(
+    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
+)
+def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
+    text = Path(str(command.__file__)).read_text(encoding="utf-8")
+    parser = build_parser() if command is run else command._parser()
+    for action in parser._actions:
         if action.dest != "help":
             assert f"args.{action.dest}" in text, f"--{action.dest} is declared, but never read"
+
+
+@pytest.mark.parametrize(
+    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
+)
+def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
+    command: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "exit codes:" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
 
 
 def test_the_readme_names_every_file_and_both_commands() -> None:

@@ -119,7 +119,11 @@ def test_the_same_command_keeps_what_is_finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(GRIDS, "four", VARIANTS)
         assert main(command) == SOME_FAILED
-    assert "4 trials, 1 to run" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "to run" not in told.out
+        assert "--retry-failed runs failed trials again" in told.err
+        assert main([*command, "--retry-failed"]) == SOME_FAILED
+    assert "Trials: 4, 1 to run" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (study / "scores.csv").read_bytes() == scores
 

@@ -1,0 +1,91 @@
+"""Slices as people look at them: the FLAIR sequence with outlines, differences, probabilities.
+
+Pictures are uint8 (H', W', 3), RGB, enlarged by a whole number where slices are small, so that an
+outline stays thin. Colours are Okabe and Ito's, told apart by colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+TRUE, PREDICTED, BOTH = (86, 180, 233), (230, 159, 0), (0, 158, 115)
+"""RGB: sky blue the true mask, orange the predicted one, green where they agree."""
+
+FLAIR = 1
+"""The channel in which the masks were drawn."""
+
+_SIDE = 512
+_WHITE = 99.5  # percentile; the rest of the range belongs to a few bright specks
+_DIMMEST = 32.0  # a slice without signal stays dark
+
+
+def draw_outlines(image: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) -> Picture:
+    """Draw masks as outlines over a slice's FLAIR sequence.
+
+    Args:
+        image: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+        outlines: Masks, bool (H, W), each with its colour; the later one lies on top, thinner.
+    """
+    picture = draw_flair(image)
+    height, width = picture.shape[:2]
+    for number, (mask, colour) in enumerate(outlines, start=1):
+        size = (width, height)
+        large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, contours, -1, colour, 2 if number == len(outlines) else 4)
+    return picture
+
+
+def draw_differences(image: Picture, predicted: Mask, true: Mask) -> Picture:
+    """Colour each tumour pixel: found, invented (the predicted colour) or missed (the true one).
+
+    Args:
+        image: uint8 (H, W, 3).
+        predicted: bool (H, W).
+        true: bool (H, W).
+    """
+    picture = draw_flair(image)
+    kinds = ((predicted & true, BOTH), (predicted & ~true, PREDICTED), (~predicted & true, TRUE))
+    for mask, colour in kinds:
+        where = _enlarge(mask.astype(np.uint8), cv2.INTER_NEAREST).astype(bool)
+        picture[where] = (0.35 * picture[where] + 0.65 * np.array(colour)).astype(np.uint8)
+    return picture
+
+
+def draw_probabilities(probabilities: NDArray[np.float32]) -> Picture:
+    """Draw tumour probabilities, float32 (H, W) in [0, 1], from black over red to pale yellow."""
+    levels = (probabilities * 255).round().astype(np.uint8)
+    colours = cv2.applyColorMap(_enlarge(levels, cv2.INTER_LINEAR), cv2.COLORMAP_INFERNO)
+    return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def draw_flair(image: Picture) -> Picture:
+    """Draw a slice's FLAIR sequence in grey, its brightest pixels white: MRI has no unit."""
+    flair = image[:, :, FLAIR]
+    white = max(float(np.percentile(flair, _WHITE)), _DIMMEST)
+    window = np.clip(flair * (255 / white), 0, 255).astype(np.uint8)
+    grey = _enlarge(window, cv2.INTER_LINEAR)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+
+
+def encode_picture(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
+    """Return the bytes of an image file.
+
+    Args:
+        picture: uint8 (H, W, 3) RGB, or (H, W) grey.
+        suffix: Of a format that OpenCV writes without loss, such as `.png` or `.tif`.
+    """
+    if picture.ndim == 3:
+        picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
+    return cv2.imencode(suffix, picture)[1].tobytes()
+
+
+def _enlarge(plane: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
+    factor = max(1, _SIDE // max(plane.shape))
+    size = (plane.shape[1] * factor, plane.shape[0] * factor)
+    return np.asarray(cv2.resize(plane, size, interpolation=interpolation), np.uint8)
