@@ -28,7 +28,7 @@ ORDER = [
     *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
-    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
+    *("conclude", "slices", "probabilities", "examples", "folder", "setup"),
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
     *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
