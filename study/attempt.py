@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import cv2
 import torch
 
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.errors import (
     BrainsegError,
@@ -26,7 +27,6 @@ from brainseg.errors import (
 )
 from brainseg.storage import patiently
 from brainseg.store import SliceStore, open_dataset
-from brainseg.training import Compute
 from study.candidates import Candidate
 from study.plan import Trial, TrialResources
 from study.results import TrialFolder

@@ -10,10 +10,11 @@ import pytest
 import torch
 from processes import Study
 
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.phantom import generate_phantom
 from brainseg.store import SliceStore, open_dataset
-from brainseg.training import Compute, train_two_stage
+from brainseg.training import train_two_stage
 
 # Ray starts trials at niceness 15: beside other tests they would hardly move.
 os.environ.setdefault("RAY_worker_niceness", "0")

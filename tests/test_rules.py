@@ -20,12 +20,13 @@ from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("errors", "command", "storage", "config", "index", "phantom", "store", "patients", "split"),
+    *("errors", "command", "storage", "keys", "config", "compute", "index", "phantom", "store"),
+    *("patients", "split"),
     *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
-    *("checkpoint", "epoch", "training"),
+    *("checkpoint", "stage", "epoch", "training"),
     *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
-    *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predict", "export"),
-    *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
+    *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predictor", "predict"),
+    *("export", "evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
     *("conclude", "slices", "probabilities", "examples", "folder", "setup"),
@@ -95,7 +96,7 @@ REPORT = (
 @pytest.mark.parametrize("module", REPORT)
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    light = {"errors", "storage", "config", "metrics", *REPORT}
+    light = {"errors", "storage", "keys", "config", "metrics", *REPORT}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
