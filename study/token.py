@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 
 import grpc
-from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationMode,
+    AuthenticationTokenLoader,
+    get_authentication_mode,
+)
 
 from brainseg.errors import StudyError
 
@@ -29,7 +33,7 @@ def require_token(address: str) -> None:
         loader = AuthenticationTokenLoader.instance()
         if not loader.has_token(ignore_auth_mode=True):
             raise StudyError(
-                f"RAY_AUTH_MODE is token, but {_source()} holds none: put the cluster's token there, "
+                f"RAY_AUTH_MODE is token, but {_source()} holds none: put the cluster's there, "
                 "which is in ~/.ray/auth_token on its head node"
             )
         if address != "auto" and _is_refused(address, loader.get_token_for_http_header()):

@@ -1,4 +1,4 @@
-"""cluster.yaml and its variants, as Ray, EC2's service model, bash and a few rules of ours see them."""
+"""cluster.yaml and its variants, as Ray, EC2's service model, bash and our own rules see them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from botocore.session import Session
+from botocore.validate import ParamValidator
 from packaging.specifiers import SpecifierSet
-
-botocore = pytest.importorskip("botocore.session", reason="needs the extras cluster and test")
-from botocore.validate import ParamValidator  # noqa: E402
-from ray.autoscaler._private.util import prepare_config, validate_config  # noqa: E402
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
 AWS = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
@@ -161,7 +160,7 @@ def _ec2(config: dict[str, Any]) -> Iterator[str]:
     """Hold what Ray hands to EC2 against EC2's own description of it."""
     if config["provider"]["type"] != "aws":
         return
-    operation = botocore.Session().get_service_model("ec2").operation_model("RunInstances")
+    operation = Session().get_service_model("ec2").operation_model("RunInstances")
     shape = operation.input_shape
     for name, node in _node_configs(config).items():
         asked = {**node, "MinCount": 1, "MaxCount": 1}
@@ -237,3 +236,90 @@ def test_whatever_is_wrong_in_it_is_found(wrong: str) -> None:
     assert right in AWS
     problems = _problems(AWS.replace(right, instead))
     assert any(found in problem for problem in problems), problems
+
+
+@pytest.fixture
+def ec2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A simulated EC2; Ray keeps its ssh key below a home of its own."""
+    import boto3
+    from moto import mock_aws
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with mock_aws():
+        yield boto3.resource("ec2", region_name="us-west-2")
+
+
+def _bootstrap(text: str) -> dict[str, Any]:
+    """Let Ray prepare its launch: keys, subnets, groups, images."""
+    from ray.autoscaler._private.aws import config as aws
+    from ray.autoscaler._private.aws.utils import resource_cache
+
+    for cached in (resource_cache, aws._get_subnets_or_die):
+        cached.cache_clear()
+    bootstrapped: dict[str, Any] = aws.bootstrap_aws(prepare_config(yaml.safe_load(text)))
+    return bootstrapped
+
+
+def _open_to_the_world(ec2: Any) -> list[str]:
+    return [
+        f"{group.group_name}: {rule['FromPort']}"
+        for group in ec2.security_groups.all()
+        for rule in group.ip_permissions
+        if {"0.0.0.0/0"} & {allowed["CidrIp"] for allowed in rule["IpRanges"]}
+    ]
+
+
+def test_what_ray_launches_from_it_is_spot_and_opens_no_port(ec2: Any) -> None:
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+
+    vpc = next(iter(ec2.vpcs.all()))
+    group = ec2.create_security_group(GroupName="own", Description="own", VpcId=vpc.id)
+    config = _bootstrap(AWS.replace("sg-FILL-IN", group.id))
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    for name, node in config["available_node_types"].items():
+        node["node_config"].pop("IamInstanceProfile")  # moto has none of these names
+        provider.create_node(node["node_config"], {"ray-user-node-type": name}, 1)
+    machines = {
+        next(tag["Value"] for tag in one.tags if tag["Key"] == "ray-user-node-type"): one
+        for one in ec2.instances.all()
+    }
+    spot = {name for name, one in machines.items() if one.instance_lifecycle == "spot"}
+    assert set(machines) == {"head", "gpu-small", "gpu-large"}
+    assert spot == {"gpu-small", "gpu-large"}
+    assert all(
+        [one["GroupId"] for one in m.security_groups] == [group.id] for m in machines.values()
+    )
+    assert _open_to_the_world(ec2) == []
+
+
+def test_a_group_of_rays_own_would_be_open_whatever_rules_are_given(ec2: Any) -> None:
+    """Why the file names a group, and proof that an open port would be seen above."""
+    rule = "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [{CidrIp: 192.0.2.1/32}]}"
+    given = (
+        f"    security_group: {{GroupName: narrow, IpPermissions: [{rule}]}}\n    cache_stopped"
+    )
+    without = AWS.replace("SecurityGroupIds: [sg-FILL-IN]", "EbsOptimized: false")
+    _bootstrap(without.replace("    cache_stopped", given))
+    assert _open_to_the_world(ec2) == ["narrow: 22"]
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync, which `ray up` needs too")
+def test_code_travels_and_data_results_and_secrets_stay(tmp_path: Path) -> None:
+    from ray.autoscaler._private.command_runner import SSHCommandRunner
+
+    stay = ["data/a.tif", "results/x/scores.csv", ".env", ".env.local", ".git/config", "a/b.tif"]
+    stay += ["kaggle.json", "study/__pycache__/run.pyc", ".venv/bin/python", "exploration/e.html"]
+    travel = ["study/run.py", "constraints.txt", "pyproject.toml", "configs/lite.yaml", "key.pem"]
+    for name in [*stay, *travel]:
+        path = tmp_path / "here" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    shutil.copy(ROOT / ".gitignore", tmp_path / "here" / ".gitignore")
+    options = SSHCommandRunner._create_rsync_filter_args(None, yaml.safe_load(AWS))
+    subprocess.run(["rsync", "-az", *options, "here/", "there"], cwd=tmp_path, check=True)
+    arrived = {str(path.relative_to(tmp_path / "there")) for path in tmp_path.glob("there/**/*")}
+    assert arrived.isdisjoint(stay)
+    assert arrived >= {*travel, ".gitignore"}

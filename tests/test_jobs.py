@@ -42,9 +42,23 @@ class Head:
 
     def submit(self, name: str, study: Study, *flags: str) -> subprocess.CompletedProcess[str]:
         """Hand in the study as docs/cluster.md does."""
-        there = ["--config", str(study.folder / "tiny.yaml"), "--storage", str(study.folder / "results")]
+        there = [
+            "--config",
+            str(study.folder / "tiny.yaml"),
+            "--storage",
+            str(study.folder / "results"),
+        ]
         job = [*study.command, *there, "--address", "auto"]
-        call = [*RAY, "job", "submit", "--address", self.dashboard, "--submission-id", name, *flags]
+        call = [
+            *RAY,
+            "job",
+            "submit",
+            "--address",
+            self.dashboard,
+            "--submission-id",
+            name,
+            *flags,
+        ]
         return subprocess.run(
             [*call, "--", *job],
             env=self.environment,
@@ -99,9 +113,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             _end(process)
 
 
-def test_who_lacks_the_token_is_turned_away_in_a_sentence(
-    head: Head, phantom_root: Path
-) -> None:
+def test_who_lacks_the_token_is_turned_away_in_a_sentence(head: Head, phantom_root: Path) -> None:
     command = [sys.executable, "-m", "study.run", "--grid", "lite", "--data", str(phantom_root)]
     command += ["--set", "model.encoder_weights=none", "--plan", "--address", head.address]
     unset = {key: value for key, value in head.environment.items() if key[:9] != "RAY_AUTH_"}
