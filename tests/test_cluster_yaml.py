@@ -80,15 +80,16 @@ def _versions(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _mounts(config: dict[str, Any]) -> Iterator[str]:
-    for source in config["file_mounts"].values():
-        if source != TOKEN and not (ROOT / source).exists():
+    sources = [source for source in config["file_mounts"].values() if source != TOKEN]
+    for source in sources:
+        if not (ROOT / source).exists():
             yield f"{source} is sent to nodes, but does not exist"
-    if config["rsync_filter"] != [".gitignore"]:
-        yield "what git ignores is sent to nodes"
-    missing = {".git", ".env", "data", "results", "*.tif"} - set(config["rsync_exclude"])
+        elif (ROOT / source).resolve() in (ROOT, *ROOT.parents):
+            yield f"data, results and secrets are sent to nodes: all of {source}"
+    missing = {"brainseg", "study", "pyproject.toml", "constraints.txt", "README.md"} - {*sources}
     if missing:
-        yield f"sent to nodes: {', '.join(sorted(missing))}"
-    if {"*.pem", "/*.pem"} & set(config["rsync_exclude"]):
+        yield f"not sent to nodes: {', '.join(sorted(missing))}"
+    if any("pem" in pattern for pattern in config["rsync_exclude"]):
         yield "Ray's own key would not reach the head"
 
 
@@ -201,10 +202,10 @@ WRONG = {
     "the latest Ray": ("ray:2.60.0-py311\n", "ray:latest\n", "pinned to no version"),
     "another Python": ("2.60.0-py311\n", "2.60.0-py310\n", "does not support"),
     "other versions": ("--constraint constraints.txt ", "", "do not install the versions"),
-    "a folder that is not there": ("~/brainseg: .\n", "~/brainseg: nowhere\n", "does not exist"),
-    "results sent along": ("data, results,", "data,", "sent to nodes: results"),
-    "ignored files sent along": ("rsync_filter: [.gitignore]", "", "what git ignores"),
-    "keys kept from the head": ("[.git, .env", '[.git, "*.pem", .env', "Ray's own key"),
+    "a folder that is not there": ("configs: configs\n", "configs: nowhere\n", "does not exist"),
+    "the whole checkout": ("configs: configs\n", "configs: .\n", "all of ."),
+    "half of the code": ("    ~/brainseg/study: study\n", "", "not sent to nodes: study"),
+    "keys kept from the head": ("[__pycache__]", '[__pycache__, "*.pem"]', "Ray's own key"),
     "a quote never closed": ("chmod 700 ~/.ray", "chmod 700 '~/.ray", "no shell understands"),
     "a dashboard for all": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "open to"),
     "a dashboard by name": ("--dashboard-host=127.0.0.1", "--dashboard-host=::", "open to the"),
@@ -307,19 +308,24 @@ def test_a_group_of_rays_own_would_be_open_whatever_rules_are_given(ec2: Any) ->
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync, which `ray up` needs too")
-def test_code_travels_and_data_results_and_secrets_stay(tmp_path: Path) -> None:
+def test_the_code_travels_and_nothing_else(tmp_path: Path) -> None:
     from ray.autoscaler._private.command_runner import SSHCommandRunner
 
-    stay = ["data/a.tif", "results/x/scores.csv", ".env", ".env.local", ".git/config", "a/b.tif"]
-    stay += ["kaggle.json", "study/__pycache__/run.pyc", ".venv/bin/python", "exploration/e.html"]
-    travel = ["study/run.py", "constraints.txt", "pyproject.toml", "configs/lite.yaml", "key.pem"]
+    config = yaml.safe_load(AWS)
+    stay = [".env", ".git/config", "data/a.tif", "results/x/scores.csv", "study/__pycache__/a.pyc"]
+    travel = ["study/run.py", "study/report.html.j2", "brainseg/config.py", "configs/search.yaml"]
+    travel += ["constraints.txt", "pyproject.toml", "README.md"]
     for name in [*stay, *travel]:
         path = tmp_path / "here" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    shutil.copy(ROOT / ".gitignore", tmp_path / "here" / ".gitignore")
-    options = SSHCommandRunner._create_rsync_filter_args(None, yaml.safe_load(AWS))
-    subprocess.run(["rsync", "-az", *options, "here/", "there"], cwd=tmp_path, check=True)
-    arrived = {str(path.relative_to(tmp_path / "there")) for path in tmp_path.glob("there/**/*")}
-    assert arrived.isdisjoint(stay)
-    assert arrived >= {*travel, ".gitignore"}
+    options = SSHCommandRunner._create_rsync_filter_args(None, config)
+    for target, source in config["file_mounts"].items():
+        here = tmp_path / "here" / source
+        there = tmp_path / "there" / target.removeprefix("~/brainseg/")
+        if source != TOKEN:
+            there.parent.mkdir(parents=True, exist_ok=True)
+            paths = [f"{here}/", f"{there}/"] if here.is_dir() else [str(here), str(there)]
+            subprocess.run(["rsync", "-az", *options, *paths], check=True)
+    files = [path for path in tmp_path.glob("there/**/*") if path.is_file()]
+    assert {str(path.relative_to(tmp_path / "there")) for path in files} == {*travel}
