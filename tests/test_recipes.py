@@ -159,7 +159,6 @@ def test_slurms_job_trains_a_study_over_two_nodes(
             **{key: value for key, value in os.environ.items() if key[:9] != "RAY_AUTH_"},
             "HOME": str(tmp_path),
             "PATH": f"{binaries}:{os.environ['PATH']}",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # by itself a worker waits for 60
         },
         stdin=subprocess.DEVNULL,
         capture_output=True,
