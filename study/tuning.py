@@ -33,6 +33,7 @@ from study.attempt import Task
 from study.console import Progress
 from study.folder import METRIC, MODE
 from study.plan import Cluster, Node, TrialResources
+from study.token import require_token
 from study.trial import run_trial
 
 _ANSWER_SECONDS = 5.0
@@ -95,7 +96,7 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         What the cluster has.
 
     Raises:
-        StudyError: If there is no cluster at the address.
+        StudyError: If there is no cluster at the address, or it wants another token.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -105,6 +106,7 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         options |= {"num_gpus": torch.cuda.device_count()}
     else:
         _require_answer(address)
+        require_token(address)
         options |= {"address": address}
     try:
         ray.init(**options)

@@ -32,7 +32,7 @@ ORDER = [
     *("conclude", "slices", "probabilities", "examples", "folder", "setup"),
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
-    *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
+    *("search_report", "report", "console", "attempt", "trial", "token", "tuning", "objective"),
     *("scheduler", "search", "options", "run"),
 ]
 COMMANDS = (run, explore, predict, export, demo)

@@ -1,0 +1,191 @@
+"""A real head node with its dashboard, jobs handed to it, and a token that keeps strangers out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import PATIENCE, Study, assert_equal, wait_until
+
+from study.run import KNOWN_ERROR
+
+pytest.importorskip("aiohttp_cors", reason="needs the extra cluster: the dashboard takes jobs")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+TOKEN = "0123456789abcdef" * 4
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head node.
+
+    Attributes:
+        address: HOST:PORT for drivers.
+        dashboard: URL for jobs.
+        environment: Of a client that is let in.
+    """
+
+    process: subprocess.Popen[bytes]
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def submit(self, name: str, study: Study, *flags: str) -> subprocess.CompletedProcess[str]:
+        """Hand in the study as docs/cluster.md does."""
+        there = [
+            "--config",
+            str(study.folder / "tiny.yaml"),
+            "--storage",
+            str(study.folder / "results"),
+        ]
+        job = [*study.command, *there, "--address", "auto"]
+        call = [
+            *RAY,
+            "job",
+            "submit",
+            "--address",
+            self.dashboard,
+            "--submission-id",
+            name,
+            *flags,
+        ]
+        return subprocess.run(
+            [*call, "--", *job],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def driver(self) -> psutil.Process:
+        """Return the process of the job that runs."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        found = [child for child in family if child.cmdline()[1:3] == ["-m", "study.run"]]
+        assert len(found) == 1
+        return found[0]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Started as cluster.yaml starts it, with processors of its own: there are no workers here."""
+    folder = tmp_path_factory.mktemp("head")
+    (folder / "token").write_text(TOKEN)
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    port, dashboard, agent, client = _free_ports(4)
+    start = [
+        *(*RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1"),
+        *(f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+        *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+        "--disable-usage-stats",
+    ]
+    # Ray's sockets need a short path.
+    with _short_folder() as temporary, (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*start, f"--temp-dir={temporary}"],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{dashboard}"
+        head = Head(process, f"127.0.0.1:{port}", url, environment)
+        try:
+            wait_until(lambda: process.poll() is not None or _answers(head))
+            assert process.poll() is None, (folder / "log.txt").read_text()
+            yield head
+        finally:
+            _end(process)
+
+
+def test_who_lacks_the_token_is_turned_away_in_a_sentence(head: Head, phantom_root: Path) -> None:
+    command = [sys.executable, "-m", "study.run", "--grid", "lite", "--data", str(phantom_root)]
+    command += ["--set", "model.encoder_weights=none", "--plan", "--address", head.address]
+    unset = {key: value for key, value in head.environment.items() if key[:9] != "RAY_AUTH_"}
+    strangers = {
+        f"the cluster at {head.address} asks for a token: set RAY_AUTH_MODE=token": unset,
+        "does not accept the token in $RAY_AUTH_TOKEN": {
+            **head.environment,
+            "RAY_AUTH_TOKEN": "f" * 64,
+        },
+    }
+    asked = {
+        told: subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for told, environment in strangers.items()
+    }
+    for told, process in asked.items():
+        errors = process.communicate(timeout=PATIENCE)[1].strip().splitlines()
+        assert process.returncode == KNOWN_ERROR
+        assert len([line for line in errors if told in line]) == 1
+        assert len(errors) == 1, errors
+
+
+def test_a_job_whose_driver_is_killed_goes_on_when_it_is_handed_in_again(
+    head: Head, undisturbed: Study, study: Study
+) -> None:
+    assert head.submit("first", study, "--no-wait").returncode == 0
+    study.wait_for_epoch(2)
+    driver = head.driver()
+    family = psutil.Process(head.process.pid).children(recursive=True)
+    trials = [child for child in family if "ImplicitFunc" in child.name()]
+    assert trials
+    driver.kill()
+    wait_until(lambda: not any(trial.is_running() for trial in trials))
+    again = head.submit("second", study)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Continuing the study" in again.stdout
+    assert "goes on after epoch" in again.stdout
+    assert_equal(study, undisturbed)
+
+
+def _answers(head: Head) -> bool:
+    """Return whether the dashboard takes jobs."""
+    import requests
+
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    try:
+        return requests.get(f"{head.dashboard}/api/jobs/", headers=headers, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextmanager
+def _short_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as path:
+        yield path
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a head node and all that it started, and nothing else."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    process.wait(PATIENCE)
+    psutil.wait_procs(family, timeout=10)
+    for child in family:
+        if child.is_running():
+            child.kill()
