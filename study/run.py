@@ -114,9 +114,10 @@ def _request(args: argparse.Namespace) -> Request:
 def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup:
     """Run what is left of the search, then of the trials; return the setup with the winner."""
     from study.attempt import Task
+    from study.cluster import cluster, require_shared_folder
     from study.forecast import require_disk
     from study.setup import write_facts
-    from study.tuning import cluster, require_shared_folder, run_trials
+    from study.tuning import run_trials
 
     def task(trial: Trial) -> Task:
         data = setup.data
@@ -204,7 +205,7 @@ def _resources(args: argparse.Namespace, nodes: Cluster, setup: Setup) -> TrialR
 def _cluster(address: str | None) -> Cluster:
     """What there is, without starting Ray where it does not run."""
     if address is not None:
-        from study.tuning import cluster
+        from study.cluster import cluster
 
         with cluster(address) as nodes:
             return nodes
