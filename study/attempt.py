@@ -130,6 +130,8 @@ def attempt(task: Task, run: Callable[[], None]) -> None:
         reason = f"{type(error).__name__}: {error}"
         folder.write_failure(task.trial, "failed", reason, traceback.format_exc())
         raise
+    finally:
+        _free_memory()  # the process may run another trial
 
 
 def train_from_checkpoints(folder: TrialFolder, train: Callable[[Notes], _T]) -> _T:
@@ -166,10 +168,14 @@ def _run_in_memory(folder: TrialFolder, run: Callable[[], None]) -> None:
             raise
         folder.halve_batches(" ".join(str(error).split()))
     # Outside the handler: the exception held on to the tensors of its frames.
+    _free_memory()
+    return run()
+
+
+def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return run()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

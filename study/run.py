@@ -130,7 +130,7 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
         write_facts(setup, resources)
         require_shared_folder(setup.folder)
         console.print(
-            f"{resources.concurrent} at once, each with {resources}; live curves: "
+            f"{resources.describe()}, each with {resources}; live curves: "
             f"tensorboard --logdir {os.path.relpath(setup.folder)}"
         )
         if setup.num_open_candidates():
@@ -199,6 +199,7 @@ def _resources(args: argparse.Namespace, nodes: Cluster, setup: Setup) -> TrialR
         cpus=record.get("cpus_per_trial") if cpus is None else cpus,
         gpus=record.get("gpus_per_trial") if gpus is None else gpus,
         concurrent=args.concurrent,
+        grows=args.address is not None,
     )
 
 

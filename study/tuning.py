@@ -22,12 +22,14 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 
 from study.attempt import Task
 from study.console import Progress
 from study.folder import METRIC, MODE
 from study.plan import TrialResources
 from study.trial import run_trial
+from study.waiting import Patience
 
 _LOW_MEMORY = ("low on memory", "OutOfMemoryError")  # Ray ended the process to save its node
 
@@ -42,13 +44,19 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def __init__(self, progress: Progress) -> None:
         """Remember who prints."""
         self.progress = progress
+        self._patience = Patience(progress.note)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks into a file that nothing here reads back."""
         return {}
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Say why trials wait; Tune comes here ten times a second, whatever happens."""
+        self._patience.look(trials)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say so."""
+        self._patience.started()
         self.progress.started(str(trial))
 
     def on_trial_result(
@@ -60,6 +68,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Print the epoch, and what its process noted."""
+        self._patience.reported()
         if "val_dice" in result:
             for note in result["notes"]:
                 self.progress.note(f"{trial}: {note}")
@@ -67,6 +76,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say why; if memory was low, let the trial go on with smaller batches."""
+        self._patience.reported()
         reason = _last_failure(trial)
         self.progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
@@ -107,6 +117,8 @@ def run_trials(
         {"task": configs},
         metric=METRIC,
         mode=MODE,
+        reuse_actors=True,
+        scheduler=Reuse(),
     )
 
 
@@ -140,7 +152,7 @@ def fit(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=resources.concurrent,
+            max_concurrent_trials=resources.limit(searching="search_alg" in options),
             trial_name_creator=_name,
             trial_dirname_creator=_name,
             **options,
@@ -160,6 +172,20 @@ def fit(
     for result in results:
         if result.error is not None:
             _record_error(Task.from_config(result.config["task"]), result.error)
+
+
+class Reuse(FIFOScheduler):  # type: ignore[misc]
+    """Lets a process run trial after trial, until one of them did not end as it should.
+
+    Starting Python and importing torch costs more than all else that surrounds a short trial. A
+    trial that failed, diverged or ran out of memory takes its process with it.
+    """
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Decide; Tune keeps or ends the process right after this."""
+        row = Task.from_config(trial.config["task"]).folder.read() or {}
+        went_well = row.get("status") == "finished" and row.get("batch_parts") == 1
+        tune_controller._reuse_actors = went_well
 
 
 @contextmanager

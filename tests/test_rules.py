@@ -31,8 +31,8 @@ ORDER = [
     *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
-    *("search_report", "report", "console", "cluster", "attempt", "trial", "tuning"),
-    *("objective", "scheduler", "search", "options", "run"),
+    *("search_report", "report", "console", "cluster", "waiting", "attempt", "trial"),
+    *("tuning", "objective", "scheduler", "search", "options", "run"),
 ]
 COMMANDS = (run, explore, predict, export, demo)
 MODULES = [
