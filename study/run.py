@@ -82,13 +82,16 @@ def _study(args: argparse.Namespace, console: Console) -> int:
 
 def _plan(args: argparse.Namespace, setup: Setup, console: Console) -> None:
     from study.forecast import describe_plan
+    from study.hours import describe_hours
 
     is_there = not args.fresh and check_folder(setup.folder, setup.question)
     is_known = is_there and not setup.num_open_candidates()
     setup = setup.with_winner() if is_known else setup.with_stand_in()
     trials = setup.open_trials(retry_failed=args.retry_failed) if is_there else setup.trials
-    resources = _resources(args, _cluster(args.address), setup)
-    print_lines(describe_plan(setup, trials, resources), console)
+    nodes = _cluster(args.address)
+    resources = _resources(args, nodes, setup)
+    hours = describe_hours(setup, trials, resources, nodes, args.price_per_hour)
+    print_lines([*describe_plan(setup, trials, resources), *hours], console)
 
 
 def _request(args: argparse.Namespace) -> Request:

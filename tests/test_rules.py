@@ -29,7 +29,7 @@ ORDER = [
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
     *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
-    *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
+    *("forecast", "hours", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
     *("search_report", "report", "console", "cluster", "waiting", "attempt", "trial"),
     *("tuning", "objective", "scheduler", "search", "options", "run"),
