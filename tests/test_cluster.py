@@ -31,7 +31,7 @@ from study.cluster import cluster, startable
 from study.console import Progress
 from study.plan import Node, Trial, TrialResources, share_cluster
 from study.tuning import Reporter, fit
-from study.waiting import Patience
+from study.waiting import Patience, _read_report
 
 HEAD_ID = "f" * 51 + "00000"
 
@@ -242,6 +242,13 @@ def test_trials_wait_for_nodes_that_an_autoscaler_starts(autoscaled: str, tmp_pa
         stub = Stub(tmp_path, 4, resources)
         stub.run(lambda: stub.wait_for(2))
     assert len(stub.started()) == 4
+
+
+def test_what_an_autoscaler_is_starting_is_read_from_its_report() -> None:
+    report = {"pending_launches": {"gpu": 2}, "pending_nodes": [["10.0.0.7", "gpu", "setting-up"]]}
+    assert _read_report(json.dumps({"autoscaler_report": report}).encode()) == {"gpu": 3}
+    assert not _read_report(json.dumps({"autoscaler_report": None}).encode())
+    assert not _read_report(None)
 
 
 def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> None:
