@@ -173,9 +173,18 @@ def _run_in_memory(folder: TrialFolder, run: Callable[[], None]) -> None:
 
 
 def _free_memory() -> None:
+    """Give back what a trial held; its freed blocks would stay with the thread it ran in."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    libc = _libc()
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _libc() -> Any:
+    """Return the C library, where its allocator is known."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -191,8 +200,7 @@ def _limit_threads(resources: TrialResources) -> None:
     """
     torch.set_num_threads(resources.threads)
     cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE)
-            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _GIBIBYTE - 1)
+    libc = _libc()
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _GIBIBYTE - 1)
