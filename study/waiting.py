@@ -55,17 +55,23 @@ class Patience:
             for trial in trials
             if trial.status == "PENDING"
         )
+        running = sum(trial.status == "RUNNING" for trial in trials)
         for (cpus, gpus), number in waiting.items():
             self._wait *= 2
-            self._say(describe_wait(number, TrialResources(cpus, gpus, 0, 1)))
+            asked = TrialResources(cpus, gpus, 0, 1)
+            try:
+                self._say(describe_wait(number, asked, running))
+            except Exception as error:  # what is said of a study must never end it
+                self._say(f"waiting: {_count(number, 'trial')} for {asked} each ({error})")
 
 
-def describe_wait(number: int, asked: TrialResources) -> str:
+def describe_wait(number: int, asked: TrialResources, running: int) -> str:
     """Return why trials wait, in a line.
 
     Args:
         number: How many do.
         asked: What each of them asks for.
+        running: How many run.
     """
     there = [node for node in ray.nodes() if node["Alive"]]
     fits = any(trials_on(_node(node["Resources"]), asked.cpus, asked.gpus) for node in there)
@@ -73,16 +79,23 @@ def describe_wait(number: int, asked: TrialResources) -> str:
     used = f"{total.cpus - free.cpus} of {total.cpus} CPU"
     if total.gpus or asked.gpus:
         used += f" and {total.gpus - free.gpus:g} of {total.gpus:g} GPU"
-    text = f"waiting: {number} trials for {asked} each; in use are {used} on {len(there)} nodes"
+    text = f"waiting: {_count(number, 'trial')} for {asked} each; in use are {used} on "
+    text += _count(len(there), "node")
     coming, lost = _coming(), len(ray.nodes()) - len(there)
     if coming:
         text += f"; the autoscaler is starting {coming}"
     elif not fits:
         gone = f", {lost} gone since the cluster began" if lost else ""
         text += f"; no node that is there can hold one{gone}: they start when one joins"
+    elif not running:
+        text += "; processes are being started"
     elif trials_on(free, asked.cpus, asked.gpus):
-        text += "; what is free is on several nodes, or a process is being started"
+        text += "; what is free is on several nodes, or about to be used"
     return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def _coming() -> str:

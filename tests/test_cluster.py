@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -265,3 +266,35 @@ def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> Non
     assert startable(config, present=0) == (small, large, small, large)
     assert startable(config, present=3) == (small,)
     assert startable(config, present=4) == ()
+
+
+def test_a_wait_that_cannot_be_explained_is_said_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("the head does not answer")
+
+    monkeypatch.setattr(ray, "nodes", fail)
+    said: list[str] = []
+    patience = Patience(said.append, quiet=0.0)
+    asked = SimpleNamespace(required_resources={"CPU": 2.0, "GPU": 0.5})
+    patience.look([SimpleNamespace(status="PENDING", placement_group_factory=asked)] * 3)
+    assert said == ["waiting: 3 trials for 0.5 GPU and 2 CPU each (the head does not answer)"]
+
+
+def test_a_wait_is_said_at_growing_intervals_and_anew_after_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("study.waiting.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("study.waiting.describe_wait", lambda *_: f"at {now[0]:.0f}")
+    said: list[str] = []
+    patience = Patience(said.append)
+    asked = SimpleNamespace(required_resources={"CPU": 1.0})
+    trials = [SimpleNamespace(status="PENDING", placement_group_factory=asked)]
+    for second in range(200):
+        now[0] = float(second)
+        if second == 110:
+            patience.started()
+        patience.look(trials)
+    assert said == ["at 15", "at 45", "at 105", "at 125", "at 155"]
