@@ -130,6 +130,8 @@ def attempt(task: Task, run: Callable[[], None]) -> None:
         reason = f"{type(error).__name__}: {error}"
         folder.write_failure(task.trial, "failed", reason, traceback.format_exc())
         raise
+    finally:
+        _free_memory()  # the process may run another trial
 
 
 def train_from_checkpoints(folder: TrialFolder, train: Callable[[Notes], _T]) -> _T:
@@ -166,10 +168,23 @@ def _run_in_memory(folder: TrialFolder, run: Callable[[], None]) -> None:
             raise
         folder.halve_batches(" ".join(str(error).split()))
     # Outside the handler: the exception held on to the tensors of its frames.
+    _free_memory()
+    return run()
+
+
+def _free_memory() -> None:
+    """Give back what a trial held; its freed blocks would stay with the thread it ran in."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return run()
+    libc = _libc()
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _libc() -> Any:
+    """Return the C library, where its allocator is known."""
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -185,8 +200,7 @@ def _limit_threads(resources: TrialResources) -> None:
     """
     torch.set_num_threads(resources.threads)
     cv2.setNumThreads(0)
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE)
-            libc.mallopt(_M_TRIM_THRESHOLD, 2 * _GIBIBYTE - 1)
+    libc = _libc()
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _GIBIBYTE)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _GIBIBYTE - 1)

@@ -62,7 +62,7 @@ def describe_plan(
         ("steps", f"{_num_steps(setup, trials):,} of {base.optimizer.batch_size} slices"),
         *_describe_search(setup),
         ("each trial", f"{resources} ({resources.workers} loader workers)"),
-        ("at once", f"{resources.concurrent} trials"),
+        ("at once", resources.describe()),
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
         ("folder", str(setup.folder)),
     ]

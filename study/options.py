@@ -47,6 +47,8 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if args.config is None:
             parser.error("give --grid NAME, or --config YAML to run one experiment as it is")
         args.grid = ONE
+    if args.price_per_hour is not None and not args.plan:
+        parser.error("--price-per-hour says what a plan costs: give --plan too")
     for flag in ("space", "sampler", "scheduler", "search_folds"):
         if args.search is None and getattr(args, flag) is not None:
             parser.error(f"--{flag.replace('_', '-')} says how to search: give --search N too")
@@ -193,6 +195,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="counting loader workers (default: dealt evenly among the trials)",
     )
     group.add_argument(
+        "--price-per-hour",
+        type=_price,
+        metavar="USD",
+        help="of one node; with --plan: what the nodes that hold trials would cost until the end",
+    )
+    group.add_argument(
         "--retries",
         type=_count,
         default=3,
@@ -216,6 +224,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a price in USD, such as 1.2")
+    return value
 
 
 def _gpus(text: str) -> float:

@@ -63,14 +63,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine: its processors and its GPUs."""
+    """One machine: its processors and its GPUs.
+
+    Attributes:
+        cpus: Processors that the cluster may use.
+        gpus: GPUs that it may use.
+        exists: False for one that an autoscaler would start if trials asked for it.
+    """
 
     cpus: int
     gpus: float
+    exists: bool = True
 
 
 Cluster = tuple[Node, ...]
-"""All machines that trials can run on; one, on a laptop."""
+"""All machines that trials can run on, those not started yet too; one, on a laptop."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +88,35 @@ class TrialResources:
         cpus: Processors, counting the loader workers.
         gpus: Share of a GPU, or whole ones; 0 trains on the processors.
         workers: Loader processes.
-        concurrent: Trials that run at the same time.
+        concurrent: Trials that run at the same time on the nodes known at the start.
+        coming: How many of these wait for nodes that an autoscaler has yet to start.
+        grows: Whether nodes that join later get trials too, however many.
     """
 
     cpus: int
     gpus: float
     workers: int
     concurrent: int
+    coming: int = 0
+    grows: bool = False
 
     def __str__(self) -> str:
         """Return them in words, as `0.5 GPU and 4 CPU`."""
         return (f"{self.gpus:g} GPU and " if self.gpus else "") + f"{self.cpus} CPU"
+
+    def describe(self) -> str:
+        """Return how many run at once, as `8 at once, 6 of them on nodes yet to be started`."""
+        later = f", {self.coming} of them on nodes yet to be started" if self.coming else ""
+        more = ", more as nodes join" if self.grows else ""
+        return f"{self.concurrent} at once{later}{more}"
+
+    def limit(self, *, searching: bool) -> int | None:
+        """Return how many trials Tune may have at once; None for as many as there is room for.
+
+        Without a limit Tune lets one candidate of a search wait for room, which is right where
+        nodes come by themselves: it is proposed late. An autoscaler would start them one by one.
+        """
+        return None if self.grows and not (searching and self.coming) else self.concurrent
 
     @property
     def threads(self) -> int:
@@ -146,6 +171,7 @@ def share_cluster(
     cpus: int | None = None,
     gpus: float | None = None,
     concurrent: int | None = None,
+    grows: bool = False,
 ) -> TrialResources:
     """Decide what each trial asks for.
 
@@ -153,25 +179,28 @@ def share_cluster(
     dealt evenly, since two trials of one thread beat one trial of two (1.7 times the slices/s).
 
     Args:
-        cluster: What there is.
+        cluster: What there is, or could be.
         num_trials: Of the whole study, finished ones too: what a trial gets must not depend on
             when it runs, since the number of threads changes the last bits of its numbers.
         cpus: Processors per trial, if decided already.
         gpus: GPUs per trial, if decided already.
         concurrent: Trials at once at most, if the user said so.
+        grows: Whether nodes may join while the study runs.
 
     Raises:
         StudyError: If no node can hold such a trial: it would wait for ever.
     """
+    grows = grows and concurrent is None
     num_trials = max(1, num_trials if concurrent is None else min(num_trials, concurrent))
     gpus = gpus if gpus is not None else float(any(node.gpus >= 1 for node in cluster))
-    able = [node for node in cluster if node.gpus >= gpus] or list(cluster)
+    able = [node for node in cluster if node.gpus >= gpus and node.cpus] or list(cluster)
     if cpus is None:
         slots = sum(math.floor(node.gpus / gpus) for node in able) if gpus else num_trials
         share = sum(node.cpus for node in able) // max(1, min(slots, num_trials))
         smallest = min(node.cpus for node in able)
         cpus = max(1, min(share, smallest, _MOST_CPUS_BESIDE_A_GPU if gpus else share))
-    fitting = sum(_trials_on(node, cpus, gpus) for node in cluster)
+    present = sum(trials_on(node, cpus, gpus) for node in cluster if node.exists)
+    fitting = sum(trials_on(node, cpus, gpus) for node in cluster)
     if fitting == 0:
         most = max(cluster, key=lambda node: (node.gpus, node.cpus))
         raise StudyError(
@@ -179,10 +208,13 @@ def share_cluster(
             f"largest of {len(cluster)} has {most.cpus} and {most.gpus:g}: "
             "give --cpus-per-trial and --gpus-per-trial accordingly"
         )
-    return TrialResources(cpus, gpus, cpus - 1 if gpus else 0, min(fitting, num_trials))
+    at_once = min(fitting, num_trials)
+    workers = cpus - 1 if gpus else 0
+    return TrialResources(cpus, gpus, workers, at_once, max(0, at_once - present), grows)
 
 
-def _trials_on(node: Node, cpus: int, gpus: float) -> int:
+def trials_on(node: Node, cpus: int, gpus: float) -> int:
+    """Return how many trials that ask for so much a node can hold at once."""
     by_cpus = node.cpus // cpus
     return min(by_cpus, math.floor(node.gpus / gpus + 1e-9)) if gpus else by_cpus
 

@@ -82,13 +82,16 @@ def _study(args: argparse.Namespace, console: Console) -> int:
 
 def _plan(args: argparse.Namespace, setup: Setup, console: Console) -> None:
     from study.forecast import describe_plan
+    from study.hours import describe_hours
 
     is_there = not args.fresh and check_folder(setup.folder, setup.question)
     is_known = is_there and not setup.num_open_candidates()
     setup = setup.with_winner() if is_known else setup.with_stand_in()
     trials = setup.open_trials(retry_failed=args.retry_failed) if is_there else setup.trials
-    resources = _resources(args, _cluster(args.address), setup)
-    print_lines(describe_plan(setup, trials, resources), console)
+    nodes = _cluster(args.address)
+    resources = _resources(args, nodes, setup)
+    hours = describe_hours(setup, trials, resources, nodes, args.price_per_hour)
+    print_lines([*describe_plan(setup, trials, resources), *hours], console)
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -114,9 +117,10 @@ def _request(args: argparse.Namespace) -> Request:
 def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup:
     """Run what is left of the search, then of the trials; return the setup with the winner."""
     from study.attempt import Task
+    from study.cluster import cluster, require_shared_folder
     from study.forecast import require_disk
     from study.setup import write_facts
-    from study.tuning import cluster, require_shared_folder, run_trials
+    from study.tuning import run_trials
 
     def task(trial: Trial) -> Task:
         data = setup.data
@@ -129,7 +133,7 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
         write_facts(setup, resources)
         require_shared_folder(setup.folder)
         console.print(
-            f"{resources.concurrent} at once, each with {resources}; live curves: "
+            f"{resources.describe()}, each with {resources}; live curves: "
             f"tensorboard --logdir {os.path.relpath(setup.folder)}"
         )
         if setup.num_open_candidates():
@@ -198,13 +202,14 @@ def _resources(args: argparse.Namespace, nodes: Cluster, setup: Setup) -> TrialR
         cpus=record.get("cpus_per_trial") if cpus is None else cpus,
         gpus=record.get("gpus_per_trial") if gpus is None else gpus,
         concurrent=args.concurrent,
+        grows=args.address is not None,
     )
 
 
 def _cluster(address: str | None) -> Cluster:
     """What there is, without starting Ray where it does not run."""
     if address is not None:
-        from study.tuning import cluster
+        from study.cluster import cluster
 
         with cluster(address) as nodes:
             return nodes

@@ -1,4 +1,4 @@
-"""All of Ray that is not a trial: the cluster, and Tune scheduling the trials over it.
+"""Tune scheduling trials over a cluster.
 
 Tune's own state is not what a study continues from: trials keep theirs in their own folders
 (`study/trial.py`), so each start hands Tune just the trials that have no result yet, and a damaged
@@ -7,10 +7,8 @@ Tune file loses nothing. Tune writes below `<study>/tune/`, a new folder for eac
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,20 +21,16 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours takes SIGTERM 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside our progress
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
-import ray
-import torch
 from ray import tune
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.tune.schedulers import FIFOScheduler
 
-from brainseg.errors import StudyError
 from study.attempt import Task
 from study.console import Progress
 from study.folder import METRIC, MODE
-from study.plan import Cluster, Node, TrialResources
-from study.token import require_token
+from study.plan import TrialResources
 from study.trial import run_trial
+from study.waiting import Patience
 
-_ANSWER_SECONDS = 5.0
 _LOW_MEMORY = ("low on memory", "OutOfMemoryError")  # Ray ended the process to save its node
 
 
@@ -50,13 +44,19 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def __init__(self, progress: Progress) -> None:
         """Remember who prints."""
         self.progress = progress
+        self._patience = Patience(progress.note)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks into a file that nothing here reads back."""
         return {}
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Say why trials wait; Tune comes here ten times a second, whatever happens."""
+        self._patience.look(trials)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say so."""
+        self._patience.started()
         self.progress.started(str(trial))
 
     def on_trial_result(
@@ -68,6 +68,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         **info: Any,
     ) -> None:
         """Print the epoch, and what its process noted."""
+        self._patience.reported()
         if "val_dice" in result:
             for note in result["notes"]:
                 self.progress.note(f"{trial}: {note}")
@@ -75,6 +76,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say why; if memory was low, let the trial go on with smaller batches."""
+        self._patience.reported()
         reason = _last_failure(trial)
         self.progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
@@ -83,67 +85,6 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say why."""
         self.progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
-
-
-@contextmanager
-def cluster(address: str | None) -> Iterator[Cluster]:
-    """Start Ray on this machine, or join a running cluster, and leave it afterwards.
-
-    Args:
-        address: Of a running cluster, `auto` for the one of this machine; None starts one.
-
-    Yields:
-        What the cluster has.
-
-    Raises:
-        StudyError: If there is no cluster at the address, or it wants another token.
-    """
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        # "local", or Ray would join whatever cluster was last started on this machine. GPUs that
-        # torch cannot use are not offered.
-        options |= {"address": "local", "include_dashboard": False}
-        options |= {"num_gpus": torch.cuda.device_count()}
-    else:
-        _require_answer(address)
-        require_token(address)
-        options |= {"address": address}
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StudyError(f"no Ray cluster can be used at {address or 'here'}: {reason}") from error
-    try:
-        yield _measure()
-    finally:
-        ray.shutdown()
-
-
-def require_shared_folder(study: Path) -> None:
-    """Make sure that every node sees the study's folder, where trials leave their results.
-
-    Raises:
-        StudyError: Naming the nodes that do not.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1:
-        return
-    answers = [
-        _reads.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
-        for node in nodes
-    ]
-    seen = ray.get([answer.remote(str(study / "study.json")) for answer in answers])
-    blind = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
-    if blind:
-        raise StudyError(
-            f"{len(blind)} of {len(nodes)} nodes do not see {study} ({', '.join(blind)}): "
-            "give --storage on a disk that all of them share"
-        )
-
-
-@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-def _reads(path: str) -> bool:
-    return Path(path).is_file()
 
 
 def run_trials(
@@ -176,6 +117,8 @@ def run_trials(
         {"task": configs},
         metric=METRIC,
         mode=MODE,
+        reuse_actors=True,
+        scheduler=Reuse(),
     )
 
 
@@ -209,7 +152,7 @@ def fit(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space=param_space,
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=resources.concurrent,
+            max_concurrent_trials=resources.limit(searching="search_alg" in options),
             trial_name_creator=_name,
             trial_dirname_creator=_name,
             **options,
@@ -229,6 +172,20 @@ def fit(
     for result in results:
         if result.error is not None:
             _record_error(Task.from_config(result.config["task"]), result.error)
+
+
+class Reuse(FIFOScheduler):  # type: ignore[misc]
+    """Lets a process run trial after trial, until one of them did not end as it should.
+
+    Starting Python and importing torch costs more than all else that surrounds a short trial. A
+    trial that failed, diverged or ran out of memory takes its process with it.
+    """
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Decide; Tune keeps or ends the process right after this."""
+        row = Task.from_config(trial.config["task"]).folder.read() or {}
+        went_well = row.get("status") == "finished" and row.get("batch_parts") == 1
+        tune_controller._reuse_actors = went_well
 
 
 @contextmanager
@@ -282,21 +239,3 @@ def _last_line(error: object) -> str:
 
 def _name(trial: Any) -> str:
     return Task.from_config(trial.config["task"]).trial.name
-
-
-def _require_answer(address: str) -> None:
-    """Fail within seconds where nothing listens; Ray would try again for a quarter of an hour."""
-    if address == "auto":
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        raise StudyError(f"--address is {address}: expected HOST:PORT of the head node, or auto")
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise StudyError(f"no Ray cluster answers at {address}: {error}") from error
-
-
-def _measure() -> Cluster:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return tuple(Node(int(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes)

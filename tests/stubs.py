@@ -167,8 +167,8 @@ def main() -> None:
     """Search through Tune, in this process, and say how many candidates it has."""
     from rich.console import Console
 
+    from study.cluster import cluster
     from study.console import Progress
-    from study.tuning import cluster
 
     folder, candidates, concurrent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     options: dict[str, Any] = dict(zip(("sampler", "scheduler"), sys.argv[4:], strict=False))

@@ -117,3 +117,27 @@ def test_disk_grows_with_trials_and_concurrency() -> None:
     assert disk_needed(trials, weights, 2, num_slices=0) == 4 * 1000 * (4 + 2 + 24)
     maps = disk_needed(trials, weights, 2, num_slices=100) - 4 * 1000 * (4 + 2 + 24)
     assert maps == 4 * 30 * 256 * 256 // 3
+
+
+def test_nodes_that_an_autoscaler_could_start_count_but_are_said_to_be_missing() -> None:
+    cluster = (Node(0, 0), *[Node(4, 1, exists=False)] * 3)
+    resources = share_cluster(cluster, num_trials=100, grows=True)
+    assert (resources.cpus, resources.gpus) == (4, 1)
+    assert (resources.concurrent, resources.coming) == (3, 3)
+    assert "3 of them on nodes yet to be started" in resources.describe()
+    with pytest.raises(StudyError, match="which no node has at once"):
+        share_cluster(cluster, 4, gpus=2, grows=True)
+
+
+def test_a_head_without_processors_does_not_leave_one_to_each_trial() -> None:
+    assert share_cluster((Node(0, 0), Node(8, 0)), num_trials=2).cpus == 4
+
+
+def test_a_cluster_that_grows_has_no_limit_unless_asked_or_needed_by_a_search() -> None:
+    growing = share_cluster(CLUSTER, 100, grows=True)
+    assert growing.limit(searching=False) is growing.limit(searching=True) is None
+    assert share_cluster(CLUSTER, 100, grows=True, concurrent=3).limit(searching=False) == 3
+    assert share_cluster(CLUSTER, 100).limit(searching=False) == 8
+    autoscaled = share_cluster((*CLUSTER, Node(32, 4, exists=False)), 100, grows=True)
+    assert autoscaled.limit(searching=True) == 12
+    assert autoscaled.limit(searching=False) is None

@@ -30,10 +30,10 @@ ORDER = [
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
     *("conclude", "slices", "probabilities", "examples", "folder", "setup"),
-    *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
+    *("forecast", "hours", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
-    *("search_report", "report", "console", "attempt", "trial", "token", "tuning", "objective"),
-    *("scheduler", "search", "options", "run"),
+    *("search_report", "report", "console", "token", "cluster", "waiting", "attempt", "trial"),
+    *("tuning", "objective", "scheduler", "search", "options", "run"),
 ]
 COMMANDS = (run, explore, predict, export, demo)
 MODULES = [

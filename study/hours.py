@@ -1,0 +1,254 @@
+"""How long a study would take and what it would cost, from epochs that studies here have run.
+
+Nothing is guessed: what no study in the storage has run is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from brainseg.config import Experiment
+from study.plan import Cluster, Trial, TrialResources, trials_on
+from study.results import TrialFolder
+from study.setup import Setup
+
+_HOUR = 3600
+Line = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an epoch's time depends on, the machine apart."""
+
+    encoder: str
+    preprocessed: bool
+    size: int
+    batch_size: int
+    slices: int
+    cpus: int
+    gpus: float
+
+    @classmethod
+    def of(
+        cls, experiment: Experiment, slices: int, resources: TrialResources | Mapping[str, Any]
+    ) -> Kind:
+        """Return the kind of all epochs of a trial.
+
+        Args:
+            experiment: The trial's.
+            slices: Of the whole dataset.
+            resources: What the trial gets, or a study.json that says so.
+        """
+        if not isinstance(resources, TrialResources):
+            cpus, gpus = resources["cpus_per_trial"], resources["gpus_per_trial"]
+            resources = TrialResources(cpus, gpus, 0, 1)
+        return cls(
+            experiment.model.encoder,
+            experiment.preprocess.enabled,
+            experiment.data.size,
+            experiment.optimizer.batch_size,
+            slices,
+            resources.cpus,
+            resources.gpus,
+        )
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        how = "preprocessed" if self.preprocessed else "raw"
+        device = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
+        return f"{self.encoder} {how} at {self.size} px, {self.slices:,} slices, on {device}"
+
+
+class Known:
+    """What finished epochs and trials tell.
+
+    Args:
+        storage: The folder of all studies.
+    """
+
+    def __init__(self, storage: Path) -> None:
+        """Read the histories of all studies there."""
+        self._epochs: dict[tuple[Kind, int], list[float]] = defaultdict(list)
+        self._rest: dict[Kind, list[float]] = defaultdict(list)
+        for path in sorted(storage.glob("*/study.json")):
+            for kind, folder in _trials_of(path):
+                for row in folder.read_history():
+                    self._epochs[kind, int(row["stage"])].append(row["seconds"])
+                result = folder.read() or {}
+                if result.get("status") == "finished" and "wall_seconds" in result:
+                    rest = float(result["wall_seconds"]) - float(result["seconds"])
+                    self._rest[kind].append(max(0.0, rest))
+
+    def epoch(self, kind: Kind, stage: int) -> float | None:
+        """Return the median seconds of an epoch of a stage, from 1; None if none was run."""
+        seconds = self._epochs.get((kind, stage))
+        return median(seconds) if seconds else None
+
+    def num_epochs(self, kind: Kind) -> int:
+        """Return how many epochs of a kind were seen."""
+        return sum(len(rows) for (k, _), rows in self._epochs.items() if k == kind)
+
+    def training(self, kind: Kind, experiment: Experiment, done: int = 0) -> float | None:
+        """Return the seconds of the epochs of a trial that are not done; None if unknown."""
+        total = 0.0
+        for stage, config in enumerate(experiment.stages, start=1):
+            left = max(0, config.epochs - done)
+            done = max(0, done - config.epochs)
+            seconds = self.epoch(kind, stage) if left else 0.0
+            if seconds is None:
+                return None
+            total += left * seconds
+        return total
+
+    def rest(self, kind: Kind) -> float:
+        """Return the median seconds of a trial's start and test; 0 if no trial has ended yet."""
+        return median(self._rest[kind]) if self._rest.get(kind) else 0.0
+
+
+def _trials_of(path: Path) -> Iterator[tuple[Kind, TrialFolder]]:
+    """Yield the kind and the folder of each trial of a study, a search's winners left out."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        base = Experiment.model_validate(about["experiment"])
+        kinds = {
+            variant: Kind.of(base.replaced(changes), about["slices"], about)
+            for variant, changes in about["variants"].items()
+        }
+    except (ValueError, KeyError, TypeError):  # of another version, or not a study's at all
+        return
+    for folder in sorted(path.parent.glob("trials/*-fold*")):
+        variant = folder.name.rpartition("-fold")[0]
+        if variant in kinds:
+            yield kinds[variant], TrialFolder(folder)
+
+
+def describe_hours(
+    setup: Setup,
+    trials: Sequence[Trial],
+    resources: TrialResources,
+    cluster: Cluster,
+    price: float | None,
+) -> list[Line]:
+    """Return the lines of `--plan` on hours and money.
+
+    Args:
+        setup: The study.
+        trials: Those to run.
+        resources: What each of them gets.
+        cluster: Where they would run.
+        price: Of a node and hour, in USD; None says nothing of money.
+    """
+    known = Known(setup.folder.parent)
+    slices = len(setup.data.slices)
+    kinds = {trial: Kind.of(trial.experiment, slices, resources) for trial in setup.trials}
+    missing = [
+        str(kind)
+        for trial, kind in kinds.items()
+        if known.training(kind, trial.experiment) is None
+    ]
+    if missing:
+        return _describe_unknown(list(dict.fromkeys(missing)), setup.folder.parent)
+    seconds = []
+    for trial in trials:
+        done = len(setup.folder_of(trial).read_history())
+        training = known.training(kinds[trial], trial.experiment, done)
+        assert training is not None
+        seconds.append(training + known.rest(kinds[trial]))
+    searching, each = _search_seconds(setup, known, kinds)
+    lines = [("epochs known", _describe_epochs(known, dict.fromkeys(kinds.values())))]
+    lines += [("trial-hours", _describe_work(sum(seconds), searching, each))]
+    ways = {"now": resources.concurrent - resources.coming}
+    if resources.coming:
+        ways["grown"] = resources.concurrent
+    for when, slots in ways.items():
+        if slots:
+            total = _makespan(seconds, slots) + searching / slots
+            lines += _describe_way(when, total, slots, resources, cluster, price)
+    return lines
+
+
+def _search_seconds(
+    setup: Setup, known: Known, kinds: Mapping[Trial, Kind]
+) -> tuple[float, float]:
+    """Return the seconds of a search if halving alone saves, and those of one of its epochs."""
+    if setup.search is None:
+        return 0.0, 0.0
+    means = []
+    for trial, kind in kinds.items():
+        training = known.training(kind, trial.experiment)
+        assert training is not None
+        means.append(training / sum(stage.epochs for stage in trial.experiment.stages))
+    each = fmean(means) * setup.search.folds
+    return each * setup.search.halving.expected_epochs(setup.num_open_candidates()), each
+
+
+def _makespan(seconds: Sequence[float], slots: int) -> float:
+    """Return when the last of some trials ends that start in turn as slots become free."""
+    free = [0.0] * slots
+    for duration in seconds:
+        heapq.heapreplace(free, free[0] + duration)
+    return max(free)
+
+
+def _describe_epochs(known: Known, kinds: Mapping[Kind, None]) -> str:
+    parts = []
+    for kind in kinds:
+        stages = [known.epoch(kind, stage) for stage in (1, 2)]
+        median_of = " and ".join(f"{s:.1f} s" for s in stages if s is not None)
+        parts.append(f"{kind}: {median_of} per stage, median of {known.num_epochs(kind)}")
+    return "; ".join(parts)
+
+
+def _describe_work(trials: float, searching: float, each: float) -> str:
+    text = f"{trials / _HOUR:.2f} of trials"
+    if searching:
+        text += (
+            f", {searching / _HOUR:.2f} of the search if halving alone saves, at {each:.1f} s an "
+            "epoch, the mean of the variants"
+        )
+    return text
+
+
+def _describe_way(
+    when: str,
+    seconds: float,
+    slots: int,
+    resources: TrialResources,
+    cluster: Cluster,
+    price: float | None,
+) -> list[Line]:
+    """Return hours, and money, of one size of the cluster."""
+    hours, nodes = seconds / _HOUR, _nodes_used(cluster, resources, slots)
+    lines = [(f"hours, {when}", f"{hours:.2f} with {slots} at once on {nodes} node(s)")]
+    if price is not None:
+        cost = hours * nodes * price
+        lines += [(f"money, {when}", f"{cost:.2f} USD: {nodes} x {hours:.2f} h x {price:g} USD")]
+    return lines
+
+
+def _nodes_used(cluster: Cluster, resources: TrialResources, slots: int) -> int:
+    """Return how many nodes hold so many trials, those that exist first."""
+    used = 0
+    for node in sorted(cluster, key=lambda node: not node.exists):
+        holds = trials_on(node, resources.cpus, resources.gpus)
+        if slots > 0 and holds:
+            used, slots = used + 1, slots - holds
+    return used
+
+
+def _describe_unknown(missing: Sequence[str], storage: Path) -> list[Line]:
+    return [
+        (
+            "hours",
+            f"unknown: no study in {storage} has run both stages of {'; '.join(missing)}. To know "
+            "them, run the same command without --plan and with --name probe "
+            "--set stages.0.epochs=1 --set stages.1.epochs=1, then plan again",
+        )
+    ]
