@@ -39,6 +39,7 @@ from study.candidates import (
 )
 from study.console import Progress
 from study.folder import MODE
+from study.mirror import Mirror
 from study.objective import run_candidate
 from study.plan import TrialResources
 from study.results import Row
@@ -57,6 +58,7 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         study: The study's folder.
         decisions: Of the scheduler: whom it has stopped.
         task_of: Gives a candidate its surroundings.
+        mirror: Where the study is, if not in its folder.
     """
 
     def __init__(
@@ -65,18 +67,21 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         study: Path,
         decisions: Decisions,
         task_of: Callable[[Candidate], Task],
+        mirror: Mirror | None = None,
     ) -> None:
         """Open the journal, and bring it up to what the candidates' folders say."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._search, self._folder = search, study
         self._decisions, self._task_of = decisions, task_of
+        self._mirror = mirror or Mirror(study)
+        self._journal = study / "search" / "journal.log"
         super().__init__(
             search.space.suggest,
             metric=SCORE,
             mode=MODE,
             sampler=_Seeded(search.sampler, search.seed),
             study_name=NAME,
-            storage=open_journal(study / "search" / "journal.log"),
+            storage=open_journal(self._journal),
         )
         self._restore_lost()
         for variant in search.space.variants:
@@ -108,6 +113,8 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         self._search.space.suggest(trial)
         candidate = self._search.candidate(trial.number, trial.params)
         write_params(self._folder, candidate, trial.params)
+        self._mirror.push_result(candidate.path)
+        self._mirror.push_file(self._journal)
         return {"task": self._task_of(candidate).to_config()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -128,15 +135,19 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
 
     def _settle(self, trial: FrozenTrial) -> None:
         folder = candidate_folder(self._folder, trial.number)
+        candidate = self._search.candidate(trial.number, trial.params)
+        self._mirror.pull_trial(candidate.path)
         row = folder.read()
         if row is None and self._decisions.is_stopped(trial.number):
-            candidate = self._search.candidate(trial.number, trial.params)
             row = write_stopped(self._folder, candidate)
+            self._mirror.push_result(candidate.path)
+            self._mirror.drop_checkpoints(candidate.path)
         if row is None or trial.state != TrialState.RUNNING:
             return
         epochs = [(int(epoch["step"]), epoch[SCORE]) for epoch in folder.read_history()]
         self._tell_epochs(trial, epochs)
         self._tell_end(trial.number, row)
+        self._mirror.push_file(self._journal)
 
     def _tell_end(self, number: int, row: Row) -> None:
         """Tell a full score as one, a stopped candidate as pruned, a failed one as failed."""
@@ -227,7 +238,9 @@ class _SearchReporter(Reporter):
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
     ) -> None:
         """Print its status and its score."""
-        row = Task.from_config(trial.config["task"]).folder.read()
+        task = Task.from_config(trial.config["task"])
+        task.mirror.pull_trial(task.trial.path)
+        row = task.folder.read()
         if row is not None:
             score = f", best val Dice {row[SCORE]:.3f}" if SCORE in row else f": {row['error']}"
             self.progress.ended(str(trial), f"{row['status']} after {row['epochs']} epochs{score}")
@@ -241,6 +254,7 @@ def run_search(
     progress: Progress,
     retries: int,
     trainable: Callable[[dict[str, Any]], None] = run_candidate,
+    mirror: Mirror | None = None,
 ) -> int:
     """Run a search until it has as many candidates as asked, all of them ended.
 
@@ -252,6 +266,7 @@ def run_search(
         progress: Told of every epoch.
         retries: Of a candidate whose process dies.
         trainable: Runs one candidate.
+        mirror: Where the study is, if not in its folder.
 
     Returns:
         How many candidates have not ended after all, because the disk refused.
@@ -260,8 +275,9 @@ def run_search(
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
     (study / "search").mkdir(exist_ok=True)
-    decisions = Decisions(study / "search" / "decisions.csv")
-    proposer = Proposer(search, study, decisions, task_of)
+    mirror = mirror or Mirror(study)
+    decisions = Decisions(study / "search" / "decisions.csv", mirror.push_file)
+    proposer = Proposer(search, study, decisions, task_of, mirror)
     if proposer.num_left:
         fit(
             trainable,

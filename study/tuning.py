@@ -77,7 +77,10 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         reason = _last_failure(trial)
         self.progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
-            Task.from_config(trial.config["task"]).folder.halve_batches(_last_line(reason))
+            task = Task.from_config(trial.config["task"])
+            task.mirror.pull_trial(task.trial.path)
+            task.folder.halve_batches(_last_line(reason))
+            task.mirror.push_result(task.trial.path)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say why."""
@@ -117,8 +120,12 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def require_shared_folder(study: Path) -> None:
-    """Make sure that every node sees the study's folder, where trials leave their results.
+def require_shared(path: Path, way_out: str) -> None:
+    """Make sure that every node sees a file or folder that its trials need.
+
+    Args:
+        path: As this machine sees it.
+        way_out: Said to a user whose nodes do not.
 
     Raises:
         StudyError: Naming the nodes that do not.
@@ -127,21 +134,20 @@ def require_shared_folder(study: Path) -> None:
     if len(nodes) == 1:
         return
     answers = [
-        _reads.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
+        _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
         for node in nodes
     ]
-    seen = ray.get([answer.remote(str(study / "study.json")) for answer in answers])
+    seen = ray.get([answer.remote(str(path)) for answer in answers])
     blind = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
     if blind:
         raise StudyError(
-            f"{len(blind)} of {len(nodes)} nodes do not see {study} ({', '.join(blind)}): "
-            "give --storage on a disk that all of them share"
+            f"{len(blind)} of {len(nodes)} nodes do not see {path} ({', '.join(blind)}): {way_out}"
         )
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-def _reads(path: str) -> bool:
-    return Path(path).is_file()
+def _sees(path: str) -> bool:
+    return Path(path).exists()
 
 
 def run_trials(
@@ -262,8 +268,12 @@ def _record_error(task: Task, error: Exception) -> None:
 
     One that ended because its disk refused has not failed: it goes on when the study does.
     """
-    if not isinstance(error, OSError) and task.folder.read() is None:
+    if isinstance(error, OSError):
+        return
+    task.mirror.pull_trial(task.trial.path)
+    if task.folder.read() is None:
         task.folder.write_failure(task.trial, "failed", _last_line(error))
+        task.mirror.push_result(task.trial.path)
 
 
 def _last_failure(trial: Any) -> str:

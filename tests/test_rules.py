@@ -20,7 +20,8 @@ from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("errors", "command", "storage", "config", "index", "phantom", "store", "patients", "split"),
+    *("errors", "command", "storage", "remote", "config", "index", "phantom", "store"),
+    *("patients", "split"),
     *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
     *("checkpoint", "epoch", "training"),
     *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
@@ -28,7 +29,8 @@ ORDER = [
     *("evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
-    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "setup"),
+    *("conclude", "slices", "probabilities", "outlines", "examples", "folder", "mirror", "lease"),
+    *("setup",),
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
     *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
@@ -95,7 +97,7 @@ REPORT = (
 @pytest.mark.parametrize("module", REPORT)
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    light = {"errors", "storage", "config", "metrics", *REPORT}
+    light = {"errors", "storage", "remote", "config", "metrics", *REPORT}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
