@@ -32,7 +32,7 @@ _S3_KEYS = ("region", "scheme", "endpoint_override")
 _REASONS = (
     (r"NO_SUCH_BUCKET", "there is no such bucket: create it first, or correct the URL"),
     (
-        r"ACCESS_DENIED|HTTP status 403|[Ii]nvalid.?[Aa]ccess|SIGNATURE|Signature|TOKEN|Token",
+        r"ACCESS_DENIED|HTTP status 403|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CLIENT_ID",
         "access is denied: give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in "
         "~/.aws/credentials, or to this machine's role, that may list, read, write and delete",
     ),

@@ -208,6 +208,12 @@ def require_place(storage: Place) -> None:
         RemoteFolder(str(storage)).require()
 
 
+def is_for_readers(name: str) -> bool:
+    """Return whether a file of a study is for people, not for going on."""
+    is_report = _travels(name) and not fnmatch.fnmatch(name, "*/probabilities.npz")
+    return is_report or (_travels_whole(name) and name.startswith("tensorboard/"))
+
+
 def _travels(name: str) -> bool:
     return _travels_whole(name) and not _matches(name, _LEFT_BEHIND)
 

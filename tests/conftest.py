@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Study
+from s3 import CREDENTIALS, Store
 
 from brainseg.config import Experiment
 from brainseg.phantom import generate_phantom
@@ -35,6 +36,24 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("BRAINSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("BRAINSEG_DATA", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An S3 server, and the keys to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in CREDENTIALS.items():
+            patch.setenv(key, value)
+        store = Store(tmp_path_factory.mktemp("moto") / "moto.txt")
+        yield store
+        store.end()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("BRAINSEG_CACHE", str(tmp_path / "machine"))
+    return tmp_path / "machine"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 from brainseg import demo, explore, export, predict
 from brainseg.config import Experiment, load_experiment
-from study import run
+from study import fetch, run
 from study.options import build_parser
 from study.plan import GRIDS, plan_trials
 from study.space import load_space
@@ -34,9 +34,9 @@ ORDER = [
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
     *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
-    *("scheduler", "search", "options", "run"),
+    *("scheduler", "search", "options", "run", "fetch"),
 ]
-COMMANDS = (run, explore, predict, export, demo)
+COMMANDS = (run, fetch, explore, predict, export, demo)
 MODULES = [
     path
     for package in ("brainseg", "study")
@@ -86,7 +86,7 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 REPORT = (
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
-    "options",
+    *("options", "mirror", "fetch"),
     *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
     *("findings", "account", "latex", "cards", "page", "search_figures", "search_report"),
@@ -97,7 +97,7 @@ REPORT = (
 @pytest.mark.parametrize("module", REPORT)
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    light = {"errors", "storage", "remote", "config", "metrics", *REPORT}
+    light = {"errors", "command", "storage", "remote", "config", "metrics", *REPORT}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
@@ -131,9 +131,7 @@ def test_every_grid_builds(grid: str) -> None:
     assert len({trial.name for trial in trials}) == 4 * len(GRIDS[grid])
 
 
-@pytest.mark.parametrize(
-    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
 def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
     text = Path(str(command.__file__)).read_text(encoding="utf-8")
     parser = build_parser() if command is run else command._parser()
@@ -142,9 +140,7 @@ def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
             assert f"args.{action.dest}" in text, f"--{action.dest} is declared, but never read"
 
 
-@pytest.mark.parametrize(
-    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
 def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     command: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
