@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from brainseg.errors import ConfigError
-from brainseg.remote import name_of, to_place
+from brainseg.place import name_of, to_place
 
 NUM_FOLDS = 10
 """Folds that the patients are dealt into; a rotation r in [0, 10) says which are tested."""

@@ -19,8 +19,10 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from brainseg.config import ModelConfig
+from brainseg.copies import is_current
 from brainseg.errors import ConfigError, WeightsError
-from brainseg.remote import RemoteFolder, is_current, is_url, name_of
+from brainseg.place import is_url, name_of
+from brainseg.remote import RemoteFolder
 from brainseg.storage import FAR_WAITS, cache_folder, patiently
 
 _PROBE_SECONDS = 10.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.errors import DataError
-from brainseg.remote import Place, is_url
+from brainseg.place import Place, is_url
 
 MASK_SUFFIX = "_mask.tif"
 ENVIRONMENT_VARIABLE = "BRAINSEG_DATA"

@@ -1,8 +1,7 @@
 """Folders behind URLs: object stores such as S3, and whatever else pyarrow opens.
 
-A copy of a file carries the time that the store gives it, so that size and time tell whether it is
-current, without a list of what was fetched. S3 counts whole seconds: two writes of one size in one
-look the same. Credentials are never part of a URL, since URLs are written into files.
+What a store or a network refuses becomes one sentence. Credentials are never part of a URL, since
+URLs are written into files.
 """
 
 from __future__ import annotations
@@ -21,9 +20,6 @@ from urllib.parse import parse_qsl, urlsplit
 from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
-
-Place = Path | str
-"""A path of this machine, or as text the URL of a folder or file."""
 
 _AT_ONCE = 16
 _BLOCK = 8 * 2**20
@@ -48,38 +44,6 @@ class Entry:
 
     size: int
     time: int
-
-
-def is_url(place: Place) -> bool:
-    """Return whether a place is a URL."""
-    return "://" in str(place) and not isinstance(place, Path)
-
-
-def to_place(text: str) -> Place:
-    """Return what a user gave as a place: for flags, whose paths and URLs look alike."""
-    return text if is_url(text) else Path(text)
-
-
-def join_place(place: Place, *parts: str) -> Place:
-    """Return what lies below a place; a URL keeps its query behind the path."""
-    if isinstance(place, Path):
-        return place.joinpath(*parts)
-    path, mark, query = place.partition("?")
-    return "/".join([path.rstrip("/"), *parts]) + mark + query
-
-
-def name_of(place: Place) -> str:
-    """Return the last part of a place, without a query."""
-    return Path(str(place).partition("?")[0] if is_url(place) else place).name
-
-
-def is_current(path: Path, entry: Entry) -> bool:
-    """Return whether a file is the copy of one behind a URL."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return False
-    return (stat.st_size, stat.st_mtime_ns) == (entry.size, entry.time)
 
 
 class RemoteFolder:
@@ -303,43 +267,6 @@ class RemoteFolder:
             raise ConfigError(f"{self.url} cannot be opened: {_first_line(error)}") from error
         self._base = base.rstrip("/")
         return found
-
-
-def pull(
-    remote: RemoteFolder,
-    target: Path,
-    is_wanted: Callable[[str], bool],
-    *,
-    below: str = "",
-    what: str = "",
-) -> dict[str, Entry]:
-    """Make a folder's files equal to those behind a URL; what is equal already is not fetched.
-
-    Args:
-        remote: What they shall be.
-        target: The folder; files in it that are wanted, but not behind the URL, are removed.
-        is_wanted: Says of a path whether it is compared at all.
-        below: Part of both that is compared.
-        what: Stands beside the progress bar.
-
-    Returns:
-        All that is behind the URL there, wanted or not.
-    """
-    listing = remote.list(below)
-    wanted = {name: entry for name, entry in listing.items() if is_wanted(name)}
-    for name in local_files(target, below):
-        is_leftover = name.endswith(".part") and Path(name).name.startswith(".")
-        if is_leftover or (is_wanted(name) and name not in wanted):
-            (target / name).unlink(missing_ok=True)
-    new = {name: e for name, e in wanted.items() if not is_current(target / name, e)}
-    remote.fetch(new, target, what)
-    return listing
-
-
-def local_files(folder: Path, below: str = "") -> list[str]:
-    """Return the paths, relative to a folder, of all files in a part of it."""
-    files = (path for path in (folder / below).rglob("*") if path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 class _sentences:  # noqa: N801 - reads as what it does

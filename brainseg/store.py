@@ -21,10 +21,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from brainseg.copies import pull
 from brainseg.errors import DataError
 from brainseg.index import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.phantom import MARKER, VERSION, generate_phantom
-from brainseg.remote import Place, RemoteFolder, is_url, pull
+from brainseg.place import Place, is_url
+from brainseg.remote import RemoteFolder
 from brainseg.storage import FAR_WAITS, cache_folder, patiently
 
 _FORMAT = 1

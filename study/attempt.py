@@ -27,7 +27,7 @@ from brainseg.errors import (
     StorageError,
     WeightsError,
 )
-from brainseg.remote import Place, is_url, to_place
+from brainseg.place import Place, is_url, to_place
 from brainseg.storage import hash_file, patiently
 from brainseg.store import SliceStore, open_dataset
 from brainseg.training import Compute

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from brainseg.epoch import EpochReport, Example
-from brainseg.remote import name_of
+from brainseg.place import name_of
 from study.outlines import draw_outlines
 from study.plan import Trial
 

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brainseg.command import FINISHED, build_parser, run_command
+from brainseg.copies import pull
 from brainseg.errors import ConfigError, StudyError
-from brainseg.remote import RemoteFolder, is_url, pull
+from brainseg.place import is_url
+from brainseg.remote import RemoteFolder
 from brainseg.storage import write_text
 from study.mirror import is_for_readers
 

@@ -14,16 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from brainseg.remote import (
-    Entry,
-    Place,
-    RemoteFolder,
-    is_current,
-    is_url,
-    local_files,
-    name_of,
-    pull,
-)
+from brainseg.copies import is_current, local_files, pull
+from brainseg.place import Place, is_url, name_of
+from brainseg.remote import Entry, RemoteFolder
 from brainseg.storage import FAR_WAITS, cache_folder, patiently
 from study.folder import move_aside
 from study.results import ELSEWHERE

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.remote import to_place
+from brainseg.place import to_place
 from study.candidates import SAMPLERS, SCHEDULERS
 from study.plan import GRIDS, ONE
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
-from brainseg.remote import is_url, join_place
+from brainseg.place import is_url, join_place
 from study.account import describe_study, published_rows
 from study.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name, read_params
 from study.console import Progress, print_lines, print_ranking
@@ -140,8 +140,7 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
         setup.mirror.push()
         _require_shared(setup)
         console.print(
-            f"{resources.concurrent} at once, each with {resources}; live curves: "
-            f"tensorboard --logdir {os.path.relpath(setup.folder)}"
+            f"{resources.concurrent} at once, each with {resources}; live curves: {_curves(setup)}"
         )
         if setup.num_open_candidates():
             setup = _search(args, setup, task, resources, console)
@@ -154,6 +153,13 @@ def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup
             tasks = [task(trial) for trial in trials]
             run_trials(tasks, resources, setup.folder, progress, args.retries)
     return setup
+
+
+def _curves(setup: Setup) -> str:
+    """Say how to look at a study while it runs; one behind a URL is fetched for that."""
+    if setup.mirror.is_remote:
+        return f'python -m study.fetch "{setup.mirror.place}" DIR && tensorboard --logdir DIR'
+    return f"tensorboard --logdir {os.path.relpath(setup.folder)}"
 
 
 def _require_shared(setup: Setup) -> None:

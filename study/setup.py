@@ -15,7 +15,7 @@ from brainseg.index import find_default_root
 from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
 from brainseg.patients import describe_patients
-from brainseg.remote import Place, is_url, join_place
+from brainseg.place import Place, is_url, join_place
 from brainseg.split import assign_folds, split_by_patient
 from brainseg.storage import hash_file, write_text
 from brainseg.store import PHANTOM, SliceStore, open_dataset

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from brainseg.remote import RemoteFolder, local_files
+from brainseg.copies import local_files
+from brainseg.remote import RemoteFolder
 
 BUCKET = "bucket"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
@@ -45,8 +47,12 @@ class Store:
     def upload(self, source: Path, path: str) -> str:
         """Send a folder without touching its files' times; return its URL."""
         folder = self.folder(path)
-        for name in local_files(source):
+
+        def upload(name: str) -> None:
             folder.write(name, (source / name).read_bytes())
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(upload, local_files(source)))
         return self.url(path)
 
     def pause(self) -> None:

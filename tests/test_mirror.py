@@ -207,14 +207,15 @@ def _leave_behind(url: str, **changes: Any) -> None:
     """Leave what a driver leaves that was killed."""
     path, mark, query = url.partition("?")
     above, _, name = path.rpartition("/")
-    record = {"owner": "process 7 on elsewhere", "token": "t", "machine": "elsewhere"}
-    record |= {"process": 7, "beat": 3, **changes}
+    record: dict[str, Any] = {"owner": "process 7 on elsewhere", "token": "t"}
+    record |= {"machine": "elsewhere", "process": 7, "beat": 3, **changes}
     RemoteFolder(above + mark + query).write(f".{name}.owner", json.dumps(record).encode())
 
 
 @pytest.mark.usefixtures("brisk")
 def test_a_study_with_a_living_owner_is_refused_and_the_owner_named(url: str) -> None:
-    owner, said = Lease(url), []
+    said: list[str] = []
+    owner = Lease(url)
     owner.acquire(said.append)
     try:
         with pytest.raises(StudyError, match=f"is being run by process {os.getpid()} on"):

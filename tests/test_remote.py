@@ -9,10 +9,12 @@ import pytest
 from s3 import Store, free_port
 
 from brainseg.config import Experiment
+from brainseg.copies import local_files, pull
 from brainseg.encoders import find_encoder_weights
 from brainseg.errors import ConfigError, DataError, StorageError, WeightsError
 from brainseg.index import find_default_root
-from brainseg.remote import RemoteFolder, join_place, local_files, name_of, pull
+from brainseg.place import join_place, name_of
+from brainseg.remote import RemoteFolder
 from brainseg.storage import cache_folder
 from brainseg.store import SliceStore, open_dataset
 from study.run import KNOWN_ERROR, main

@@ -20,8 +20,8 @@ from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("errors", "command", "storage", "remote", "config", "index", "phantom", "store"),
-    *("patients", "split"),
+    *("errors", "command", "storage", "place", "remote", "copies", "config", "index", "phantom"),
+    *("store", "patients", "split"),
     *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
     *("checkpoint", "epoch", "training"),
     *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
@@ -97,7 +97,17 @@ REPORT = (
 @pytest.mark.parametrize("module", REPORT)
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    light = {"errors", "command", "storage", "remote", "config", "metrics", *REPORT}
+    light = {
+        "errors",
+        "command",
+        "storage",
+        "place",
+        "remote",
+        "copies",
+        "config",
+        "metrics",
+        *REPORT,
+    }
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
