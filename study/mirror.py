@@ -11,7 +11,7 @@ import fnmatch
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from brainseg.copies import is_current, local_files, pull
@@ -99,9 +99,9 @@ class Mirror:
             path: Relative to the study.
             board: Name of its folder of TensorBoard files; empty for none.
         """
-        self._push(f"{path.as_posix()}/", _travels_whole)
+        self._push(f"{path.as_posix()}/", _travels_whole, is_owner=True)
         if board:
-            self._push(f"tensorboard/{board}/", _travels_whole)
+            self._push(f"tensorboard/{board}/", _travels_whole, is_owner=True)
 
     def push_result(self, path: Path) -> None:
         """Send what the driver wrote into a trial's or a candidate's folder."""
@@ -152,7 +152,10 @@ class Mirror:
         self._known |= listing
         return listing
 
-    def _push(self, below: str, is_wanted: Callable[[str], bool]) -> None:
+    def _push(
+        self, below: str, is_wanted: Callable[[str], bool], *, is_owner: bool = False
+    ) -> None:
+        """Send what differs; who does not own it alone, only what was changed here."""
         remote = self._remote
         if remote is None:
             return
@@ -160,7 +163,9 @@ class Mirror:
         def work() -> None:
             there = remote.list(below.rstrip("/"))
             here = [name for name in local_files(self.folder, below) if is_wanted(name)]
-            new = [n for n in here if n not in there or not is_current(self.folder / n, there[n])]
+            new = [n for n in here if not self._is_copy(n, there)]
+            if not is_owner:
+                new = [n for n in new if not self._is_copy(n, self._known)]
             self._send(remote, new)
             # Only what this process has seen or sent, as it was: another one may be further.
             gone = [
@@ -172,6 +177,9 @@ class Mirror:
                 remote.delete(part)
 
         self._patiently(work, what=below or str(self.place))
+
+    def _is_copy(self, name: str, entries: Mapping[str, Entry]) -> bool:
+        return name in entries and is_current(self.folder / name, entries[name])
 
     def _send(self, remote: RemoteFolder, names: Iterable[str]) -> None:
         for part in _by_rank(names):

@@ -170,7 +170,8 @@ def _require_shared(setup: Setup) -> None:
     if not setup.mirror.is_remote:
         require_shared(setup.folder / "study.json", f"give --storage {_SHARED}")
     if not is_url(data.source):
-        require_shared(data.root, f"give --data {_SHARED}")
+        # A file: the folder alone may be where a disk should have been mounted.
+        require_shared(next(data.root.glob("*/*.tif")), f"give --data {_SHARED}")
     if setup.question.weights_hash and not is_url(weights):
         require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
 

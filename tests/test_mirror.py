@@ -12,14 +12,19 @@ import pytest
 from s3 import Store
 
 import study.lease as lease
+from brainseg.copies import local_files
 from brainseg.errors import StorageError, StudyError
 from brainseg.remote import RemoteFolder
+from brainseg.store import SliceStore
 from study import mirror as mirrors
 from study.fetch import main as fetch
 from study.lease import Lease, held
 from study.mirror import Mirror
+from study.plan import TrialResources
 from study.results import TrialFolder
 from study.run import FINISHED, KNOWN_ERROR, USAGE
+from study.run import main as run
+from study.setup import Request, prepare, write_facts
 
 TRIAL = Path("trials") / "raw-fold0-seed1"
 
@@ -158,6 +163,44 @@ def test_a_study_moved_aside_is_whole_there_and_gone_here(
     assert RemoteFolder(url).list() == {}
     mirror.pull()
     assert not mirror.folder.exists()
+
+
+def test_a_reader_sends_what_it_wrote_and_nothing_that_is_newer_there(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("trials.csv", "report.md"):
+        RemoteFolder(url).write(name, b"old")
+    monkeypatch.setenv("BRAINSEG_CACHE", str(tmp_path / "one"))
+    reader = Mirror(url, reading=True)
+    reader.pull()
+    assert reader.folder != Mirror(url).folder
+    RemoteFolder(url).write("trials.csv", b"newer")
+    (reader.folder / "report.md").write_text("written here")
+    reader.push()
+    assert RemoteFolder(url).read("trials.csv") == b"newer"
+    assert RemoteFolder(url).read("report.md") == b"written here"
+
+
+@pytest.mark.usefixtures("machine")
+def test_data_that_changed_behind_the_url_are_refused(
+    store: Store, url: str, data: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = store.upload(data.root, f"{tmp_path.name}/kaggle_3m")
+    weights = {"model.encoder_weights": "none"}
+    storage = store.url(tmp_path.name)
+    request = Request("lite", place, None, weights, 1, 1, "lite", storage)
+    setup = prepare(request, print, download=True)
+    setup.folder.parent.mkdir(parents=True)
+    write_facts(setup, TrialResources(1, 0.0, 0, 1))
+    setup.mirror.push()
+    command = ["--grid", "lite", "--data", place, "--storage", storage, "--name", "lite"]
+    command += ["--set", "model.encoder_weights=none", "--plan"]
+    assert run(command) == FINISHED
+    masks = [name for name in local_files(data.root) if name.endswith("_mask.tif")]
+    store.folder(f"{tmp_path.name}/kaggle_3m").delete([masks[0], masks[0].replace("_mask", "")])
+    capsys.readouterr()
+    assert run(command) == KNOWN_ERROR
+    assert "holds another study (fingerprint: " in capsys.readouterr().err
 
 
 def test_a_study_is_fetched_for_readers_and_again_only_where_it_changed(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Study, assert_equal, trials_of, wait_until
+from processes import PATIENCE, Study, assert_equal, trials_of, wait_until
 from ray.cluster_utils import Cluster
 from s3 import Store
 from safetensors.torch import save_file
@@ -17,7 +20,7 @@ from brainseg.config import Experiment
 from brainseg.encoders import smp
 from brainseg.remote import RemoteFolder
 from study.fetch import main as fetch
-from study.run import FINISHED
+from study.run import FINISHED, KNOWN_ERROR
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ENCODER = "timm-tf_efficientnet_lite0"
@@ -61,14 +64,35 @@ class Nodes:
         self.cluster.remove_node(lost, allow_graceful=False)
 
 
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+        for _ in range(3):
+            nodes.add()
+        yield nodes
+        nodes.cluster.shutdown()
+
+
 @pytest.fixture
-def nodes(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    nodes = Nodes(tmp_path)
-    for _ in range(3):
-        nodes.add()
-    yield nodes
-    nodes.cluster.shutdown()
+def blind_node(nodes: Nodes, tmp_path: Path) -> Iterator[Path]:
+    """A folder that one node more does not see: there, an empty disk is mounted over it."""
+    folder = tmp_path / "hidden"
+    folder.mkdir()
+    ray = f"{sys.executable} -m ray.scripts.scripts start --address={nodes.cluster.address}"
+    # The last of the processes is Ray's own, so that ending this one ends the node.
+    script = f"mount -t tmpfs none {folder} && exec {ray} --num-cpus=1 --block"
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    if subprocess.run([*command[:-2], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can give a node a disk of its own")
+    log = tmp_path / "blind.txt"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    wait_until(lambda: "This command will now block" in log.read_text())
+    yield folder
+    process.terminate()
+    process.wait()
 
 
 class RemoteStudy(Study):
@@ -146,3 +170,20 @@ def test_a_study_in_s3_survives_a_lost_node_an_outage_and_a_lost_driver(
     finally:
         study.end()
         alone.end()
+
+
+def test_local_paths_that_some_node_does_not_see_are_refused_before_anything_starts(
+    nodes: Nodes, blind_node: Path, tmp_path: Path, phantom_root: Path, unhurried: Experiment
+) -> None:
+    shutil.copytree(phantom_root, blind_node / "data")
+    studies = {
+        "--data": Study(tmp_path / "study", blind_node / "data", unhurried),
+        "--storage": Study(blind_node / "study", phantom_root, unhurried),
+    }
+    for flag, study in studies.items():
+        study.environment["RAY_AUTH_MODE"] = "disabled"
+        started = study.start("--address", nodes.cluster.address)
+        assert started.wait(PATIENCE) == KNOWN_ERROR
+        assert "error: 1 of 5 nodes do not see " in study.log()
+        assert f"give {flag} on a disk that all nodes share, or as a URL" in study.log()
+        assert "starts" not in study.log()
