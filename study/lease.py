@@ -129,10 +129,11 @@ class Lease:
     def _read(self) -> dict[str, Any] | None:
         content = self._remote.read(self._name)
         try:
-            record: dict[str, Any] = json.loads(content or b"null")
+            record: dict[str, Any] = json.loads(content or b"{}")
         except ValueError:
             return None
-        return record
+        is_ours = isinstance(record, dict) and record.keys() >= self._mine.keys()
+        return record if is_ours else None
 
     def _write(self) -> None:
         self._beat += 1

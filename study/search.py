@@ -13,15 +13,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search.optuna import OptunaSearch
 
@@ -43,6 +38,7 @@ from study.mirror import Mirror
 from study.objective import run_candidate
 from study.plan import TrialResources
 from study.results import Row
+from study.samplers import Seeded
 from study.scheduler import Decisions, build_scheduler, drop_broken_line
 from study.tuning import Reporter, fit
 
@@ -79,7 +75,7 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
             search.space.suggest,
             metric=SCORE,
             mode=MODE,
-            sampler=_Seeded(search.sampler, search.seed),
+            sampler=Seeded(search.sampler, search.seed),
             study_name=NAME,
             storage=open_journal(self._journal),
         )
@@ -180,55 +176,6 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
 
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
-
-
-class _Seeded(BaseSampler):
-    """A sampler that begins anew for each candidate, so that it remembers nothing but the study.
-
-    Args:
-        name: One of `SAMPLERS`.
-        seed: Of the search.
-    """
-
-    def __init__(self, name: str, seed: int) -> None:
-        self._name, self._seed = name, seed
-        self._sampler = self._build(0, "")
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        self._sampler = self._build(trial.number, "")
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        # By name too: what was drawn before an interruption is not drawn again.
-        sampler = self._build(trial.number, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def _build(self, number: int, key: str) -> BaseSampler:
-        words = np.random.SeedSequence([self._seed, number, crc32(key.encode())])
-        seed = int(words.generate_state(1)[0])
-        match self._name:
-            case "random":
-                return RandomSampler(seed)
-            case "cmaes":
-                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            case "gp":
-                return GPSampler(seed=seed)
-            case _:
-                # Trials that run count as bad ones: no two at once go to the same place.
-                return TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
 class _SearchReporter(Reporter):

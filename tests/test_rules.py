@@ -34,7 +34,7 @@ ORDER = [
     *("forecast", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
     *("search_report", "report", "console", "attempt", "trial", "tuning", "objective"),
-    *("scheduler", "search", "options", "run", "fetch"),
+    *("scheduler", "samplers", "search", "options", "run", "fetch"),
 ]
 COMMANDS = (run, fetch, explore, predict, export, demo)
 MODULES = [
