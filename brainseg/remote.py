@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
+from brainseg.place import Place, is_url
 
 _AT_ONCE = 16
 _BLOCK = 8 * 2**20
@@ -269,20 +270,30 @@ class RemoteFolder:
         return found
 
 
-class _sentences:  # noqa: N801 - reads as what it does
-    """Turns what pyarrow raises into one sentence about the URL."""
+def require_store(place: Place) -> None:
+    """Make sure, within seconds, that a place can be reached if it is a URL.
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    What comes after may wait for a store that is gone for a moment; a command that begins should
+    rather say so.
 
-    def __enter__(self) -> None:
-        pass
+    Raises:
+        StorageError: If nothing answers, the bucket is missing, or access is denied.
+    """
+    if is_url(place):
+        RemoteFolder(str(place)).require()
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and not isinstance(error, StorageError):
-            text = _first_line(error)
-            found = (words for pattern, words in _REASONS if re.search(pattern, text))
-            raise StorageError(f"{self._url}: {next(found, text)}") from error
+
+@contextmanager
+def _sentences(url: str) -> Iterator[None]:
+    """Turn what pyarrow raises into one sentence about the URL."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        text = _first_line(error)
+        found = (words for pattern, words in _REASONS if re.search(pattern, text))
+        raise StorageError(f"{url}: {next(found, text)}") from error
 
 
 def _read_query(url: str, query: str) -> dict[str, str]:

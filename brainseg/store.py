@@ -26,7 +26,7 @@ from brainseg.errors import DataError
 from brainseg.index import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.phantom import MARKER, VERSION, generate_phantom
 from brainseg.place import Place, is_url
-from brainseg.remote import RemoteFolder
+from brainseg.remote import RemoteFolder, require_store
 from brainseg.storage import FAR_WAITS, cache_folder, patiently
 
 _FORMAT = 1
@@ -118,8 +118,11 @@ def open_default(path: Place | None) -> SliceStore:
 
     Raises:
         DataError: If it cannot be used.
+        StorageError: If it is behind a URL that does not answer.
     """
-    return open_dataset(path or find_default_root() or PHANTOM)
+    source = path or find_default_root()
+    require_store(source or Path())
+    return open_dataset(source or PHANTOM)
 
 
 def _fetch(url: str) -> Path:
@@ -134,9 +137,9 @@ def _fetch(url: str) -> Path:
     with FileLock(f"{folder}.lock"):
 
         def fetch() -> int:
+            remote.require()  # a bucket that is gone would pass for an empty one
             return len(pull(remote, folder, _is_fetched, what="fetching slices"))
 
-        remote.require()
         if not patiently(fetch, f"the copy of {url}", FAR_WAITS):
             raise DataError(f"nothing is below {url}: give the URL of the kaggle_3m folder")
     return folder

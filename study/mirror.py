@@ -199,16 +199,6 @@ class Mirror:
                 note.write_text("model.safetensors\n", encoding="utf-8")
 
 
-def require_place(storage: Place) -> None:
-    """Make sure, within seconds, that studies can be kept where they shall be.
-
-    Raises:
-        StorageError: If nothing answers, the bucket is missing, or access is denied.
-    """
-    if is_url(storage):
-        RemoteFolder(str(storage)).require()
-
-
 def is_for_readers(name: str) -> bool:
     """Return whether a file of a study is for people, not for going on."""
     is_report = _travels(name) and not fnmatch.fnmatch(name, "*/probabilities.npz")

@@ -14,13 +14,14 @@ from rich.console import Console
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from brainseg.place import is_url, join_place
+from brainseg.remote import require_store
 from study.account import describe_study, published_rows
 from study.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name, read_params
 from study.console import Progress, print_lines, print_ranking
 from study.findings import ranked_rows
 from study.folder import check_folder, default_name, read_study
 from study.lease import held
-from study.mirror import Mirror, require_place
+from study.mirror import Mirror
 from study.options import parse_options
 from study.plan import Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
 from study.report import write_report
@@ -61,7 +62,7 @@ def _study(args: argparse.Namespace, console: Console) -> int:
     from study.probabilities import collect_ensembles
     from study.setup import prepare
 
-    require_place(args.storage)
+    require_store(args.storage)
     setup = prepare(_request(args), console.print, download=not args.plan)
     if args.plan:
         _plan(args, setup, console)
@@ -270,7 +271,7 @@ def _report(mirror: Mirror, console: Console) -> int:
 
 
 def _existing(args: argparse.Namespace) -> Mirror:
-    require_place(args.storage)
+    require_store(args.storage)
     both = [default_name(args.grid, args.config, synthetic=which) for which in (False, True)]
     names = [args.name] if args.name else both
     mirrors = [Mirror(join_place(args.storage, name), reading=True) for name in names]

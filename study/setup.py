@@ -16,6 +16,7 @@ from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
 from brainseg.patients import describe_patients
 from brainseg.place import Place, is_url, join_place
+from brainseg.remote import require_store
 from brainseg.split import assign_folds, split_by_patient
 from brainseg.storage import hash_file, write_text
 from brainseg.store import PHANTOM, SliceStore, open_dataset
@@ -230,6 +231,7 @@ def _open_data(path: Place | None, say: Say) -> SliceStore:
         say(
             "No --data, no $BRAINSEG_DATA, no ./data/kaggle_3m: using generated, SYNTHETIC slices."
         )
+    require_store(source or Path())
     data = open_dataset(source or PHANTOM)
     for note in data.notes:
         say(f"Note: {note}")
@@ -245,6 +247,7 @@ def _resolve_weights(base: Experiment) -> tuple[Experiment, str]:
     """Make the path of a weight file absolute, and hash what it holds; a URL stays one."""
     if base.model.encoder_weights in ("imagenet", "none"):
         return base, ""
+    require_store(base.model.encoder_weights)
     path = find_encoder_weights(base.model)
     assert path is not None
     if is_url(base.model.encoder_weights):

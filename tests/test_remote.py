@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -172,6 +173,34 @@ def test_a_store_that_cannot_be_used_is_refused_in_a_sentence_at_once(
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("machine")
+def test_data_and_weights_behind_a_dead_url_are_refused_at_once(
+    store: Store, data: SliceStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = store.url("there").replace(str(store.port), str(free_port()))
+    weights = f"model.encoder_weights={dead.replace('there', 'there.safetensors')}"
+    for flags in (["--data", dead], ["--data", str(data.root), "--set", weights]):
+        started = time.monotonic()
+        assert main(["--grid", "lite", "--plan", *flags]) == KNOWN_ERROR
+        assert time.monotonic() - started < 20
+        err = capsys.readouterr().err
+        assert "nothing answers there" in err
+        assert err.count("\n") == 1
+
+
+def test_a_dataset_is_waited_for_once_a_study_has_begun(
+    store: Store, machine: Path, data: SliceStore
+) -> None:
+    url = store.upload(data.root, "waited")
+    store.pause()
+    timer = threading.Timer(8, store.go_on)
+    timer.start()
+    try:
+        assert open_dataset(url).fingerprint == data.fingerprint
+    finally:
+        timer.join()
 
 
 def test_keys_that_the_store_does_not_know_are_refused_in_a_sentence(

@@ -44,11 +44,12 @@ class Nodes:
         self.folder = folder
         self.caches: list[Path] = []
         # Short, for the sockets in it; and its own, so that no other Ray joins.
+        self.temp = Path(tempfile.mkdtemp(prefix="ray"))
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
-                "temp_dir": tempfile.mkdtemp(prefix="ray"),
+                "temp_dir": str(self.temp),
                 "env_vars": {"BRAINSEG_CACHE": str(folder / "head")},
             },
         )
@@ -57,6 +58,10 @@ class Nodes:
         self.caches.append(self.folder / f"node-{len(self.caches)}")
         cache = {"BRAINSEG_CACHE": str(self.caches[-1])}
         self.cluster.add_node(num_cpus=1, env_vars=cache)
+
+    def end(self) -> None:
+        self.cluster.shutdown()
+        shutil.rmtree(self.temp, ignore_errors=True)
 
     def lose_one(self) -> None:
         """Kill a node that trains."""
@@ -72,7 +77,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[No
         for _ in range(3):
             nodes.add()
         yield nodes
-        nodes.cluster.shutdown()
+        nodes.end()
 
 
 @pytest.fixture
