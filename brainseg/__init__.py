@@ -14,20 +14,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from brainseg.compute import Compute
     from brainseg.config import Experiment, load_experiment
     from brainseg.epoch import EpochReport
     from brainseg.errors import BrainsegError
     from brainseg.phantom import generate_phantom
-    from brainseg.predict import Predictor
+    from brainseg.predictor import Predictor
     from brainseg.store import open_dataset
-    from brainseg.training import Compute, TrainResult, train_two_stage
+    from brainseg.training import TrainResult, train_two_stage
 
 _HOME = {
     "BrainsegError": "errors",
-    "Compute": "training",
+    "Compute": "compute",
     "EpochReport": "epoch",
     "Experiment": "config",
-    "Predictor": "predict",
+    "Predictor": "predictor",
     "TrainResult": "training",
     "generate_phantom": "phantom",
     "load_experiment": "config",

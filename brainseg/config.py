@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from brainseg.errors import ConfigError
+from brainseg.keys import assign, flatten
 from brainseg.place import name_of, to_place
 
 NUM_FOLDS = 10
@@ -201,7 +202,10 @@ class Experiment(_Section):
         """
         tree = self.model_dump(mode="json")
         for key, value in changes.items():
-            _assign(tree, key, value)
+            try:
+                assign(tree, key, value)
+            except KeyError as error:
+                raise ConfigError(f"unknown key {key}{_suggestion(key)}") from error
         return _validated(tree, "--set")
 
     def value(self, key: str) -> Any:
@@ -210,7 +214,7 @@ class Experiment(_Section):
         Raises:
             ConfigError: If there is no such key.
         """
-        values = _flatten(self.model_dump(mode="json"))
+        values = flatten(self.model_dump(mode="json"))
         if key not in values:
             raise ConfigError(f"unknown key {key}{_suggestion(key)}")
         return values[key]
@@ -255,36 +259,14 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
 
 def valid_keys() -> list[str]:
     """Return every dotted key of an experiment, in the order of the file."""
-    return list(_flatten(Experiment().model_dump(mode="json")))
+    return list(flatten(Experiment().model_dump(mode="json")))
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     """Return a line `key: theirs -> ours` for each key in which two experiments differ."""
-    left = _flatten(theirs.model_dump(mode="json"))
-    right = _flatten(ours.model_dump(mode="json"))
+    left = flatten(theirs.model_dump(mode="json"))
+    right = flatten(ours.model_dump(mode="json"))
     return [f"{key}: {left[key]} -> {right[key]}" for key in left if left[key] != right[key]]
-
-
-def _assign(tree: dict[str, Any], key: str, value: object) -> None:
-    *parents, last = key.split(".")
-    node: Any = tree
-    try:
-        for part in parents:
-            node = node[_position(part)] if isinstance(node, list) else node[part]
-        if isinstance(node, list):
-            node[_position(last)] = value
-        elif last in node:
-            node[last] = value
-        else:
-            raise KeyError(last)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise ConfigError(f"unknown key {key}{_suggestion(key)}") from error
-
-
-def _position(text: str) -> int:
-    if not text.isdigit():
-        raise ValueError(text)  # int() would take -1 for the last stage
-    return int(text)
 
 
 def _suggestion(key: str) -> str:
@@ -292,19 +274,6 @@ def _suggestion(key: str) -> str:
     near = difflib.get_close_matches(key, keys, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{hint} Valid keys: {', '.join(keys)}"
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict):
-        items: Iterable[tuple[Any, Any]] = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)
-    else:
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def _validated(tree: dict[str, Any], origin: str) -> Experiment:

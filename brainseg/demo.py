@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brainseg.command import FINISHED, build_parser, run_command
+from brainseg.compute import Compute
 from brainseg.desk import Desk
 from brainseg.errors import ConfigError
 from brainseg.place import to_place
 from brainseg.samples import describe_source, write_patient, write_samples
 from brainseg.shelf import find_models
 from brainseg.store import open_default
-from brainseg.training import Compute
 
 PASSWORD = "BRAINSEG_DEMO_PASSWORD"
 

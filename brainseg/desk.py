@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg import panels
+from brainseg.compute import Compute
 from brainseg.errors import BrainsegError, DataError
 from brainseg.index import natural_key
 from brainseg.inputs import read_upload, read_upload_mask
-from brainseg.predict import Prediction, Predictor
+from brainseg.predictor import Prediction, Predictor
 from brainseg.shelf import TrainedModel
-from brainseg.training import Compute
 
 MAX_SLICES = 200
 MAX_PIXELS = 12 * 2**20

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from brainseg.batches import Batch
+from brainseg.compute import mixed_precision
 from brainseg.config import Experiment
 from brainseg.loss import dice_bce
 from brainseg.metrics import Counts, count_pixels
-from brainseg.model import infer_logits, mixed_precision, normalise
+from brainseg.model import infer_logits, normalise
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from scipy import ndimage
 from brainseg.epoch import is_tumour
 from brainseg.metrics import Counts, count_pixels, dice, sum_by_patient
 from brainseg.patients import missing_sequences
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.store import Slice, SliceStore
 
 PLAIN, FLIPS, THRESHOLD, LARGEST = "plain", "flips", "threshold", "largest component"

@@ -23,15 +23,15 @@ import torch
 from numpy.typing import NDArray
 
 from brainseg.command import FINISHED, build_parser, run_command
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError, ConfigError
 from brainseg.model import infer_logits, normalise
 from brainseg.modelfile import ModelHeader
 from brainseg.place import to_place
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.preprocess import preprocess
 from brainseg.store import SliceStore, open_default
-from brainseg.training import Compute
 
 TOLERANCE = 1e-3
 """Largest difference of a probability that is put down to rounding."""

@@ -5,7 +5,6 @@ Shapes: B slices of a batch, H and W pixels.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from brainseg.compute import mixed_precision
 from brainseg.config import ModelConfig
 from brainseg.encoders import check_encoder, find_encoder_weights, smp
 from brainseg.errors import WeightsError
@@ -146,18 +146,6 @@ def _infer(model: torch.nn.Module, images: torch.Tensor, device: torch.device) -
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "slice", torch.set_num_threads, (1,))
-
-
-def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Autocast on CUDA, bfloat16 where the GPU computes it; on a CPU it does not pay."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.autocast("cuda", dtype=cuda_dtype())
-
-
-def cuda_dtype() -> torch.dtype:
-    """Return bfloat16 where the GPU has it, else float16, which needs gradient scaling."""
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
 
 
 def _load_encoder(model: torch.nn.Module, source: Path, name: str) -> None:

@@ -31,7 +31,16 @@ def draw_outlines(image: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) 
         image: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
         outlines: Masks, bool (H, W), each with its colour; the later one lies on top, thinner.
     """
-    picture = draw_flair(image)
+    return add_outlines(draw_flair(image), *outlines)
+
+
+def add_outlines(picture: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) -> Picture:
+    """Draw masks as outlines into a picture, which is changed.
+
+    Args:
+        picture: uint8 (H', W', 3). Small slices are enlarged first, so that outlines stay thin.
+        outlines: Masks, bool, of any size, each with its colour.
+    """
     height, width = picture.shape[:2]
     for number, (mask, colour) in enumerate(outlines, start=1):
         size = (width, height)
@@ -82,7 +91,8 @@ def encode_picture(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
     """
     if picture.ndim == 3:
         picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
-    return cv2.imencode(suffix, picture)[1].tobytes()
+    smallest = [cv2.IMWRITE_PNG_COMPRESSION, 9] if suffix == ".png" else []
+    return cv2.imencode(suffix, picture, smallest)[1].tobytes()
 
 
 def _enlarge(plane: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from brainseg.overlay import (
     draw_probabilities,
     encode_picture,
 )
-from brainseg.predict import Prediction
+from brainseg.predictor import Prediction
 
 Mask = NDArray[np.bool_]
 

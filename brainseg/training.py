@@ -8,9 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,47 +17,21 @@ from numpy.typing import NDArray
 
 from brainseg.batches import Batches
 from brainseg.checkpoint import CheckpointFolder, EpochState
-from brainseg.config import Experiment, StageConfig
+from brainseg.compute import Compute
+from brainseg.config import Experiment
 from brainseg.encoders import describe_weights
 from brainseg.epoch import EpochReport, Example, train_epoch, validate
-from brainseg.errors import ConfigError, DivergedError
+from brainseg.errors import DivergedError
 from brainseg.metrics import Counts, dice, summarise
-from brainseg.model import build_model, calibrate_encoder, cuda_dtype, derive_seed, set_training
+from brainseg.model import build_model, calibrate_encoder, derive_seed, set_training
 from brainseg.modelfile import ModelHeader, Tensors, save_model
 from brainseg.preprocess import preprocess, resize_mask
 from brainseg.split import split_by_patient
+from brainseg.stage import Stage
 from brainseg.store import SliceStore
 
 _NUM_EXAMPLES = 4
 _DROPOUT_STREAM = 1
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and with how many helpers to train; the numbers do not depend on the workers.
-
-    Attributes:
-        device: `cpu`, `cuda` or the like; None takes a GPU where there is one.
-        workers: Loader processes beside the training one.
-        batch_parts: Takes each batch in so many parts, for want of memory; see `train_epoch`.
-    """
-
-    device: str | None = None
-    workers: int = 0
-    batch_parts: int = 1
-
-    def torch_device(self) -> torch.device:
-        """Return the device, chosen now if none was named.
-
-        Raises:
-            ConfigError: If there is no such device here.
-        """
-        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).split("\n")[0][:200]
-            raise ConfigError(f"device {name} cannot be used here: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -133,16 +106,6 @@ def train_epochs(
     yield from _Run(experiment, data, compute or Compute(), checkpoints).epochs()
 
 
-@dataclass
-class _Stage:
-    """Optimizer, scheduler and gradient scaler of one stage, all fresh in each."""
-
-    config: StageConfig
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau
-    scaler: torch.amp.GradScaler = field(repr=False)
-
-
 class _Run:
     """One training in progress."""
 
@@ -190,10 +153,11 @@ class _Run:
         for number, config in enumerate(self.experiment.stages, start=1):
             if number < done[0] or config.epochs == 0:
                 continue
-            stage = self._start_stage(config)
+            set_training(self.model, freeze_encoder=config.freeze_encoder)
+            stage = Stage(config, self.experiment.optimizer, self.model, self.device)
             first = 1
             if state is not None and number == done[0]:
-                self._restore_stage(stage, state)
+                stage.restore(state)
                 first = done[1] + 1
             for epoch in range(first, config.epochs + 1):
                 yield self._epoch(stage, number, epoch)
@@ -228,35 +192,7 @@ class _Run:
             pinned=self.device.type == "cuda",
         )
 
-    def _start_stage(self, config: StageConfig) -> _Stage:
-        set_training(self.model, freeze_encoder=config.freeze_encoder)
-        settings = self.experiment.optimizer
-        optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=settings.weight_decay,
-        )
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer,
-            mode="min",
-            factor=settings.plateau_factor,
-            patience=settings.plateau_patience,
-        )
-        # bfloat16 has float32's range: only float16 needs its gradients scaled.
-        scaled = self.device.type == "cuda" and cuda_dtype() == torch.float16
-        return _Stage(config, optimizer, scheduler, torch.amp.GradScaler("cuda", enabled=scaled))
-
-    def _restore_stage(self, stage: _Stage, state: EpochState) -> None:
-        stage.optimizer.load_state_dict(state.optimizer)
-        for parameter, values in stage.optimizer.state.items():
-            for name, value in values.items():
-                if value.shape == parameter.shape:
-                    # The memory layout of before: other layouts may round differently.
-                    values[name] = torch.empty_like(parameter).copy_(value)
-        stage.scheduler.load_state_dict(state.scheduler)
-        stage.scaler.load_state_dict(state.scaler)
-
-    def _epoch(self, stage: _Stage, number: int, epoch: int) -> EpochReport:
+    def _epoch(self, stage: Stage, number: int, epoch: int) -> EpochReport:
         started = time.perf_counter()
         torch.manual_seed(derive_seed(self.experiment.seed, number, epoch, _DROPOUT_STREAM))
         learning_rate = stage.optimizer.param_groups[0]["lr"]
@@ -307,7 +243,7 @@ class _Run:
             self.best = {key: row[key] for key in ("stage", "epoch", "val_loss")}
             self.best_model = _copy(self.model)
 
-    def _save(self, stage: _Stage, number: int, epoch: int) -> None:
+    def _save(self, stage: Stage, number: int, epoch: int) -> None:
         if self.folder is None:
             return
         state = EpochState(
@@ -317,7 +253,7 @@ class _Run:
             best=self.best,
             model=_copy(self.model),
             best_model=self.best_model,
-            optimizer=_copy_optimizer(stage.optimizer),
+            optimizer=stage.copy_optimizer(),
             scheduler=stage.scheduler.state_dict(),
             scaler=stage.scaler.state_dict(),
         )
@@ -353,15 +289,3 @@ def _copy(model: torch.nn.Module) -> Tensors:
         key: value.detach().to("cpu", copy=True, memory_format=contiguous)
         for key, value in model.state_dict().items()
     }
-
-
-def _copy_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    state: dict[str, Any] = optimizer.state_dict()
-    tensors = {
-        number: {
-            name: value.detach().to("cpu", memory_format=torch.contiguous_format)
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    return {"state": tensors, "param_groups": state["param_groups"]}

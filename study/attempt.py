@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import cv2
 import torch
 
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.encoders import find_encoder_weights
 from brainseg.errors import (
@@ -30,7 +31,6 @@ from brainseg.errors import (
 from brainseg.place import Place, is_url, to_place
 from brainseg.storage import hash_file, patiently
 from brainseg.store import SliceStore, open_dataset
-from brainseg.training import Compute
 from study.board import run_name
 from study.candidates import Candidate
 from study.mirror import Mirror

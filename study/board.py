@@ -17,8 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from brainseg.epoch import EpochReport, Example
+from brainseg.overlay import PREDICTED, TRUE, add_outlines
 from brainseg.place import name_of
-from study.outlines import draw_outlines
+from brainseg.preprocess import resize
 from study.plan import Trial
 
 _SCALARS = {
@@ -120,7 +121,10 @@ def outline_sheet(examples: Sequence[Example], side: int = 256) -> NDArray[np.ui
     Returns:
         uint8 (rows * side, 2 * side, 3), black where there is no slice.
     """
-    tiles = [draw_outlines(e.image, e.true, e.predicted, side) for e in examples]
+    tiles = [
+        add_outlines(resize(e.image, side).copy(), (e.true, TRUE), (e.predicted, PREDICTED))
+        for e in examples
+    ]
     if len(tiles) % 2:
         tiles.append(np.zeros_like(tiles[0]))
     rows = [np.concatenate(tiles[n : n + 2], axis=1) for n in range(0, len(tiles), 2)]

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg.errors import DataError
 from brainseg.metrics import dice
+from brainseg.overlay import FLAIR, PREDICTED, TRUE, add_outlines, draw_flair, encode_picture
+from brainseg.preprocess import resize
 from brainseg.storage import write_bytes
 from brainseg.store import SliceStore
-from study.outlines import draw_outlines
 from study.plan import Trial
 from study.probabilities import LEVELS, load_probabilities
 from study.results import Row, TrialFolder, read_csv, write_csv
@@ -32,9 +32,8 @@ WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 _NUM_WORST = 10
 _MOST_OF_A_PATIENT = 2
 _SIDE = 256
-_GREYS = 64
-_FLAIR = 1
-_BACKGROUND, _MARGIN, _BRIGHTEST = 20, 6, 235.0
+_STEP = 4  # of the 256 greys, one in so many is used
+_BACKGROUND, _MARGIN = 20, 6
 
 
 @dataclass(frozen=True)
@@ -162,20 +161,11 @@ def _paint(
     image: NDArray[np.uint8], true: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> bytes:
     """Return a PNG of the head in FLAIR with both outlines, in few greys for few bytes."""
-    flair = image[:, :, _FLAIR]
-    left, top, side = _find_head(flair)
+    left, top, side = _find_head(image[:, :, FLAIR])
     window = np.s_[top : top + side, left : left + side]
-    outlined = [_enlarge(mask, flair.shape[0])[window] for mask in (true, predicted)]
-    head = cv2.resize(flair[window], (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
-    scaled = np.minimum(head * (_BRIGHTEST / max(np.percentile(head, 99.5), 1)), 255)
-    step = 256 // _GREYS
-    grey = scaled.astype(np.uint8) // step * step
-    tile = draw_outlines(np.repeat(grey[:, :, None], 3, axis=2), outlined[0], outlined[1], _SIDE)
-    bgr = cv2.cvtColor(tile, cv2.COLOR_RGB2BGR)
-    done, encoded = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    if not done:
-        raise DataError(f"OpenCV cannot encode a picture of {tile.shape}")
-    return encoded.tobytes()
+    masks = [_enlarge(mask, image.shape[0])[window] for mask in (true, predicted)]
+    head = resize(draw_flair(image[window]), _SIDE) // _STEP * _STEP
+    return encode_picture(add_outlines(head, (masks[0], TRUE), (masks[1], PREDICTED)))
 
 
 def _enlarge(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:

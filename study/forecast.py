@@ -64,7 +64,7 @@ def describe_plan(
         ("each trial", f"{resources} ({resources.workers} loader workers)"),
         ("at once", f"{resources.concurrent} trials"),
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
-        ("study", str(setup.mirror.place)),
+        ("folder", str(setup.mirror.place)),
     ]
 
 

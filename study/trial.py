@@ -16,7 +16,7 @@ from brainseg.encoders import describe_weights
 from brainseg.epoch import EpochReport
 from brainseg.evaluation import PLAIN, evaluate_model
 from brainseg.metrics import summarise
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.storage import patiently
 from brainseg.store import SliceStore
 from brainseg.training import TrainResult, train_two_stage

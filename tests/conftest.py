@@ -11,10 +11,14 @@ import torch
 from processes import Study
 from s3 import CREDENTIALS, Store
 
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.phantom import generate_phantom
 from brainseg.store import SliceStore, open_dataset
-from brainseg.training import Compute, train_two_stage
+from brainseg.training import train_two_stage
+
+# Ray starts trials at niceness 15: beside other tests they would hardly move.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 REAL_DATA = os.environ.get("BRAINSEG_DATA", "")
 
@@ -28,6 +32,24 @@ TINY = {
     "stages.1.learning_rate": 1e-3,
     "optimizer.batch_size": 8,
 }
+
+
+# Their tests run studies, whose trials take all cores: one after another, beside other tests.
+STUDIES = (
+    "test_faults",
+    "test_interruption",
+    "test_remote_study",
+    "test_search_study",
+    "test_search_tune",
+    "test_study",
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in STUDIES:
+            item.add_marker(pytest.mark.xdist_group("studies"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,17 +14,17 @@ import pytest
 from numpy.typing import NDArray
 
 from brainseg import demo
+from brainseg.compute import Compute
 from brainseg.desk import MAX_SLICES, NO_SECOND, Desk
 from brainseg.errors import CheckpointError, ConfigError
 from brainseg.modelfile import load_model, save_model
 from brainseg.overlay import encode_picture
 from brainseg.panels import show_alert
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.samples import describe_source, unknown_slices, write_patient, write_samples
 from brainseg.shelf import find_models, newest_study
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
-from brainseg.training import Compute
 
 CPU = Compute(device="cpu")
 

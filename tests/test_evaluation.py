@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError
 from brainseg.evaluation import (
@@ -25,9 +26,9 @@ from brainseg.evaluation import (
     patient_rows,
 )
 from brainseg.metrics import dice, sum_by_patient
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.store import Slice, SliceStore
-from brainseg.training import Compute, train_two_stage
+from brainseg.training import train_two_stage
 
 
 @pytest.fixture(scope="module")

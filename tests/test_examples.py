@@ -10,12 +10,12 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartPass
 from brainseg.metrics import Counts
+from brainseg.overlay import PREDICTED, TRUE
 from brainseg.preprocess import resize_mask
 from brainseg.split import split_by_patient
 from brainseg.storage import write_text
 from brainseg.store import SliceStore
 from study.examples import draw_examples
-from study.outlines import PREDICTED, TRUE
 from study.plan import Trial, plan_trials
 from study.probabilities import save_probabilities
 from study.results import TrialFolder, collect

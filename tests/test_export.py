@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from brainseg import export
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError, ConfigError
 from brainseg.export import describe_input, export_onnx
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.store import SliceStore
-from brainseg.training import Compute
 
 CPU = Compute(device="cpu")
 

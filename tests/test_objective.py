@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.epoch import EpochReport
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
-from brainseg.training import Compute, train_two_stage
+from brainseg.training import train_two_stage
 from study.attempt import Task
 from study.candidates import SCORE, Candidate
 from study.objective import average, run_candidate, train_folds

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import brainseg
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError, DataError
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.store import SliceStore
-from brainseg.training import Compute, TrainResult, train_two_stage
+from brainseg.training import TrainResult, train_two_stage
 
 CPU = Compute(device="cpu")
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from brainseg import predict
 from brainseg.batches import Batches
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.desk import Desk
 from brainseg.epoch import validate
@@ -26,11 +27,10 @@ from brainseg.inputs import find_scans, read_upload
 from brainseg.model import build_model
 from brainseg.modelfile import ModelHeader, load_model, save_model
 from brainseg.overlay import encode_picture
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.shelf import find_models
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
-from brainseg.training import Compute
 
 CPU = Compute(device="cpu")
 

@@ -9,15 +9,16 @@ import torch
 
 from brainseg import checkpoint
 from brainseg.batches import Batches
+from brainseg.compute import Compute
 from brainseg.config import Experiment
 from brainseg.epoch import EpochReport
 from brainseg.errors import CheckpointError, DivergedError
 from brainseg.model import build_model, calibrate_encoder
 from brainseg.modelfile import Tensors
-from brainseg.predict import Predictor
+from brainseg.predictor import Predictor
 from brainseg.split import split_by_patient
 from brainseg.store import SliceStore
-from brainseg.training import Compute, TrainResult, train_epochs, train_two_stage
+from brainseg.training import TrainResult, train_epochs, train_two_stage
 
 GOLDEN = Path(__file__).parent / "golden" / "two_stage_losses.json"
 CPU = Compute(device="cpu")
