@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(args: argparse.Namespace, console: Console) -> int:
+    require_store(args.storage)  # before the imports, which take longest
     from study.examples import draw_examples
     from study.probabilities import collect_ensembles
     from study.setup import prepare
 
-    require_store(args.storage)
     setup = prepare(_request(args), console.print, download=not args.plan)
     if args.plan:
         _plan(args, setup, console)
