@@ -89,7 +89,7 @@ def blind_node(nodes: Nodes, tmp_path: Path) -> Iterator[Path]:
     # The last of the processes is Ray's own, so that ending this one ends the node.
     script = f"mount -t tmpfs none {folder} && exec {ray} --num-cpus=1 --block"
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
-    if subprocess.run([*command[:-2], "true"], capture_output=True, check=False).returncode:
+    if subprocess.run([*command[:-3], "true"], capture_output=True, check=False).returncode:
         pytest.skip("only root can give a node a disk of its own")
     log = tmp_path / "blind.txt"
     with log.open("wb") as file:
