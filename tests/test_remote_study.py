@@ -49,6 +49,7 @@ class Nodes:
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
+                "include_dashboard": False,
                 "temp_dir": str(self.temp),
                 "env_vars": {"BRAINSEG_CACHE": str(folder / "head")},
             },
