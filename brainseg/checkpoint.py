@@ -7,7 +7,6 @@ its files, and one that does not match is passed over for the one before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 from brainseg.config import Experiment, differences
 from brainseg.errors import CheckpointError, CheckpointWarning
 from brainseg.modelfile import Tensors, save_tensors, versions
-from brainseg.storage import patiently, sync_file, sync_folder
+from brainseg.storage import hash_file, patiently, sync_file, sync_folder
 
 _MANIFEST = "manifest.json"
 _BEST = "best.safetensors"
@@ -144,7 +143,7 @@ class CheckpointFolder:
             **self._identity,
         }
         (folder / "state.json").write_text(json.dumps(record), encoding="utf-8")
-        sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+        sums = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
         for name in sums:
             sync_file(folder / name)
         (folder / _MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
@@ -214,7 +213,7 @@ def _verify(folder: Path) -> None:
         ValueError: If one differs, or the manifest, which is written last, is not there.
     """
     for name, expected in _read_manifest(folder).items():
-        if _sha256(folder / name) != expected:
+        if hash_file(folder / name) != expected:
             raise ValueError(f"{name} does not match its checksum")
 
 
@@ -223,8 +222,3 @@ def _read_manifest(folder: Path) -> dict[str, str]:
         return json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except FileNotFoundError as error:
         raise ValueError("it was never completed") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,6 +22,7 @@ from pydantic import (
 
 from brainseg.errors import ConfigError
 from brainseg.keys import assign, flatten
+from brainseg.place import name_of, to_place
 
 NUM_FOLDS = 10
 """Folds that the patients are dealt into; a rotation r in [0, 10) says which are tested."""
@@ -93,7 +94,7 @@ class ModelConfig(_Section):
 
     Attributes:
         encoder: Any encoder name of segmentation-models-pytorch, such as `resnet50`.
-        encoder_weights: `imagenet` (downloaded once), `none` (random), or the path of a
+        encoder_weights: `imagenet` (downloaded once), `none` (random), or the path or URL of a
             safetensors file whose keys are the encoder's.
         calibrate_encoder: Set the encoder's BatchNorm statistics to those of the training slices
             before stage 1; False keeps the ones that came with the weights.
@@ -111,8 +112,10 @@ class ModelConfig(_Section):
     @field_validator("encoder_weights")
     @classmethod
     def _imagenet_none_or_path(cls, value: str) -> str:
-        if value not in ("imagenet", "none") and not value.endswith(".safetensors"):
-            raise ValueError("must be imagenet, none, or the path of a .safetensors file")
+        if value not in ("imagenet", "none") and not name_of(to_place(value)).endswith(
+            ".safetensors"
+        ):
+            raise ValueError("must be imagenet, none, or the path or URL of a .safetensors file")
         return value
 
 

@@ -16,6 +16,7 @@ from brainseg.command import FINISHED, build_parser, run_command
 from brainseg.compute import Compute
 from brainseg.desk import Desk
 from brainseg.errors import ConfigError
+from brainseg.place import to_place
 from brainseg.samples import describe_source, write_patient, write_samples
 from brainseg.shelf import find_models
 from brainseg.store import open_default
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=to_place,
         metavar="DIR",
         help="take the example slices from this dataset (default: $BRAINSEG_DATA, else "
         "./data/kaggle_3m, else generated phantoms)",

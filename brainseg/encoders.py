@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import sys
@@ -18,8 +19,11 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from brainseg.config import ModelConfig
+from brainseg.copies import is_current
 from brainseg.errors import ConfigError, WeightsError
-from brainseg.store import cache_folder
+from brainseg.place import is_url, name_of
+from brainseg.remote import RemoteFolder
+from brainseg.storage import FAR_WAITS, cache_folder, patiently
 
 _PROBE_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
@@ -72,7 +76,7 @@ def describe_weights(config: ModelConfig) -> str:
     source = config.encoder_weights
     if source == "none":
         return "no pretrained weights"
-    return "ImageNet" if source == "imagenet" else Path(source).name
+    return "ImageNet" if source == "imagenet" else name_of(source)
 
 
 def find_encoder_weights(config: ModelConfig) -> Path | None:
@@ -83,15 +87,37 @@ def find_encoder_weights(config: ModelConfig) -> Path | None:
 
     Raises:
         WeightsError: If the file is missing or the download impossible.
+        StorageError: If a URL cannot be read.
     """
     if config.encoder_weights == "none":
         return None
     if config.encoder_weights == "imagenet":
         return _fetch_imagenet(config.encoder)
+    if is_url(config.encoder_weights):
+        return _fetch_file(config.encoder_weights)
     path = Path(config.encoder_weights).expanduser()
     if not path.is_file():
         raise WeightsError(f"model.encoder_weights is {path}, which is not a file")
     return path
+
+
+def _fetch_file(url: str) -> Path:
+    """Make this machine's copy of a file behind a URL equal to it."""
+    path, mark, query = url.partition("?")
+    above, _, name = path.rpartition("/")
+    folder = cache_folder("encoders") / hashlib.sha256(url.encode()).hexdigest()[:24]
+    remote = RemoteFolder(above + mark + query)
+    with FileLock(f"{folder}.lock"):
+
+        def fetch() -> bool:
+            entry = remote.entry(name)
+            if entry is not None and not is_current(folder / name, entry):
+                remote.fetch({name: entry}, folder, "")
+            return entry is not None
+
+        if not patiently(fetch, f"the copy of {url}", FAR_WAITS):
+            raise WeightsError(f"model.encoder_weights is {url}, where there is no such file")
+    return folder / name
 
 
 def _fetch_imagenet(encoder: str) -> Path:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from brainseg.command import FINISHED, build_parser, run_command
 from brainseg.exhibits import Exhibit, compose_page, list_exhibits, list_late_exhibits
 from brainseg.exploration import explore
+from brainseg.place import to_place
 from brainseg.storage import new_folder
 from brainseg.store import open_default
 
@@ -35,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=to_place,
         metavar="DIR",
         help="the kaggle_3m folder, its parent, or the Kaggle archive's root (default: "
         "$BRAINSEG_DATA, else ./data/kaggle_3m, else generated phantoms)",

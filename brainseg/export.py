@@ -28,6 +28,7 @@ from brainseg.config import Experiment
 from brainseg.errors import CheckpointError, ConfigError
 from brainseg.model import infer_logits, normalise
 from brainseg.modelfile import ModelHeader
+from brainseg.place import to_place
 from brainseg.predictor import Predictor
 from brainseg.preprocess import preprocess
 from brainseg.store import SliceStore, open_default
@@ -119,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=to_place,
         metavar="DIR",
         help="slices to compare on (default: $BRAINSEG_DATA, else ./data/kaggle_3m, else "
         "generated phantoms)",

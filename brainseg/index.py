@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.errors import DataError
+from brainseg.place import Place, is_url
 
 MASK_SUFFIX = "_mask.tif"
 ENVIRONMENT_VARIABLE = "BRAINSEG_DATA"
@@ -33,7 +34,7 @@ class SliceFile:
     mask: Path
 
 
-def find_default_root() -> Path | None:
+def find_default_root() -> Place | None:
     """Return the dataset that a command without `--data` uses, or None where there is none.
 
     Raises:
@@ -41,6 +42,8 @@ def find_default_root() -> Path | None:
     """
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
+        if is_url(named):
+            return named
         if not Path(named).is_dir():
             raise DataError(f"{ENVIRONMENT_VARIABLE} is {named}, which is not a folder")
         return Path(named)

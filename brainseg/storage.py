@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import platformdirs
 
 from brainseg.errors import ConfigError, StorageError
 
@@ -16,19 +19,30 @@ _T = TypeVar("_T")
 
 # A network disk that is remounted, a disk that somebody is clearing: 20 seconds in all.
 _WAITS = (1.0, 4.0, 15.0)
+FAR_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
+"""Of a store behind a network, in seconds: a server that is restarted, 90 seconds in all."""
 
 
-def patiently(write: Callable[[], _T], what: str) -> _T:
+def cache_folder(name: str) -> Path:
+    """Return a folder of this machine's cache, made if need be; `BRAINSEG_CACHE` moves it."""
+    base = os.environ.get("BRAINSEG_CACHE") or platformdirs.user_cache_dir("brainseg")
+    folder = Path(base).expanduser().resolve() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def patiently(write: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:
     """Try a write again for a while if the disk refuses it.
 
     Args:
         write: Leaves nothing behind when it fails.
         what: For the message: what is written.
+        waits: Seconds between the tries.
 
     Raises:
         StorageError: If the disk still refuses.
     """
-    for wait in (*_WAITS, None):
+    for wait in (*waits, None):
         try:
             return write()
         except OSError as error:
@@ -80,6 +94,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_file(path: Path) -> None:

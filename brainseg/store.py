@@ -17,17 +17,24 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from brainseg.copies import pull
 from brainseg.errors import DataError
 from brainseg.index import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.phantom import MARKER, VERSION, generate_phantom
+from brainseg.place import Place, is_url
+from brainseg.remote import RemoteFolder, require_store
+from brainseg.storage import FAR_WAITS, cache_folder, patiently
 
 _FORMAT = 1
 _PIXELS, _TABLE = "slices.npy", "table.json"
+PHANTOM = "phantom://"
+"""Stands for the generated dataset, which every machine makes for itself."""
+
+_FETCHED = (".tif", ".csv", MARKER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,7 @@ class SliceStore:
     Attributes:
         folder: Where the decoded array lies.
         root: The dataset folder that it was decoded from.
+        source: What another machine opens to get the same: that folder, or a URL.
         fingerprint: SHA-256 over the names and pixels of all slices, in order.
         size: Side of the slices in pixels, as stored.
         synthetic: True for a generated dataset.
@@ -55,6 +63,7 @@ class SliceStore:
 
     folder: Path
     root: Path
+    source: Place
     fingerprint: str
     size: int
     synthetic: bool
@@ -84,40 +93,60 @@ class SliceStore:
         return {key: value for key, value in self.__dict__.items() if key != "pixels"}
 
 
-def cache_folder(name: str) -> Path:
-    """Return a folder of this machine's cache, made if need be; `BRAINSEG_CACHE` moves it."""
-    base = os.environ.get("BRAINSEG_CACHE") or platformdirs.user_cache_dir("brainseg")
-    folder = Path(base).expanduser().resolve() / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def open_dataset(path: Path | str) -> SliceStore:
+def open_dataset(path: Place) -> SliceStore:
     """Check a dataset and open its slice store, which is built first where there is none.
 
     Args:
-        path: The kaggle_3m folder, its parent, or the Kaggle archive's root.
+        path: The kaggle_3m folder, its parent, or the Kaggle archive's root; or the URL of one,
+            which is fetched into this machine's cache as far as it is not there already.
 
     Raises:
         DataError: If the folder or any file cannot be used; `problems` lists every one.
+        StorageError: If a URL cannot be read.
     """
-    root, notes = find_root(path)
+    root, notes = find_root(_fetch(str(path)) if is_url(path) else path)
     files = find_slices(root)
     folder = cache_folder("slices") / _signature(root, files)
     with FileLock(f"{folder}.lock"):
         if not _is_whole(folder):
             _build(folder, root, files)
-    return _open(folder, root, tuple(notes))
+    return _open(folder, root, path if is_url(path) else root, tuple(notes))
 
 
-def open_default(path: Path | None) -> SliceStore:
+def open_default(path: Place | None) -> SliceStore:
     """Open the dataset that a command was given; without one the default, else phantoms.
 
     Raises:
         DataError: If it cannot be used.
+        StorageError: If it is behind a URL that does not answer.
     """
-    root = path or find_default_root()
-    return open_dataset(root or generate_phantom(cache_folder("phantom") / f"version-{VERSION}"))
+    source = path or find_default_root()
+    require_store(source or Path())
+    return open_dataset(source or PHANTOM)
+
+
+def _fetch(url: str) -> Path:
+    """Make this machine's copy of a dataset equal to the one behind a URL.
+
+    Processes that ask at once wait for one; what a killed one fetched is not fetched again.
+    """
+    if url == PHANTOM:
+        return generate_phantom(cache_folder("phantom") / f"version-{VERSION}")
+    remote = RemoteFolder(url)
+    folder = cache_folder("data") / hashlib.sha256(url.encode()).hexdigest()[:24]
+    with FileLock(f"{folder}.lock"):
+
+        def fetch() -> int:
+            remote.require()  # a bucket that is gone would pass for an empty one
+            return len(pull(remote, folder, _is_fetched, what="fetching slices"))
+
+        if not patiently(fetch, f"the copy of {url}", FAR_WAITS):
+            raise DataError(f"nothing is below {url}: give the URL of the kaggle_3m folder")
+    return folder
+
+
+def _is_fetched(name: str) -> bool:
+    return name.endswith(_FETCHED) and not any(part[0] == "." for part in name.split("/"))
 
 
 def _signature(root: Path, files: list[SliceFile]) -> str:
@@ -138,11 +167,12 @@ def _is_whole(folder: Path) -> bool:
         return False  # not built yet, or damaged: built anew
 
 
-def _open(folder: Path, root: Path, notes: tuple[str, ...]) -> SliceStore:
+def _open(folder: Path, root: Path, source: Place, notes: tuple[str, ...]) -> SliceStore:
     table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
     return SliceStore(
         folder=folder,
         root=root,
+        source=source,
         fingerprint=table["fingerprint"],
         size=table["size"],
         synthetic=(root / MARKER).exists(),

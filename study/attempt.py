@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ import torch
 
 from brainseg.compute import Compute
 from brainseg.config import Experiment
+from brainseg.encoders import find_encoder_weights
 from brainseg.errors import (
     BrainsegError,
     CheckpointError,
@@ -24,10 +26,14 @@ from brainseg.errors import (
     DataError,
     DivergedError,
     StorageError,
+    WeightsError,
 )
-from brainseg.storage import patiently
+from brainseg.place import Place, is_url, to_place
+from brainseg.storage import hash_file, patiently
 from brainseg.store import SliceStore, open_dataset
+from study.board import run_name
 from study.candidates import Candidate
+from study.mirror import Mirror
 from study.plan import Trial, TrialResources
 from study.results import TrialFolder
 
@@ -42,11 +48,22 @@ class Task:
     """A trial or a candidate and its surroundings, as it travels to a worker process."""
 
     trial: Trial
-    study: Path
-    data: Path
+    place: Place
+    data: Place
     fingerprint: str
     synthetic: bool
     resources: TrialResources
+    weights_hash: str = ""
+
+    @cached_property
+    def mirror(self) -> Mirror:
+        """The study, as the machine sees it on which this is asked."""
+        return Mirror(self.place)
+
+    @property
+    def study(self) -> Path:
+        """The study's folder on this machine."""
+        return self.mirror.folder
 
     @property
     def folder(self) -> TrialFolder:
@@ -62,10 +79,11 @@ class Task:
             "seed": self.trial.seed,
             "experiment": self.trial.experiment.model_dump(mode="json"),
             "candidate": candidate and (candidate.number, candidate.inner_folds),
-            "study": str(self.study),
+            "place": str(self.place),
             "data": str(self.data),
             "fingerprint": self.fingerprint,
             "synthetic": self.synthetic,
+            "weights_hash": self.weights_hash,
             "resources": vars(self.resources),
         }
 
@@ -79,12 +97,17 @@ class Task:
             trial = Candidate(**vars(trial), number=number, inner_folds=inner_folds)
         return cls(
             trial,
-            Path(config["study"]),
-            Path(config["data"]),
+            to_place(config["place"]),
+            to_place(config["data"]),
             config["fingerprint"],
             config["synthetic"],
             TrialResources(**config["resources"]),
+            config["weights_hash"],
         )
+
+    def send(self) -> None:
+        """Send what was written to where the study is, if that is not here."""
+        self.mirror.push_trial(self.trial.path, run_name(self.trial, self.synthetic))
 
     def compute(self) -> Compute:
         """Return where to train; in smaller parts once memory ran out."""
@@ -92,10 +115,11 @@ class Task:
         return Compute(device, self.resources.workers, self.folder.batch_parts)
 
     def open_data(self) -> SliceStore:
-        """Open the dataset.
+        """Open the dataset, and make sure of the encoder's weights if they are behind a URL.
 
         Raises:
             DataError: If it is not the study's any more.
+            WeightsError: If the weights are not.
         """
         data = open_dataset(self.data)
         if data.fingerprint != self.fingerprint:
@@ -103,7 +127,20 @@ class Task:
                 f"{self.data} is not the dataset of this study: fingerprint "
                 f"{data.fingerprint[:12]}, expected {self.fingerprint[:12]}"
             )
+        self._check_weights()
         return data
+
+    def _check_weights(self) -> None:
+        model = self.trial.experiment.model
+        if is_url(model.encoder_weights):
+            path = find_encoder_weights(model)
+            assert path is not None
+            found = hash_file(path)
+            if found != self.weights_hash:
+                raise WeightsError(
+                    f"{model.encoder_weights} does not hold the weights of this study: SHA-256 "
+                    f"{found[:12]}, expected {self.weights_hash[:12]}"
+                )
 
 
 def attempt(task: Task, run: Callable[[], None]) -> None:
@@ -115,7 +152,9 @@ def attempt(task: Task, run: Callable[[], None]) -> None:
     """
     folder = task.folder
     try:
+        task.mirror.pull_trial(task.trial.path, whole=True)
         patiently(folder.begin, f"the trial's folder {folder.path}")
+        task.send()
         _limit_threads(task.resources)
         _run_in_memory(folder, run)
     except DivergedError as error:
@@ -129,9 +168,11 @@ def attempt(task: Task, run: Callable[[], None]) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         folder.write_failure(task.trial, "failed", reason, traceback.format_exc())
+        task.send()
         raise
     finally:
         _free_memory()  # the process may run another trial
+    task.send()
 
 
 def train_from_checkpoints(folder: TrialFolder, train: Callable[[Notes], _T]) -> _T:

@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from brainseg.epoch import EpochReport, Example
 from brainseg.overlay import PREDICTED, TRUE, add_outlines
+from brainseg.place import name_of
 from brainseg.preprocess import resize
 from study.plan import Trial
 
@@ -42,7 +43,7 @@ class Board:
 
     def __init__(self, folder: Path, trial: Trial, synthetic: bool) -> None:
         """Touch nothing yet; what a previous attempt wrote will stay beside what is written."""
-        self._run = folder / (f"{trial.name} SYNTHETIC" if synthetic else trial.name)
+        self._run = folder / run_name(trial, synthetic)
         self._trial = trial
         self._writer: SummaryWriter | None = None
 
@@ -90,7 +91,7 @@ class Board:
             "fold": self._trial.fold,
             "seed": self._trial.seed,
             "encoder": experiment.model.encoder,
-            "encoder weights": Path(experiment.model.encoder_weights).name,
+            "encoder weights": name_of(experiment.model.encoder_weights),
             "preprocessed": experiment.preprocess.enabled,
             "augment strength": experiment.augment.strength,
             "lr stage 1": experiment.stages[0].learning_rate,
@@ -103,6 +104,11 @@ class Board:
         metrics = {tag: 0.0 for tag in ("Dice/val (global)", "loss/val")}
         for summary in hparams(values, metrics)[:2]:  # type: ignore[no-untyped-call]
             writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def run_name(trial: Trial, synthetic: bool) -> str:
+    """Return what a trial's run is called in TensorBoard, and its folder."""
+    return f"{trial.name} SYNTHETIC" if synthetic else trial.name
 
 
 def outline_sheet(examples: Sequence[Example], side: int = 256) -> NDArray[np.uint8]:

@@ -58,8 +58,12 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def require_shared_folder(study: Path) -> None:
-    """Make sure that every node sees the study's folder, where trials leave their results.
+def require_shared(path: Path, way_out: str) -> None:
+    """Make sure that every node sees a file or folder that its trials need.
+
+    Args:
+        path: As this machine sees it.
+        way_out: Said to a user whose nodes do not.
 
     Raises:
         StudyError: Naming the nodes that do not.
@@ -68,21 +72,20 @@ def require_shared_folder(study: Path) -> None:
     if len(nodes) == 1:
         return
     answers = [
-        _reads.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
+        _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
         for node in nodes
     ]
-    seen = ray.get([answer.remote(str(study / "study.json")) for answer in answers])
+    seen = ray.get([answer.remote(str(path)) for answer in answers])
     blind = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
     if blind:
         raise StudyError(
-            f"{len(blind)} of {len(nodes)} nodes do not see {study} ({', '.join(blind)}): "
-            "give --storage on a disk that all of them share"
+            f"{len(blind)} of {len(nodes)} nodes do not see {path} ({', '.join(blind)}): {way_out}"
         )
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-def _reads(path: str) -> bool:
-    return Path(path).is_file()
+def _sees(path: str) -> bool:
+    return Path(path).exists()
 
 
 def _require_answer(address: str) -> None:

@@ -167,7 +167,7 @@ def locked(folder: Path) -> Iterator[None]:
         who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
         raise StudyError(f"{folder} is being run by {who}") from error
     try:
-        write_text(owner, _describe_process() + "\n")
+        write_text(owner, describe_process() + "\n")
         yield
     finally:
         owner.unlink(missing_ok=True)
@@ -198,7 +198,8 @@ def _command() -> str:
     return shlex.join(["python", "-m", "study.run", *sys.argv[1:]])
 
 
-def _describe_process() -> str:
+def describe_process() -> str:
+    """Name this process to whoever finds that it holds a study."""
     return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
 
 

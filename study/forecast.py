@@ -52,7 +52,7 @@ def describe_plan(
     needed, free = disk_figures(setup, trials, resources)
     stages = " + ".join(str(stage.epochs) for stage in base.stages)
     return [
-        ("data", f"{data.root}{' (SYNTHETIC)' if data.synthetic else ''}"),
+        ("data", f"{data.source}{' (SYNTHETIC)' if data.synthetic else ''}"),
         ("fingerprint", data.fingerprint),
         ("slices", f"{len(data.slices):,}, of which {num_tumour_slices(data):,} with tumour"),
         *_describe_splits(setup),
@@ -64,7 +64,7 @@ def describe_plan(
         ("each trial", f"{resources} ({resources.workers} loader workers)"),
         ("at once", resources.describe()),
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
-        ("folder", str(setup.folder)),
+        ("folder", str(setup.mirror.place)),
     ]
 
 

@@ -103,6 +103,8 @@ def _train(task: Task, epochs: Epochs, board: Board, notes: Notes) -> list[dict[
         history.append(report.row)
         patiently(lambda: folder.write_history(history), "history.csv")
         board.write(report)
+        if not report.replayed:
+            task.send()
         seen = {"epochs": report.epochs, "replayed": report.replayed, "notes": take_notes(notes)}
         tune.report({**report.row, **seen, "epoch": int(report.row["step"])})
     return history

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from brainseg.place import to_place
 from study.candidates import SAMPLERS, SCHEDULERS
 from study.plan import GRIDS, ONE
 
@@ -23,6 +24,9 @@ examples:
       looks for better settings, and tests what it finds beside the variants
   python -m study.run --config results/lite/best.yaml --data data/kaggle_3m
       one experiment as it is
+  python -m study.run --grid lite --data s3://BUCKET/kaggle_3m --storage s3://BUCKET/studies
+      data and results behind URLs, on machines that share no disk; python -m study.fetch
+      brings the report down
 
 The same command again continues a study: finished trials are kept. Watch one with
   tensorboard --logdir results/NAME
@@ -74,10 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--storage",
-        type=Path,
+        type=to_place,
         default=Path("results"),
         metavar="DIR",
-        help="folder of all studies (default: results)",
+        help="folder of all studies, or its URL: s3://BUCKET/PREFIX or what else pyarrow opens "
+        "(default: results)",
     )
     where.add_argument(
         "--fresh", action="store_true", help="move a study of that name aside first"
@@ -108,9 +113,10 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--data",
-        type=Path,
+        type=to_place,
         metavar="DIR",
-        help="the kaggle_3m folder, its parent, or the Kaggle archive's root (default: "
+        help="the kaggle_3m folder, its parent, or the Kaggle archive's root; or its URL, fetched "
+        "once per node (default: "
         "$BRAINSEG_DATA, else ./data/kaggle_3m, else generated phantoms)",
     )
     group.add_argument(

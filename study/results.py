@@ -41,6 +41,9 @@ TABLES = {
 FAILURES = ("failed", "diverged")
 """How a trial can end without a score; `unfinished` ones have not ended."""
 
+ELSEWHERE = ".elsewhere"
+"""In a trial's folder: names of its files that were left behind the study's URL."""
+
 _MEMORY = "memory.json"
 
 
@@ -69,7 +72,11 @@ class TrialFolder:
     def is_finished(self) -> bool:
         """Return whether the trial was trained and tested."""
         row = self.read()
-        return row is not None and row["status"] == "finished" and self.model.exists()
+        return row is not None and row["status"] == "finished" and self._has_model()
+
+    def _has_model(self) -> bool:
+        elsewhere = self.path / ELSEWHERE
+        return self.model.exists() or elsewhere.exists()
 
     def has_failed(self) -> bool:
         """Return whether the trial ended without a score, for a reason of its own."""
@@ -177,8 +184,7 @@ def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
         A row per requested trial, in the order variant, fold, seed of the plan; one without a
         result has the status `unfinished`.
     """
-    variants = list(dict.fromkeys(trial.variant for trial in trials))
-    ordered = sorted(trials, key=lambda t: (variants.index(t.variant), t.fold, t.seed))
+    ordered = _in_order(trials)
     rows: list[Row] = []
     tables: dict[str, list[Row]] = {name: [] for name in TABLES}
     for trial in ordered:
@@ -194,6 +200,19 @@ def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
         write_csv(study / f"{name}.csv", TABLES[name], joined)
     _export_models(study, ordered, rows)
     return rows
+
+
+def trials_to_export(study: Path, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the trials whose models `collect` copies: of each variant the best."""
+    ordered = _in_order(trials)
+    rows = [TrialFolder(study / trial.path).read() for trial in ordered]
+    kept = kept_models(row for row in rows if row is not None)
+    return [trial for trial, row in zip(ordered, rows, strict=True) if row in kept.values()]
+
+
+def _in_order(trials: Sequence[Trial]) -> list[Trial]:
+    variants = list(dict.fromkeys(trial.variant for trial in trials))
+    return sorted(trials, key=lambda t: (variants.index(t.variant), t.fold, t.seed))
 
 
 def kept_models(rows: Iterable[Row]) -> dict[str, Row]:

@@ -13,11 +13,15 @@ from rich.console import Console
 
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
+from brainseg.place import is_url, join_place
+from brainseg.remote import require_store
 from study.account import describe_study, published_rows
 from study.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name, read_params
 from study.console import Progress, print_lines, print_ranking
 from study.findings import ranked_rows
-from study.folder import check_folder, default_name, locked, move_aside, read_study
+from study.folder import check_folder, default_name, read_study
+from study.lease import held
+from study.mirror import Mirror
 from study.options import parse_options
 from study.plan import Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
 from study.report import write_report
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from study.setup import Request, Setup
 
 FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
+_SHARED = "on a disk that all nodes share, or as a URL such as s3://BUCKET/PREFIX"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
     try:
         if args.report_only:
-            return _report(args.storage / _existing_name(args), console)
+            return _report(_existing(args), console)
         return _study(args, console)
     except BrainsegError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _study(args: argparse.Namespace, console: Console) -> int:
+    require_store(args.storage)  # before the imports, which take longest
     from study.examples import draw_examples
     from study.probabilities import collect_ensembles
     from study.setup import prepare
@@ -61,21 +67,23 @@ def _study(args: argparse.Namespace, console: Console) -> int:
     if args.plan:
         _plan(args, setup, console)
         return FINISHED
-    with locked(setup.folder):
-        if args.fresh and (aside := move_aside(setup.folder)):
+    with held(setup.mirror, console.print):
+        if args.fresh and (aside := setup.mirror.move_aside()):
             console.print(f"The study that was here is now {aside}")
+        setup.mirror.pull()
         if check_folder(setup.folder, setup.question):
-            console.print(f"Continuing the study in {setup.folder}")
+            console.print(f"Continuing the study in {setup.mirror.place}")
         if not setup.num_open_candidates():
             setup = setup.with_winner()
         if setup.num_open_candidates() or setup.open_trials(retry_failed=args.retry_failed):
             setup = _run_open(args, setup, console)
         with console.status("gathering what the trials left"):
+            setup.fetch_results()
             candidates = _write_standings(setup)
             rows = collect(setup.folder, setup.trials)
             collect_ensembles(setup.folder, setup.trials)
             draw_examples(setup.folder, setup.trials, setup.data)
-        _report(setup.folder, console)
+        _report(setup.mirror, console)
     has_winner = setup.search is None or bool(ranked(candidates))
     return _exit_code(rows) if has_winner and not setup.num_open_candidates() else SOME_FAILED
 
@@ -84,6 +92,7 @@ def _plan(args: argparse.Namespace, setup: Setup, console: Console) -> None:
     from study.forecast import describe_plan
     from study.hours import describe_hours
 
+    setup.mirror.pull()
     is_there = not args.fresh and check_folder(setup.folder, setup.question)
     is_known = is_there and not setup.num_open_candidates()
     setup = setup.with_winner() if is_known else setup.with_stand_in()
@@ -117,34 +126,59 @@ def _request(args: argparse.Namespace) -> Request:
 def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup:
     """Run what is left of the search, then of the trials; return the setup with the winner."""
     from study.attempt import Task
-    from study.cluster import cluster, require_shared_folder
+    from study.cluster import cluster
     from study.forecast import require_disk
     from study.setup import write_facts
     from study.tuning import run_trials
 
     def task(trial: Trial) -> Task:
         data = setup.data
-        return Task(trial, setup.folder, data.root, data.fingerprint, data.synthetic, resources)
+        weights = setup.question.weights_hash
+        at = (setup.mirror.place, data.source, data.fingerprint)
+        return Task(trial, *at, data.synthetic, resources, weights)
 
     with cluster(args.address) as nodes:
         resources = _resources(args, nodes, setup)
         whole = setup.with_stand_in() if setup.num_open_candidates() else setup
         require_disk(setup, whole.open_trials(retry_failed=args.retry_failed), resources)
         write_facts(setup, resources)
-        require_shared_folder(setup.folder)
+        setup.mirror.push()
+        _require_shared(setup)
         console.print(
-            f"{resources.describe()}, each with {resources}; live curves: "
-            f"tensorboard --logdir {os.path.relpath(setup.folder)}"
+            f"{resources.describe()}, each with {resources}; live curves: {_curves(setup)}"
         )
         if setup.num_open_candidates():
             setup = _search(args, setup, task, resources, console)
         trials = setup.open_trials(retry_failed=args.retry_failed)
-        console.print(f"Trials: {len(setup.trials)}, {len(trials)} to run, in {setup.folder}")
+        console.print(
+            f"Trials: {len(setup.trials)}, {len(trials)} to run, in {setup.mirror.place}"
+        )
         if trials:
             progress = Progress([trial.name for trial in trials], num_epochs(trials), console)
             tasks = [task(trial) for trial in trials]
             run_trials(tasks, resources, setup.folder, progress, args.retries)
     return setup
+
+
+def _curves(setup: Setup) -> str:
+    """Say how to look at a study while it runs; one behind a URL is fetched for that."""
+    if setup.mirror.is_remote:
+        return f'python -m study.fetch "{setup.mirror.place}" DIR && tensorboard --logdir DIR'
+    return f"tensorboard --logdir {os.path.relpath(setup.folder)}"
+
+
+def _require_shared(setup: Setup) -> None:
+    """Refuse local paths that some node does not see."""
+    from study.cluster import require_shared
+
+    data, weights = setup.data, setup.question.base.model.encoder_weights
+    if not setup.mirror.is_remote:
+        require_shared(setup.folder / "study.json", f"give --storage {_SHARED}")
+    if not is_url(data.source):
+        # A file: the folder alone may be where a disk should have been mounted.
+        require_shared(next(data.root.glob("*/*.tif")), f"give --data {_SHARED}")
+    if setup.question.weights_hash and not is_url(weights):
+        require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
 
 
 def _search(
@@ -165,7 +199,8 @@ def _search(
     )
     names = [candidate_name(number) for number in range(left)]
     progress = Progress(names, round(search.halving.expected_epochs(left)), console)
-    run_search(search, setup.folder, task, resources, progress, args.retries)
+    flags = (resources, progress, args.retries)
+    run_search(search, setup.folder, task, *flags, mirror=setup.mirror)
     full = ranked(_write_standings(setup))
     if setup.num_open_candidates():
         console.print("The search is not over: the same command goes on with it.")
@@ -219,12 +254,14 @@ def _cluster(address: str | None) -> Cluster:
     return (Node(cpus or 1, float(torch.cuda.device_count())),)
 
 
-def _report(folder: Path, console: Console) -> int:
+def _report(mirror: Mirror, console: Console) -> int:
+    folder = mirror.folder
     about = read_study(folder)
     if not (folder / "trials.csv").exists():
-        raise StudyError(f"{folder} has no trials.csv yet: no start of this study has ended")
+        raise StudyError(f"{mirror.place} has no trials.csv yet: no start of it has ended")
     with console.status("writing the report"):
         records = write_report(folder)
+        mirror.push()
     ranking = ranked_rows(records)
     print_ranking(ranking, "Test scores, by Dice/patient", describe_study(about), console)
     published = published_rows(records)
@@ -232,15 +269,20 @@ def _report(folder: Path, console: Console) -> int:
         note = "Published by others on another split, not measured here; Dice is the global one."
         print_ranking(published, "Published", note, console)
     console.print(f"{records.conclusion.sentence}\n")
+    if mirror.is_remote:
+        console.print(f"study: {mirror.place}")
     console.print(f"report: {folder / 'report.html'}")
     return FINISHED
 
 
-def _existing_name(args: argparse.Namespace) -> str:
-    if args.name:
-        return str(args.name)
+def _existing(args: argparse.Namespace) -> Mirror:
+    require_store(args.storage)
     both = [default_name(args.grid, args.config, synthetic=which) for which in (False, True)]
-    return next((name for name in both if (args.storage / name).is_dir()), both[0])
+    names = [args.name] if args.name else both
+    mirrors = [Mirror(join_place(args.storage, name), reading=True) for name in names]
+    mirror = next((mirror for mirror in mirrors if mirror.exists()), mirrors[0])
+    mirror.pull()
+    return mirror
 
 
 def _exit_code(rows: Sequence[Row]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,12 @@ class Decisions:
 
     Args:
         path: Of decisions.csv; made when first written to.
+        send: Told of the file after each decision, to bring it where it is safe.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, send: Callable[[Path], None] = lambda path: None) -> None:
         """Read what is there; a last line that was never completed is taken away."""
-        self._path = path
+        self._path, self._send = path, send
         self._made: dict[tuple[int, int], tuple[float, str]] = {}
         drop_broken_line(path)
         for row in read_csv(path):
@@ -72,6 +74,7 @@ class Decisions:
             writer.writerow((candidate, epoch, repr(value), decision))
             file.flush()
             os.fsync(file.fileno())
+        self._send(self._path)
         self._made[candidate, epoch] = (value, decision)
 
 

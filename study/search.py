@@ -13,15 +13,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search.optuna import OptunaSearch
 
@@ -39,9 +34,11 @@ from study.candidates import (
 )
 from study.console import Progress
 from study.folder import MODE
+from study.mirror import Mirror
 from study.objective import run_candidate
 from study.plan import TrialResources
 from study.results import Row
+from study.samplers import Seeded
 from study.scheduler import Decisions, build_scheduler, drop_broken_line
 from study.tuning import Reporter, fit
 
@@ -57,6 +54,7 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         study: The study's folder.
         decisions: Of the scheduler: whom it has stopped.
         task_of: Gives a candidate its surroundings.
+        mirror: Where the study is, if not in its folder.
     """
 
     def __init__(
@@ -65,18 +63,21 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         study: Path,
         decisions: Decisions,
         task_of: Callable[[Candidate], Task],
+        mirror: Mirror | None = None,
     ) -> None:
         """Open the journal, and bring it up to what the candidates' folders say."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._search, self._folder = search, study
         self._decisions, self._task_of = decisions, task_of
+        self._mirror = mirror or Mirror(study)
+        self._journal = study / "search" / "journal.log"
         super().__init__(
             search.space.suggest,
             metric=SCORE,
             mode=MODE,
-            sampler=_Seeded(search.sampler, search.seed),
+            sampler=Seeded(search.sampler, search.seed),
             study_name=NAME,
-            storage=open_journal(study / "search" / "journal.log"),
+            storage=open_journal(self._journal),
         )
         self._restore_lost()
         for variant in search.space.variants:
@@ -108,6 +109,8 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         self._search.space.suggest(trial)
         candidate = self._search.candidate(trial.number, trial.params)
         write_params(self._folder, candidate, trial.params)
+        self._mirror.push_result(candidate.path)
+        self._mirror.push_file(self._journal)
         return {"task": self._task_of(candidate).to_config()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -128,15 +131,19 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
 
     def _settle(self, trial: FrozenTrial) -> None:
         folder = candidate_folder(self._folder, trial.number)
+        candidate = self._search.candidate(trial.number, trial.params)
+        self._mirror.pull_trial(candidate.path)
         row = folder.read()
         if row is None and self._decisions.is_stopped(trial.number):
-            candidate = self._search.candidate(trial.number, trial.params)
             row = write_stopped(self._folder, candidate)
+            self._mirror.push_result(candidate.path)
+            self._mirror.drop_checkpoints(candidate.path)
         if row is None or trial.state != TrialState.RUNNING:
             return
         epochs = [(int(epoch["step"]), epoch[SCORE]) for epoch in folder.read_history()]
         self._tell_epochs(trial, epochs)
         self._tell_end(trial.number, row)
+        self._mirror.push_file(self._journal)
 
     def _tell_end(self, number: int, row: Row) -> None:
         """Tell a full score as one, a stopped candidate as pruned, a failed one as failed."""
@@ -171,55 +178,6 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
         return [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
 
 
-class _Seeded(BaseSampler):
-    """A sampler that begins anew for each candidate, so that it remembers nothing but the study.
-
-    Args:
-        name: One of `SAMPLERS`.
-        seed: Of the search.
-    """
-
-    def __init__(self, name: str, seed: int) -> None:
-        self._name, self._seed = name, seed
-        self._sampler = self._build(0, "")
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        self._sampler = self._build(trial.number, "")
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        # By name too: what was drawn before an interruption is not drawn again.
-        sampler = self._build(trial.number, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def _build(self, number: int, key: str) -> BaseSampler:
-        words = np.random.SeedSequence([self._seed, number, crc32(key.encode())])
-        seed = int(words.generate_state(1)[0])
-        match self._name:
-            case "random":
-                return RandomSampler(seed)
-            case "cmaes":
-                return CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            case "gp":
-                return GPSampler(seed=seed)
-            case _:
-                # Trials that run count as bad ones: no two at once go to the same place.
-                return TPESampler(seed=seed, multivariate=True, constant_liar=True)
-
-
 class _SearchReporter(Reporter):
     """Says too how each candidate ended."""
 
@@ -227,7 +185,9 @@ class _SearchReporter(Reporter):
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
     ) -> None:
         """Print its status and its score."""
-        row = Task.from_config(trial.config["task"]).folder.read()
+        task = Task.from_config(trial.config["task"])
+        task.mirror.pull_trial(task.trial.path)
+        row = task.folder.read()
         if row is not None:
             score = f", best val Dice {row[SCORE]:.3f}" if SCORE in row else f": {row['error']}"
             self.progress.ended(str(trial), f"{row['status']} after {row['epochs']} epochs{score}")
@@ -241,6 +201,7 @@ def run_search(
     progress: Progress,
     retries: int,
     trainable: Callable[[dict[str, Any]], None] = run_candidate,
+    mirror: Mirror | None = None,
 ) -> int:
     """Run a search until it has as many candidates as asked, all of them ended.
 
@@ -252,6 +213,7 @@ def run_search(
         progress: Told of every epoch.
         retries: Of a candidate whose process dies.
         trainable: Runs one candidate.
+        mirror: Where the study is, if not in its folder.
 
     Returns:
         How many candidates have not ended after all, because the disk refused.
@@ -260,8 +222,9 @@ def run_search(
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
     (study / "search").mkdir(exist_ok=True)
-    decisions = Decisions(study / "search" / "decisions.csv")
-    proposer = Proposer(search, study, decisions, task_of)
+    mirror = mirror or Mirror(study)
+    decisions = Decisions(study / "search" / "decisions.csv", mirror.push_file)
+    proposer = Proposer(search, study, decisions, task_of, mirror)
     if proposer.num_left:
         fit(
             trainable,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +15,16 @@ from brainseg.index import find_default_root
 from brainseg.model import build_model, build_unet
 from brainseg.modelfile import versions
 from brainseg.patients import describe_patients
-from brainseg.phantom import VERSION, generate_phantom
+from brainseg.place import Place, is_url, join_place
+from brainseg.remote import require_store
 from brainseg.split import assign_folds, split_by_patient
-from brainseg.storage import write_text
-from brainseg.store import SliceStore, cache_folder, open_dataset
+from brainseg.storage import hash_file, write_text
+from brainseg.store import PHANTOM, SliceStore, open_dataset
 from study.candidates import Search, check_search
 from study.folder import Question, default_name, write_study
+from study.mirror import Mirror
 from study.plan import GRIDS, WINNER, Trial, TrialResources, plan_trials, refuse_grid_keys
-from study.results import TrialFolder, write_csv
+from study.results import TrialFolder, trials_to_export, write_csv
 from study.space import load_space
 from study.standings import count_ended, winner_trials
 
@@ -36,13 +37,13 @@ class Request:
     """What the user asked for; see `python -m study.run --help`."""
 
     grid: str
-    data: Path | None
+    data: Place | None
     config: Path | None
     changes: dict[str, Any]
     folds: int
     seeds: int
     name: str | None
-    storage: Path
+    storage: Place
     search: int | None = None
     space: Path | None = None
     sampler: str = "tpe"
@@ -58,15 +59,20 @@ class Setup:
         data: The dataset, checked.
         question: What the study asks.
         trials: All of them, finished or not; a search's winner's too once there is one.
-        folder: Where the study is or will be.
+        mirror: Where the study is or will be.
         sizes: Encoder -> number of the U-Net's weights.
     """
 
     data: SliceStore
     question: Question
     trials: list[Trial]
-    folder: Path
+    mirror: Mirror
     sizes: dict[str, int]
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder on this machine."""
+        return self.mirror.folder
 
     def folder_of(self, trial: Trial) -> TrialFolder:
         """Return the folder of one trial."""
@@ -103,6 +109,12 @@ class Setup:
         """Return the trials that have not ended, and on request those that failed."""
         return [trial for trial in self.trials if self._is_open(trial, retry_failed)]
 
+    def fetch_results(self) -> None:
+        """Bring what the trials left to this machine, if the study is not here."""
+        self.mirror.push()
+        self.mirror.pull()
+        self.mirror.pull_models(t.path for t in trials_to_export(self.folder, self.trials))
+
     def _is_open(self, trial: Trial, retry_failed: bool) -> bool:
         folder = self.folder_of(trial)
         return not folder.is_finished() and (retry_failed or not folder.has_failed())
@@ -114,7 +126,7 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
     Args:
         request: What the user asked for.
         say: Told what was found.
-        download: Fetch ImageNet weights that are not here yet.
+        download: Fetch ImageNet weights that are not here yet; False only looks.
 
     Raises:
         ConfigError: If the request itself cannot be.
@@ -146,7 +158,7 @@ def prepare(request: Request, say: Say, *, download: bool) -> Setup:
             search,
         ),
         trials,
-        _folder_for(request, data.synthetic),
+        _mirror_for(request, data.synthetic, reading=not download),
         _check_models([*models, *(search.space.models() if search else [])], download=download),
     )
 
@@ -156,7 +168,7 @@ def write_facts(setup: Setup, resources: TrialResources) -> None:
     data, base = setup.data, setup.question.base
     facts = {
         "first_seed": base.seed,
-        "data": str(data.root),
+        "data": str(data.source),
         "synthetic": data.synthetic,
         "weights": describe_weights(base.model),
         "cpus_per_trial": resources.cpus,
@@ -213,14 +225,14 @@ def _load_base(request: Request, *, synthetic: bool) -> Experiment:
     return load_experiment(request.config or default).replaced(request.changes)
 
 
-def _open_data(path: Path | None, say: Say) -> SliceStore:
-    root = path or find_default_root()
-    if root is None:
+def _open_data(path: Place | None, say: Say) -> SliceStore:
+    source = path or find_default_root()
+    if source is None:
         say(
             "No --data, no $BRAINSEG_DATA, no ./data/kaggle_3m: using generated, SYNTHETIC slices."
         )
-        root = generate_phantom(cache_folder("phantom") / f"version-{VERSION}")
-    data = open_dataset(root)
+    require_store(source or Path())
+    data = open_dataset(source or PHANTOM)
     for note in data.notes:
         say(f"Note: {note}")
     say(
@@ -232,21 +244,24 @@ def _open_data(path: Path | None, say: Say) -> SliceStore:
 
 
 def _resolve_weights(base: Experiment) -> tuple[Experiment, str]:
-    """Make the path of a weight file absolute, and hash what it holds."""
+    """Make the path of a weight file absolute, and hash what it holds; a URL stays one."""
     if base.model.encoder_weights in ("imagenet", "none"):
         return base, ""
+    require_store(base.model.encoder_weights)
     path = find_encoder_weights(base.model)
     assert path is not None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return base.replaced({"model.encoder_weights": str(path.resolve())}), digest
+    if is_url(base.model.encoder_weights):
+        return base, hash_file(path)
+    return base.replaced({"model.encoder_weights": str(path.resolve())}), hash_file(path)
 
 
-def _folder_for(request: Request, synthetic: bool) -> Path:
+def _mirror_for(request: Request, synthetic: bool, *, reading: bool) -> Mirror:
     name = request.name or default_name(request.grid, request.config, synthetic=synthetic)
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name is {name!r}; it must name a folder below --storage")
-    return (request.storage.expanduser() / name).resolve()
+    if isinstance(request.storage, Path):
+        return Mirror((request.storage.expanduser() / name).resolve())
+    return Mirror(join_place(request.storage, name), reading=reading)
 
 
 def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str, int]:

@@ -51,6 +51,8 @@ def _train(task: Task, data: SliceStore, board: Board, notes: Notes) -> TrainRes
         patiently(lambda: folder.write_history([*history, report.row]), "history.csv")
         history.append(report.row)
         board.write(report)
+        if not report.replayed:
+            task.send()
         step = report.row["step"]
         seen = {"epoch": step, "epochs": report.epochs, "replayed": report.replayed}
         tune.report({**report.row, **seen, "notes": take_notes(notes)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
+from brainseg.errors import StorageError
 from study.attempt import Task
 from study.console import Progress
 from study.folder import METRIC, MODE
@@ -80,7 +81,10 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         reason = _last_failure(trial)
         self.progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
-            Task.from_config(trial.config["task"]).folder.halve_batches(_last_line(reason))
+            task = Task.from_config(trial.config["task"])
+            task.mirror.pull_trial(task.trial.path)
+            task.folder.halve_batches(_last_line(reason))
+            task.mirror.push_result(task.trial.path)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Say why."""
@@ -183,7 +187,10 @@ class Reuse(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Decide; Tune keeps or ends the process right after this."""
-        row = Task.from_config(trial.config["task"]).folder.read() or {}
+        task = Task.from_config(trial.config["task"])
+        with suppress(StorageError):  # not known then: another process
+            task.mirror.pull_trial(task.trial.path)
+        row = task.folder.read() or {}
         went_well = row.get("status") == "finished" and row.get("batch_parts") == 1
         tune_controller._reuse_actors = went_well
 
@@ -221,8 +228,12 @@ def _record_error(task: Task, error: Exception) -> None:
 
     One that ended because its disk refused has not failed: it goes on when the study does.
     """
-    if not isinstance(error, OSError) and task.folder.read() is None:
+    if isinstance(error, OSError):
+        return
+    task.mirror.pull_trial(task.trial.path)
+    if task.folder.read() is None:
         task.folder.write_failure(task.trial, "failed", _last_line(error))
+        task.mirror.push_result(task.trial.path)
 
 
 def _last_failure(trial: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Study
+from s3 import CREDENTIALS, Store
 
 from brainseg.compute import Compute
 from brainseg.config import Experiment
@@ -35,11 +36,8 @@ TINY = {
 
 # Their tests run studies, whose trials take all cores: one after another, beside other tests.
 STUDIES = (
-    "test_faults",
-    "test_interruption",
-    "test_search_study",
-    "test_search_tune",
-    "test_study",
+    *("test_cluster", "test_faults", "test_interruption", "test_jobs", "test_recipes"),
+    *("test_remote_study", "test_reuse", "test_search_study", "test_search_tune", "test_study"),
 )
 
 
@@ -56,6 +54,24 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("BRAINSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("BRAINSEG_DATA", raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """An S3 server, and the keys to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in CREDENTIALS.items():
+            patch.setenv(key, value)
+        store = Store(tmp_path_factory.mktemp("moto") / "moto.txt")
+        yield store
+        store.end()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("BRAINSEG_CACHE", str(tmp_path / "machine"))
+    return tmp_path / "machine"
 
 
 @pytest.fixture(scope="session", autouse=True)

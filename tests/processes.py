@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -110,8 +111,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def assert_equal(one: Study, other: Study) -> None:
-    for name in ("scores.csv", "split.json", "experiment.yaml"):
+def trials_of(node: Any) -> list[psutil.Process]:
+    """Return the processes of the trials on a node of Ray's."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [child for child in raylet.children(recursive=True) if "ImplicitFunc" in child.name()]
+
+
+def assert_equal(
+    one: Study,
+    other: Study,
+    names: Sequence[str] = ("scores.csv", "split.json", "experiment.yaml"),
+) -> None:
+    for name in names:
         assert (one.results / name).read_bytes() == (other.results / name).read_bytes()
     left, right = one.weights(), other.weights()
     assert left

@@ -6,12 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import cv2
-import psutil
 import pytest
-from processes import PATIENCE, Study, assert_equal, wait_until
+from processes import PATIENCE, Study, assert_equal, trials_of, wait_until
 from ray.cluster_utils import Cluster
 
 from brainseg.config import Experiment
@@ -248,13 +246,8 @@ def test_the_trials_of_a_lost_node_go_on_at_another(
     study.environment["RAY_AUTH_MODE"] = "disabled"
     process = study.start("--address", three_nodes.address)
     study.wait_for_epoch(2)
-    lost = next(node for node in three_nodes.worker_nodes if _trials_of(node))
+    lost = next(node for node in three_nodes.worker_nodes if trials_of(node))
     three_nodes.remove_node(lost, allow_graceful=False)
     assert process.wait(PATIENCE) == FINISHED, study.log()
     assert "goes on after a failure" in study.log()
     assert_equal(study, undisturbed)
-
-
-def _trials_of(node: Any) -> list[psutil.Process]:
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [child for child in raylet.children(recursive=True) if "ImplicitFunc" in child.name()]

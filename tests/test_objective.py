@@ -69,7 +69,7 @@ def test_a_candidate_goes_on_after_its_last_epoch_with_the_same_numbers(
     run_candidate({"task": task.to_config()})
     quiet = [row["val_loss"] for row in reported]
     reported.clear()
-    other = replace(task, study=tmp_path / "other")
+    other = replace(task, place=tmp_path / "other")
     (other.study / other.trial.path).mkdir(parents=True)
     epochs = train_folds(other)
     next(epochs)

@@ -13,15 +13,15 @@ import pytest
 
 from brainseg import demo, explore, export, predict
 from brainseg.config import Experiment, load_experiment
-from study import run
+from study import fetch, run
 from study.options import build_parser
 from study.plan import GRIDS, plan_trials
 from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("errors", "command", "storage", "keys", "config", "compute", "index", "phantom", "store"),
-    *("patients", "split"),
+    *("errors", "command", "storage", "place", "remote", "copies", "keys", "config", "compute"),
+    *("index", "phantom", "store", "patients", "split"),
     *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
     *("checkpoint", "stage", "epoch", "training"),
     *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
@@ -29,13 +29,13 @@ ORDER = [
     *("export", "evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
     *("scores", "resample", "variance", "compare"),
-    *("conclude", "slices", "probabilities", "examples", "folder", "setup"),
+    *("conclude", "slices", "probabilities", "examples", "folder", "mirror", "lease", "setup"),
     *("forecast", "hours", "board", "breakdown", "stages", "calibration", "document", "records"),
     *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
     *("search_report", "report", "console", "token", "cluster", "waiting", "attempt", "trial"),
-    *("tuning", "objective", "scheduler", "search", "options", "run"),
+    *("tuning", "objective", "scheduler", "samplers", "search", "options", "run", "fetch"),
 ]
-COMMANDS = (run, explore, predict, export, demo)
+COMMANDS = (run, fetch, explore, predict, export, demo)
 MODULES = [
     path
     for package in ("brainseg", "study")
@@ -85,7 +85,7 @@ def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
 
 REPORT = (
     *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
-    "options",
+    *("options", "mirror", "fetch"),
     *("scores", "resample", "variance", "compare", "conclude", "slices"),
     *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
     *("findings", "account", "latex", "cards", "page", "search_figures", "search_report"),
@@ -96,7 +96,8 @@ REPORT = (
 @pytest.mark.parametrize("module", REPORT)
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    light = {"errors", "storage", "keys", "config", "metrics", *REPORT}
+    light = {"errors", "command", "storage", "keys", "config", "metrics", *REPORT}
+    light |= {"place", "remote", "copies"}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
@@ -130,9 +131,7 @@ def test_every_grid_builds(grid: str) -> None:
     assert len({trial.name for trial in trials}) == 4 * len(GRIDS[grid])
 
 
-@pytest.mark.parametrize(
-    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
 def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
     text = Path(str(command.__file__)).read_text(encoding="utf-8")
     parser = build_parser() if command is run else command._parser()
@@ -141,9 +140,7 @@ def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
             assert f"args.{action.dest}" in text, f"--{action.dest} is declared, but never read"
 
 
-@pytest.mark.parametrize(
-    "command", [run, predict, explore, export, demo], ids=lambda c: c.__name__
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
 def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     command: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

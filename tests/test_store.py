@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from brainseg.index import find_slices, read_image, read_slice
-from brainseg.store import SliceStore, cache_folder, open_dataset
+from brainseg.storage import cache_folder
+from brainseg.store import SliceStore, open_dataset
 
 
 def test_the_store_holds_the_pixels_of_the_files(data: SliceStore, phantom_root: Path) -> None:

@@ -1,0 +1,90 @@
+"""Bring a study from behind its URL: `python -m study.fetch s3://BUCKET/STUDIES/NAME DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from brainseg.command import FINISHED, build_parser, run_command
+from brainseg.copies import pull
+from brainseg.errors import ConfigError, StudyError
+from brainseg.place import is_url
+from brainseg.remote import RemoteFolder
+from brainseg.storage import write_text
+from study.mirror import is_for_readers
+
+_MARKER = ".fetched-from"
+_EXAMPLES = """\
+brings the report, its figures, the tables, the exported models and the live curves; no
+checkpoints, no model of each trial
+
+examples:
+  python -m study.fetch s3://BUCKET/studies/lite results/lite
+      then open results/lite/report.html, or tensorboard --logdir results/lite
+  python -m study.fetch s3://BUCKET/studies/lite results/lite
+      once more, while it runs: only what has changed
+  python -m study.fetch "s3://BUCKET/lite?endpoint_override=HOST:9000&scheme=http" results/lite
+      from a store that is not Amazon's
+
+Credentials are looked for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in ~/.aws, and with
+this machine's role.
+
+exit codes:
+  0  everything is here            2  usage: an unknown flag, or no URL
+  1  a known error, in a line      130  stopped by Ctrl-C; the same command goes on
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_args(argv)
+    return run_command(lambda: _fetch(args.url, args.folder))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = build_parser("study.fetch", "Bring a study from behind its URL.", _EXAMPLES)
+    parser.add_argument("url", metavar="URL", help="of the study, its name at the end")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
+    return parser
+
+
+def _fetch(url: str, folder: Path) -> int:
+    if not is_url(url):
+        raise ConfigError(f"{url} is no URL: expected such as s3://BUCKET/STUDIES/NAME")
+    _check_folder(url, folder)
+    remote = RemoteFolder(url)
+    remote.require()
+    if remote.entry("study.json") is None:
+        raise StudyError(f"{url} holds no study.json, so it is no study: correct the URL")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / _MARKER, f"{url}\n")
+    before = _times(folder)
+    pull(remote, folder, is_for_readers, what="fetching the study")
+    after = _times(folder)
+    changed = sum(before.get(path) != time for path, time in after.items())
+    print(f"{changed} of {len(after)} files were new; report: {folder / 'report.html'}")
+    if not (folder / "report.html").exists():
+        print("there is no report yet: the study is still running, or was interrupted")
+    return FINISHED
+
+
+def _check_folder(url: str, folder: Path) -> None:
+    """Refuse a folder that this command did not make for the same study."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    marker = folder / _MARKER
+    found = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
+    if found.partition("?")[0] != url.partition("?")[0]:
+        what = f"was fetched from {found}" if found else "was not made by this command"
+        raise ConfigError(f"{folder} is there already and {what}: name another folder")
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _MARKER)
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
