@@ -182,6 +182,8 @@ def _short_folder() -> Iterator[str]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a head node and all that it started, and nothing else."""
+    if process.poll() is not None:
+        return
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     process.wait(PATIENCE)

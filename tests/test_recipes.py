@@ -166,7 +166,7 @@ def test_slurms_job_trains_a_study_over_two_nodes(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 at once, each with 1 CPU" in done.stdout
+    assert "2 at once, more as nodes join, each with 1 CPU" in done.stdout
     with (tmp_path / "results/lite-synthetic/trials.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["finished", "finished"]
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o077 == 0
