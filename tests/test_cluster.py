@@ -81,7 +81,9 @@ def _ray_start(folder: Path, *flags: str, **environment: str) -> subprocess.Pope
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Kill a node with all that it started."""
+    """Kill a node with all that it started, unless it is gone already."""
+    if process.poll() is not None:
+        return
     family = psutil.Process(process.pid).children(recursive=True)
     for member in (*family, process):
         with suppress(psutil.NoSuchProcess):
