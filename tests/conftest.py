@@ -44,8 +44,9 @@ STUDIES = (
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in STUDIES:
-            item.add_marker(pytest.mark.xdist_group("studies"))
+        # The tests of one file stay together: they share what they set up.
+        group = "studies" if item.path.stem in STUDIES else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session", autouse=True)
