@@ -64,10 +64,12 @@ class Nodes:
         self.cluster.shutdown()
         shutil.rmtree(self.temp, ignore_errors=True)
 
-    def lose_one(self) -> None:
-        """Kill a node that trains."""
-        lost = next(node for node in self.cluster.worker_nodes if trials_of(node))
-        self.cluster.remove_node(lost, allow_graceful=False)
+    def lose_one(self) -> bool:
+        """Kill a node that trains, and return whether there was one."""
+        lost = next((node for node in self.cluster.worker_nodes if trials_of(node)), None)
+        if lost:
+            self.cluster.remove_node(lost, allow_graceful=False)
+        return lost is not None
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,14 @@ class RemoteStudy(Study):
         assert fetch([self.url, str(self.results)]) == FINISHED
 
 
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def test_a_study_in_s3_survives_a_lost_node_an_outage_and_a_lost_driver(
     store: Store,
     nodes: Nodes,
@@ -153,7 +163,7 @@ def test_a_study_in_s3_survives_a_lost_node_an_outage_and_a_lost_driver(
     try:
         study.start("--address", nodes.cluster.address)
         study.wait_for_epoch(1)
-        nodes.lose_one()
+        assert nodes.lose_one()
         nodes.add()
         wait_until(lambda: "goes on after a failure" in study.log())
         study.wait_for_epoch(2)
@@ -169,10 +179,39 @@ def test_a_study_in_s3_survives_a_lost_node_an_outage_and_a_lost_driver(
         assert "goes on after epoch" in study.log()
         study.fetch()
         assert_equal(study, alone, ("scores.csv", "split.json"))
-        used = [cache for cache in nodes.caches if (cache / "studies").exists()]
-        assert len(used) >= 2
-        assert all((cache / "data").exists() for cache in used), "each node fetches for itself"
+        fetched = [cache for cache in nodes.caches if (cache / "data").exists()]
+        assert len(fetched) >= 2, "each node fetches for itself"
         assert not [name for name in study.remote.list("trials") if "checkpoints" in name]
+    finally:
+        study.end()
+        alone.end()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
+def test_a_node_lost_every_twenty_seconds_changes_nothing(
+    store: Store, nodes: Nodes, tmp_path: Path, phantom_root: Path, tiny: Experiment
+) -> None:
+    experiment = tiny.replaced({"stages.0.epochs": 6, "stages.1.epochs": 24})
+    study = RemoteStudy(
+        tmp_path / "study", store, store.upload(phantom_root, "kaggle_3m"), experiment
+    )
+    alone = Study(tmp_path / "alone", phantom_root, experiment)
+    alone.finish()
+    lost = 0
+    try:
+        started = study.start("--address", nodes.cluster.address, "--retries", "100")
+        while not _ends_within(started, 20.0):
+            if nodes.lose_one():
+                nodes.add()
+                lost += 1
+        assert started.returncode == FINISHED, study.log()
+        retried = study.log().count("goes on after a failure")
+        sys.stdout.write(f"{lost} nodes lost, {retried} trials went on\n")  # with -n 0 -s
+        assert lost > 3
+        assert retried > 3
+        study.fetch()
+        assert_equal(study, alone, ("scores.csv", "split.json"))
     finally:
         study.end()
         alone.end()
