@@ -183,6 +183,7 @@ def test_downloaded_weights_are_the_encoders_bit_for_bit_and_asked_for_once(
     assert hub.seen == []
 
 
+@pytest.mark.slow
 def test_the_cache_of_the_hubs_client_serves_a_machine_that_is_offline(
     hub: Hub, closed: str, served: State, tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_study_without_a_search_has_no_such_section(tmp_path: Path) -> None:
     assert describe_search(records, drawer) == []
 
 
+@pytest.mark.slow
 def test_a_report_with_a_search_needs_neither_torch_nor_ray(study: Path) -> None:
     write_report(study)
     before = (study / "report.html").read_bytes()

@@ -111,6 +111,7 @@ def test_the_test_leaves_its_slices_stages_and_pictures(study: Path) -> None:
     assert len(_rows(study / "patients.csv")) == 12
 
 
+@pytest.mark.slow
 def test_the_same_command_keeps_what_is_finished(
     study: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
