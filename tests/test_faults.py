@@ -153,6 +153,7 @@ def test_a_full_disk_ends_a_study_that_goes_on_once_there_is_space(
     assert_equal(study_on_disk, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_disk_full_for_seconds_is_waited_for(
     undisturbed: Study, small_disk: Path, study_on_disk: Study
 ) -> None:

@@ -20,6 +20,7 @@ from study.run import FINISHED, SOME_FAILED, STOPPED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+@pytest.mark.exhaustive
 def test_a_study_interrupted_again_and_again_ends_with_the_same_bits(
     undisturbed: Study, study: Study
 ) -> None:
@@ -39,6 +40,7 @@ def test_a_study_interrupted_again_and_again_ends_with_the_same_bits(
     assert_equal(study, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_driver_killed_at_random_moments_ends_with_the_same_bits(
     undisturbed: Study, study: Study
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_search_killed_while_it_draws_goes_on_to_the_same_candidates(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_search_killed_again_and_again_goes_on_to_the_same_candidates(
     tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

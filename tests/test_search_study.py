@@ -69,6 +69,7 @@ def test_the_winner_stands_beside_the_variants(quiet: Study) -> None:
     assert left <= {"params.json", "history.csv", "result.json", "experiment.yaml"}
 
 
+@pytest.mark.exhaustive
 def test_a_killed_search_goes_on_to_the_same_winner_and_the_same_bits(
     quiet: Study, searching: Study
 ) -> None:
