@@ -1,16 +1,14 @@
 """Folders behind URLs: object stores such as S3, and whatever else pyarrow opens.
 
-What a store or a network refuses becomes one sentence. Credentials are never part of a URL, since
-URLs are written into files.
+Credentials are never part of a URL, since URLs are written into files.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,22 +19,12 @@ from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
 from brainseg.place import Place, is_url
+from brainseg.refusals import first_line, sentences
 
 _AT_ONCE = 16
 _BLOCK = 8 * 2**20
 _CONNECT_SECONDS, _SILENT_SECONDS, _ATTEMPTS = 3, 5, 2
 _S3_KEYS = ("region", "scheme", "endpoint_override")
-_REASONS = (
-    (r"NO_SUCH_BUCKET", "there is no such bucket: create it first, or correct the URL"),
-    (
-        r"ACCESS_DENIED|HTTP status 403|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CLIENT_ID",
-        "access is denied: give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in "
-        "~/.aws/credentials, or to this machine's role, that may list, read, write and delete",
-    ),
-    (r"curlCode: 6", "its host has no address: correct the URL, or connect this machine"),
-    (r"curlCode: 7", "nothing answers there: start the server, or correct the URL"),
-    (r"curlCode: 28", "it does not answer: start the server, or correct the URL"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +68,7 @@ class RemoteFolder:
 
         base = self._path(below)
         selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        with _sentences(self.url):
+        with sentences(self.url):
             infos = self._fs.get_file_info(selector)
         found = {}
         for info in infos:
@@ -96,7 +84,7 @@ class RemoteFolder:
         """Return what there is of a file, or None if there is no such file."""
         from pyarrow import fs
 
-        with _sentences(self.url):
+        with sentences(self.url):
             info = self._fs.get_file_info(self._path(name))
         is_file = info.type == fs.FileType.File
         return Entry(info.size, info.mtime_ns or 0) if is_file else None
@@ -109,7 +97,7 @@ class RemoteFolder:
         """
         from pyarrow import fs
 
-        with _sentences(self.url):
+        with sentences(self.url):
             if self._fs.type_name == "s3":
                 # Strictly, where nothing is missing but the bucket: a prefix may be new.
                 self._fs.get_file_info(fs.FileSelector(self._bucket, allow_not_found=False))
@@ -118,7 +106,7 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, or None if there is no such file."""
-        with _sentences(self.url):
+        with sentences(self.url):
             try:
                 with self._fs.open_input_stream(self._path(name)) as stream:
                     return bytes(stream.read())
@@ -127,7 +115,7 @@ class RemoteFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file whole or not at all."""
-        with _sentences(self.url):
+        with sentences(self.url):
             stream = self._open_output(name)
             stream.write(content)
             stream.close()
@@ -193,7 +181,7 @@ class RemoteFolder:
         names = list(names)
         pool = ThreadPoolExecutor(_AT_ONCE)
         try:
-            with _sentences(self.url):
+            with sentences(self.url):
                 done = pool.map(work, names)
                 hide = None if what else True
                 for _ in tqdm(done, total=len(names), desc=what, unit="file", disable=hide):
@@ -251,7 +239,7 @@ class RemoteFolder:
         from pyarrow import ArrowInvalid, fs
 
         if self.url.startswith("s3://"):
-            with _sentences(self.url):
+            with sentences(self.url):
                 options = dict(self._options)
                 if not {"region", "endpoint_override"} & options.keys():
                     options["region"] = fs.resolve_s3_region(self._bucket)
@@ -262,10 +250,10 @@ class RemoteFolder:
                     retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
                 )
         try:
-            with _sentences(self.url):
+            with sentences(self.url):
                 found, base = fs.FileSystem.from_uri(self.url)
         except (ArrowInvalid, ValueError, NotImplementedError, ImportError) as error:
-            raise ConfigError(f"{self.url} cannot be opened: {_first_line(error)}") from error
+            raise ConfigError(f"{self.url} cannot be opened: {first_line(error)}") from error
         self._base = base.rstrip("/")
         return found
 
@@ -283,27 +271,9 @@ def require_store(place: Place) -> None:
         RemoteFolder(str(place)).require()
 
 
-@contextmanager
-def _sentences(url: str) -> Iterator[None]:
-    """Turn what pyarrow raises into one sentence about the URL."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        text = _first_line(error)
-        found = (words for pattern, words in _REASONS if re.search(pattern, text))
-        raise StorageError(f"{url}: {next(found, text)}") from error
-
-
 def _read_query(url: str, query: str) -> dict[str, str]:
     pairs = dict(parse_qsl(query))
     unknown = [key for key in pairs if key not in _S3_KEYS]
     if unknown:
         raise ConfigError(f"{url}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
     return pairs
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

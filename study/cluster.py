@@ -113,7 +113,8 @@ def _coming() -> Cluster:
     that the autoscaler was started with. One outside of the head's processes (KubeRay's runs in
     a container of its own) is not found.
     """
-    head = next((n["NodeID"] for n in ray.nodes() if n["Alive"] and _HEAD in n["Resources"]), None)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    head = next((node["NodeID"] for node in alive if _HEAD in node["Resources"]), None)
     if head is None:
         return ()
     on_head = NodeAffinitySchedulingStrategy(head, False)
@@ -123,8 +124,7 @@ def _coming() -> Cluster:
         config = ray.get(answer, timeout=_HEAD_SECONDS)
     except ray.exceptions.RayError:  # the study is not installed there, say
         return ()
-    present = sum(node["Alive"] for node in ray.nodes()) - 1
-    return startable(config, present) if config else ()
+    return startable(config, len(alive) - 1) if config else ()
 
 
 def startable(config: Mapping[str, Any], present: int) -> Cluster:

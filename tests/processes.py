@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,17 @@ def trials_of(node: Any) -> list[psutil.Process]:
     """Return the processes of the trials on a node of Ray's."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     return [child for child in raylet.children(recursive=True) if "ImplicitFunc" in child.name()]
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """Kill a node with all that it started, unless it is gone already."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    for member in (*family, process):
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(PATIENCE)
 
 
 def assert_equal(

@@ -12,15 +12,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import ray
-from processes import PATIENCE, wait_until
+from processes import kill_all, wait_until
 from ray import tune
 from ray.cluster_utils import Cluster as LocalCluster
 from rich.console import Console
@@ -78,17 +76,6 @@ def _ray_start(folder: Path, *flags: str, **environment: str) -> subprocess.Pope
         return subprocess.Popen(
             [*command, "--disable-usage-stats"], env=environment, stdout=out, stderr=out
         )
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """Kill a node with all that it started, unless it is gone already."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid).children(recursive=True)
-    for member in (*family, process):
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")

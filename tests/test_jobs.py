@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import PATIENCE, Study, assert_equal, wait_until
+from processes import PATIENCE, Study, assert_equal, kill_all, wait_until
 
 from study.run import KNOWN_ERROR
 
@@ -91,7 +90,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     }
     head = _start_head(folder, environment)
     yield head
-    _end(head.process)
+    kill_all(head.process)
 
 
 def _start_head(folder: Path, environment: dict[str, str]) -> Head:
@@ -186,16 +185,3 @@ def _short_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a head node and all that it started, and nothing else."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    process.wait(PATIENCE)
-    psutil.wait_procs(family, timeout=10)
-    for child in family:
-        if child.is_running():
-            child.kill()

@@ -20,7 +20,8 @@ from study.space import load_space
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    *("errors", "command", "storage", "place", "remote", "copies", "keys", "config", "compute"),
+    *("errors", "command", "storage", "place", "refusals", "remote", "copies", "keys", "config"),
+    "compute",
     *("index", "phantom", "store", "patients", "split"),
     *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
     *("checkpoint", "stage", "epoch", "training"),
@@ -97,7 +98,7 @@ REPORT = (
 def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
     names = _top_level_imports(ROOT / "study" / f"{module}.py")
     light = {"errors", "command", "storage", "keys", "config", "metrics", *REPORT}
-    light |= {"place", "remote", "copies"}
+    light |= {"place", "refusals", "remote", "copies"}
     for name in names:
         package, _, inner = name.partition(".")
         assert package not in ("torch", "ray")
