@@ -54,6 +54,8 @@ class RemoteFolder:
         if secret or (parts.username and parts.scheme == "s3"):
             hidden = f"{parts.scheme}://...{parts.path}"
             raise ConfigError(f"{hidden} holds a password, which would be written into files")
+        if "#" in url or url.count("?") > 1:
+            raise ConfigError(f"{url} has a # or a second ?: choose a name without them")
         if parts.scheme == "s3":
             self._base = f"{parts.netloc}{parts.path}".rstrip("/")
             self._bucket, self._options = parts.netloc, _read_query(url, parts.query)
@@ -251,7 +253,7 @@ class RemoteFolder:
                 )
         try:
             with sentences(self.url):
-                found, base = fs.FileSystem.from_uri(self.url)
+                found, base = fs.FileSystem.from_uri(_with_patience(self.url))
         except (ArrowInvalid, ValueError, NotImplementedError, ImportError) as error:
             raise ConfigError(f"{self.url} cannot be opened: {first_line(error)}") from error
         self._base = base.rstrip("/")
@@ -269,6 +271,13 @@ def require_store(place: Place) -> None:
     """
     if is_url(place):
         RemoteFolder(str(place)).require()
+
+
+def _with_patience(url: str) -> str:
+    """Bound how long Google's client tries: left alone it blocks for many minutes."""
+    if not url.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}retry_limit_seconds={_SILENT_SECONDS}"
 
 
 def _read_query(url: str, query: str) -> dict[str, str]:

@@ -5,12 +5,13 @@ Needs neither Ray nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from study.compare import Comparison, Pair
+from study.plan import WINNER
 from study.resample import Estimate, smallest_p
 from study.scores import ScoreMatrix
 
@@ -32,15 +33,24 @@ class Conclusion:
     caveats: tuple[str, ...]
 
 
-def conclude(matrix: ScoreMatrix, comparison: Comparison, synthetic: bool = False) -> Conclusion:
+def conclude(
+    matrix: ScoreMatrix,
+    comparison: Comparison,
+    synthetic: bool = False,
+    searched: Sequence[Mapping[str, Sequence[str]]] = (),
+) -> Conclusion:
     """Put a comparison in words.
 
     Args:
         matrix: The scores that were compared.
         comparison: Of them.
         synthetic: The data are generated phantoms.
+        searched: Patients on whom a search trained and judged its candidates: train and val.
     """
     sentence = _sentence(matrix, comparison)
+    found = _seen_by_search(matrix, searched)
+    if found:
+        sentence = f"{sentence} {found}"
     caveats = [
         *_missing(matrix, comparison),
         *_too_few(matrix, comparison),
@@ -80,6 +90,22 @@ def _sentence(matrix: ScoreMatrix, comparison: Comparison) -> str:
     verb = "rank first together" if tied else "ranks first"
     tail = ", and another training run may give another order" if len(matrix.seeds) == 1 else ""
     return f"On {basis}, {names} {verb} by Dice/patient ({score}){_verdict(pairs)}{tail}."
+
+
+def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequence[str]]]) -> str:
+    """Say how many test patients are new to a winner's settings, if not all are."""
+    winners = [variant for variant in matrix.variants if variant.startswith(WINNER)]
+    judges = {name for split in searched for name in split["val"]}
+    trained = {name for split in searched for name in split["train"]} - judges
+    judged, used = (len(group.intersection(matrix.patients)) for group in (judges, trained))
+    if not winners or not judged + used:
+        return ""
+    new = len(matrix.patients) - judged - used
+    return (
+        f"The search that chose the settings of {winners[-1]} judged candidates on {judged} of "
+        f"these patients and trained them on {used}: only {new} are new to it, which the section "
+        "on the search compares by themselves."
+    )
 
 
 def _verdict(pairs: Sequence[Pair]) -> str:

@@ -12,7 +12,7 @@ from brainseg.copies import pull
 from brainseg.errors import ConfigError, StudyError
 from brainseg.place import is_url
 from brainseg.remote import RemoteFolder
-from brainseg.storage import write_text
+from brainseg.storage import patiently, write_text
 from study.mirror import is_for_readers
 
 _MARKER = ".fetched-from"
@@ -61,7 +61,11 @@ def _fetch(url: str, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _MARKER, f"{url}\n")
     before = _times(folder)
-    pull(remote, folder, is_for_readers, what="fetching the study")
+    # What a running study has changed since it was listed is refused, and listed anew.
+    patiently(
+        lambda: pull(remote, folder, is_for_readers, what="fetching the study"),
+        f"the copy of {url}",
+    )
     after = _times(folder)
     changed = sum(before.get(path) != time for path, time in after.items())
     print(f"{changed} of {len(after)} files were new; report: {folder / 'report.html'}")

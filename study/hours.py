@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from brainseg.config import Experiment
+from brainseg.config import Experiment, load_experiment
 from study.plan import Cluster, Trial, TrialResources, trials_on
 from study.results import TrialFolder
 from study.setup import Setup
@@ -63,7 +63,8 @@ class Kind:
         """Return it in words."""
         how = "preprocessed" if self.preprocessed else "raw"
         device = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
-        return f"{self.encoder} {how} at {self.size} px, {self.slices:,} slices, on {device}"
+        shape = f"{self.size} px in batches of {self.batch_size}, {self.slices:,} slices"
+        return f"{self.encoder} {how} at {shape}, on {device}"
 
 
 class Known:
@@ -113,7 +114,7 @@ class Known:
 
 
 def _trials_of(path: Path) -> Iterator[tuple[Kind, TrialFolder]]:
-    """Yield the kind and the folder of each trial of a study, a search's winners left out."""
+    """Yield the kind and the folder of each trial of a study that has begun."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         base = Experiment.model_validate(about["experiment"])
@@ -127,6 +128,9 @@ def _trials_of(path: Path) -> Iterator[tuple[Kind, TrialFolder]]:
         variant = folder.name.rpartition("-fold")[0]
         if variant in kinds:
             yield kinds[variant], TrialFolder(folder)
+        elif (folder / "experiment.yaml").exists():  # a search's winner: its settings are its own
+            experiment = load_experiment(folder / "experiment.yaml")
+            yield Kind.of(experiment, about["slices"], about), TrialFolder(folder)
 
 
 def describe_hours(
@@ -147,14 +151,16 @@ def describe_hours(
     """
     known = Known(setup.folder.parent)
     slices = len(setup.data.slices)
-    kinds = {trial: Kind.of(trial.experiment, slices, resources) for trial in setup.trials}
+    # An epoch of a search is taken to cost what the variants' cost on average.
+    needed = [*trials, *(setup.trials if setup.num_open_candidates() else ())]
+    kinds = {trial: Kind.of(trial.experiment, slices, resources) for trial in needed}
     missing = [
         str(kind)
         for trial, kind in kinds.items()
         if known.training(kind, trial.experiment) is None
     ]
     if missing:
-        return _describe_unknown(list(dict.fromkeys(missing)), setup.folder.parent)
+        return _describe_unknown(list(dict.fromkeys(missing)), setup)
     seconds = []
     for trial in trials:
         done = len(setup.folder_of(trial).read_history())
@@ -178,7 +184,7 @@ def _search_seconds(
     setup: Setup, known: Known, kinds: Mapping[Trial, Kind]
 ) -> tuple[float, float]:
     """Return the seconds of a search if halving alone saves, and those of one of its epochs."""
-    if setup.search is None:
+    if setup.search is None or not setup.num_open_candidates():
         return 0.0, 0.0
     means = []
     for trial, kind in kinds.items():
@@ -243,12 +249,13 @@ def _nodes_used(cluster: Cluster, resources: TrialResources, slots: int) -> int:
     return used
 
 
-def _describe_unknown(missing: Sequence[str], storage: Path) -> list[Line]:
-    return [
-        (
-            "hours",
-            f"unknown: no study in {storage} has run both stages of {'; '.join(missing)}. To know "
-            "them, run the same command without --plan and with --name probe "
-            "--set stages.0.epochs=1 --set stages.1.epochs=1, then plan again",
+def _describe_unknown(missing: Sequence[str], setup: Setup) -> list[Line]:
+    where = setup.folder.parent
+    probe = "--name probe --set stages.0.epochs=1 --set stages.1.epochs=1"
+    way = f"run the same command without --plan and with {probe}, then plan again"
+    if setup.mirror.is_remote:  # of other studies there nothing is read
+        way = (
+            f"run the same command with {probe} and --storage results, and plan with that storage"
         )
-    ]
+    text = f"unknown: no study in {where} has run both stages of {'; '.join(missing)}. "
+    return [("hours", f"{text}To know them, {way}")]

@@ -66,7 +66,7 @@ class Mirror:
         if not listing:
             # A copy of nothing: what is left of a study that was removed behind the URL.
             shutil.rmtree(self.folder, ignore_errors=True)
-        self._note_elsewhere(listing)
+        self._note_elsewhere("trials/*", listing)
 
     def pull_trial(self, path: Path, *, whole: bool = False) -> None:
         """Fetch a trial's or a candidate's folder, while nobody works in it here.
@@ -80,7 +80,7 @@ class Mirror:
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
         listing = self._pull(f"{path.as_posix()}/", _travels_whole if whole else _travels)
         if not whole:
-            self._note_elsewhere(listing)
+            self._note_elsewhere(path.as_posix(), listing)
 
     def pull_models(self, paths: Iterable[Path]) -> None:
         """Fetch the models of some trials."""
@@ -188,9 +188,9 @@ class Mirror:
     def _patiently(self, work: Callable[..., object], *args: object, what: str) -> None:
         patiently(lambda: work(*args), what, FAR_WAITS)
 
-    def _note_elsewhere(self, listing: dict[str, Entry]) -> None:
-        """Let each trial's folder say that its model was left behind the URL."""
-        for note in self.folder.glob(f"trials/*/{ELSEWHERE}"):
+    def _note_elsewhere(self, listed: str, listing: dict[str, Entry]) -> None:
+        """Let the folder of each trial that was listed say that its model was left there."""
+        for note in self.folder.glob(f"{listed}/{ELSEWHERE}"):
             note.unlink()
         for name in listing:
             if fnmatch.fnmatch(name, "trials/*/model.safetensors"):

@@ -118,14 +118,15 @@ def read_records(study: Path) -> Records:
     """
     about = json.loads((study / "study.json").read_text(encoding="utf-8"))
     trials = read_csv(study / "trials.csv")
-    split = study / "split.json"
+    path = study / "split.json"
+    split = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     matrix = read_matrix(read_csv(study / "scores.csv"), trials)
     comparison = compare(matrix, read_factors(trials))
     examples = [r for r in read_csv(study / "examples.csv") if (study / r["picture"]).exists()]
     return Records(
         study,
         about,
-        json.loads(split.read_text(encoding="utf-8")) if split.exists() else {},
+        split,
         trials,
         {row["patient"]: row for row in read_csv(study / "patients.csv")},
         read_csv(study / "stages.csv") + read_csv(study / "ensemble.csv"),
@@ -135,7 +136,7 @@ def read_records(study: Path) -> Records:
         {_cell(row): _history(study, row) for row in trials},
         matrix,
         comparison,
-        conclude(matrix, comparison, synthetic=about["synthetic"]),
+        conclude(matrix, comparison, about["synthetic"], split.get("search", ())),
     )
 
 

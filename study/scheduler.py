@@ -153,7 +153,8 @@ class Halver(_Remembering, AsyncHyperBandScheduler):  # type: ignore[misc]
             metric=SCORE,
             mode=MODE,
             # One more than anybody runs: at its limit Tune stops a trial that writes its result.
-            max_t=halving.longest + 1,
+            # At least the first rung, which nobody may reach.
+            max_t=max(halving.longest + 1, halving.first),
             grace_period=halving.first,
             reduction_factor=FACTOR,
             brackets=halving.brackets,

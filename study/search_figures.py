@@ -85,7 +85,7 @@ class SearchDrawer:
 
     def slices(self) -> str:
         """Draw the score against each parameter, all candidates after as many epochs."""
-        names = self._parameters()
+        names = self.parameters()
         rows = math.ceil(len(names) / _PANELS)
         height = 0.5 + 1.9 * rows
         with self._drawer.drawing("search_slices", height, _PANELS, rows) as (figure, axes):
@@ -102,7 +102,7 @@ class SearchDrawer:
         """Draw each candidate as a line through its parameters, coloured by its score."""
         from matplotlib import colormaps
 
-        names = self._parameters()
+        names = self.parameters()
         scored = [row for row in self._rows if self._score(row) is not None]
         scores = [self._score(row) or 0.0 for row in scored]
         low, high = min(scores), max(scores)
@@ -139,8 +139,8 @@ class SearchDrawer:
         value = row[self._column]
         return None if value in ("", None) else float(value)
 
-    def _parameters(self) -> list[str]:
-        """Those that took more than one value."""
+    def parameters(self) -> list[str]:
+        """Return the names of those parameters that took more than one value."""
         names = (VARIANT, *self._search.space.ranges)
         return [name for name in names if len({row[name] for row in self._rows} - {""}) > 1]
 

@@ -194,6 +194,8 @@ def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
 
 def _saved(records: Records, search: Search, rows: Sequence[Row]) -> list[Block]:
     spent = measure_spent(records.study, rows)
+    if not spent.epochs_in_full:
+        return []
     expected = search.halving.expected_epochs(len(rows))
     table = [
         {
@@ -256,6 +258,8 @@ def _drawings(
     if found:
         alt = "Bars: how much of the spread of scores each parameter explains"
         blocks.append(Figure(artist.importance(found), alt, _IMPORTANCE))
+    if not artist.parameters():
+        return blocks
     alt = "Scatter plots: score against each parameter"
     blocks.append(Figure(artist.slices(), alt, _SLICES))
     alt = "Lines through the parameters of each candidate, coloured by score"

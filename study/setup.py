@@ -261,6 +261,8 @@ def _mirror_for(request: Request, synthetic: bool, *, reading: bool) -> Mirror:
         raise ConfigError(f"--name is {name!r}; it must name a folder below --storage")
     if isinstance(request.storage, Path):
         return Mirror((request.storage.expanduser() / name).resolve())
+    if any(mark in name for mark in "?#"):
+        raise ConfigError(f"--name is {name!r}; in a URL it must be without ? and #")
     return Mirror(join_place(request.storage, name), reading=reading)
 
 

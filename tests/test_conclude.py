@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matrices import World, matrix_of
@@ -150,3 +152,16 @@ def test_a_difference_is_shown_by_test_and_interval_together(gain: float) -> Non
     (pair,) = compare(matrix_of(dice)).pairs
     assert is_shown(pair) == (gain > 0)
     assert is_shown(pair) == (pair.p_holm < 0.05 and pair.difference.low > 0)
+
+
+def test_patients_on_whom_the_winner_was_searched_are_named_beside_its_rank() -> None:
+    matrix = replace(matrix_of(_draw(2, 3, 12), 4), variants=("raw", "winner-c0003"))
+    patients = matrix.patients
+    searched = [{"val": [*patients[:3], "of none"], "train": patients[2:10]}]
+    found = conclude(matrix, compare(matrix), searched=searched).sentence
+    assert "winner-c0003 judged candidates on 3 of these patients and trained them on 7" in found
+    assert "only 2 are new to it" in found
+    elsewhere = [{"val": ["of none"], "train": []}]
+    assert "search" not in conclude(matrix, compare(matrix), searched=elsewhere).sentence
+    grid = replace(matrix, variants=("raw", "preprocessed"))
+    assert "search" not in conclude(grid, compare(grid), searched=searched).sentence

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from s3 import Store
 
 from brainseg.config import Experiment, load_experiment
 from study.hours import Kind, Known
@@ -74,6 +75,26 @@ def test_a_plan_says_hours_and_money_from_finished_epochs(
     assert re.search(r", 0.91 of the search .* at 82.0 s an epoch", capsys.readouterr().out)
     assert main([*plan, "--set", "data.size=32"]) == 0
     assert "unknown" in capsys.readouterr().out
+
+
+def test_a_winners_epochs_tell_of_its_own_settings(base: Experiment, tmp_path: Path) -> None:
+    _leave(tmp_path, base, "winner-c0007", [[3.0], [30.0]])
+    small = base.replaced({"optimizer.batch_size": 4})
+    folder = tmp_path / "earlier" / "trials" / "winner-c0007-fold0-seed1"
+    assert Known(tmp_path).num_epochs(Kind.of(small, 72, ONE_CPU)) == 0
+    (folder / "experiment.yaml").write_text(small.to_yaml())
+    known = Known(tmp_path)
+    assert known.epoch(Kind.of(small, 72, ONE_CPU), 2) == 30.0
+    assert known.num_epochs(Kind.of(base, 72, ONE_CPU)) == 0
+
+
+def test_a_plan_behind_a_url_says_where_hours_can_be_known(
+    plan: list[str], store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*plan, "--storage", store.url(f"{tmp_path.name}/studies")]) == 0
+    assert "--storage results, and plan with that storage" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_epochs_of_other_slices_processors_or_sizes_tell_nothing(

@@ -137,6 +137,8 @@ def test_a_driver_fetches_results_but_no_checkpoints_and_no_model(
     driver.pull()
     found = TrialFolder(driver.folder / TRIAL)
     assert found.is_finished()
+    driver.pull_trial(Path("search/candidates/0000"))
+    assert found.is_finished(), "another's folder was fetched"
     assert not found.model.exists()
     assert not found.checkpoints.exists()
     driver.pull_models([TRIAL])
@@ -219,6 +221,32 @@ def test_a_study_is_fetched_for_readers_and_again_only_where_it_changed(
     assert fetch(command) == FINISHED
     assert "1 of " in capsys.readouterr().out
     assert (tmp_path / "here" / "scores.csv").read_bytes() == b"other"
+
+
+def test_what_changes_while_a_study_is_fetched_is_fetched_as_it_is_then(
+    store: Store, generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = store.upload(generated, f"{tmp_path.name}/running")
+    listed = RemoteFolder.list
+
+    def then_change(remote: RemoteFolder, below: str = "") -> Any:
+        found = listed(remote, below)
+        if not below:
+            RemoteFolder(url).write("scores.csv", b"an epoch more")
+        return found
+
+    monkeypatch.setattr(RemoteFolder, "list", then_change)
+    assert fetch([url, str(tmp_path / "here")]) == FINISHED
+    assert (tmp_path / "here" / "scores.csv").read_bytes() == b"an epoch more"
+
+
+def test_a_name_that_would_end_the_path_of_a_url_is_refused(
+    url: str, phantom_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--grid", "lite", "--data", str(phantom_root), "--storage", url, "--plan"]
+    command += ["--set", "model.encoder_weights=none"]
+    assert run([*command, "--name", "run#2"]) == USAGE
+    assert "in a URL it must be without ? and #" in capsys.readouterr().err
 
 
 def test_fetching_refuses_what_it_would_overwrite_and_what_is_no_study(

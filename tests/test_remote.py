@@ -42,6 +42,8 @@ def test_what_lies_below_a_url_is_named_before_its_query() -> None:
         ("s3://key:secret@bucket/data", "holds a password"),
         ("s3://bucket/data?access_key=AKIA", "holds a password"),
         ("s3://bucket/data?regoin=eu-west-1", "regoin is unknown; valid: region"),
+        ("s3://bucket/run#2?region=eu-west-1", "choose a name without them"),
+        ("s3://bucket/run?2?region=eu-west-1", "choose a name without them"),
     ],
 )
 def test_a_url_that_must_not_be_is_refused_without_repeating_a_secret(
@@ -62,6 +64,15 @@ def test_another_kind_of_store_works_alike(tmp_path: Path) -> None:
     assert list(folder.list()) == ["file"]
     with pytest.raises(ConfigError, match="nosuch://x cannot be opened"):
         RemoteFolder("nosuch://x").require()
+
+
+@pytest.mark.slow
+def test_googles_store_that_does_not_answer_is_a_sentence_too() -> None:
+    url = "gs://anonymous@bucket/data?scheme=http&endpoint_override=127.0.0.1:9"
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="gs://"):
+        RemoteFolder(url).require()
+    assert time.monotonic() - started < 60
 
 
 def test_only_what_changed_is_fetched_again(folder: RemoteFolder, tmp_path: Path) -> None:

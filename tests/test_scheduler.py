@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from stubs import build_search
+from stubs import BASE, build_search
 
 from study.candidates import SCORE, Search
 from study.scheduler import CONTINUE, STOP, Decisions, build_scheduler
@@ -109,6 +109,17 @@ def test_nobody_is_stopped_before_two_unfrozen_epochs(
     stopped = [epoch for (_, epoch), answer in decided.items() if answer == STOP]
     assert stopped
     assert min(stopped) >= longest + 2
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
+def test_without_unfrozen_epochs_nobody_is_stopped(tmp_path: Path, scheduler: str) -> None:
+    base = BASE.replaced({"stages.0.epochs": 5, "stages.1.epochs": 0})
+    search = build_search(tmp_path, 8, base=base, scheduler=scheduler)
+    decider = build_scheduler(search, Decisions(tmp_path / "decisions.csv"))
+    for number in range(8):
+        for epoch in range(1, 6):
+            answer = decider.on_trial_result(None, _trial(number), _result(epoch, -number, 5))
+            assert answer == CONTINUE
 
 
 def test_a_candidate_at_its_last_epoch_goes_on_to_write_its_result(

@@ -10,13 +10,14 @@ from generated import generate_study
 from stubs import Drive, build_search
 
 from brainseg.config import Experiment
+from study.candidates import candidate_folder
 from study.document import Figure, Section, Table, Text
 from study.figures import Drawer
 from study.records import Records, read_records
 from study.report import write_report
 from study.results import read_csv
 from study.search_report import describe_search, importances, restrict
-from study.standings import ranked
+from study.standings import ranked, write_standings
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,29 @@ def test_what_matters_is_found_important(tmp_path: Path) -> None:
         assert values["augment.strength"] > 0.8
     assert set(found) == {"fANOVA", "PED-ANOVA"}
     assert importances(search, points[:3], [1.0, 2.0, 3.0]) == {}
+
+
+def test_a_search_of_one_candidate_is_reported_even_if_it_never_trained(tmp_path: Path) -> None:
+    folder = generate_study(tmp_path / "study", grid="lite", seeds=1, patients=10, slices=4)
+    search = build_search(folder, 1, base=Experiment())
+    with pytest.MonkeyPatch.context() as patch:
+        Drive(search, folder).run(patch)
+    about = json.loads((folder / "study.json").read_text())
+    (folder / "study.json").write_text(json.dumps(about | {"search": search.to_record()}))
+
+    def describe() -> Section:
+        records = read_records(folder)
+        drawer = Drawer(folder, records.matrix.variants, records.labels)
+        (section,) = describe_search(records, drawer)
+        return section
+
+    _table(describe(), "What stopping early saved")
+    candidate = candidate_folder(folder, 0)
+    (candidate.path / "history.csv").unlink()
+    result = {"status": "failed", "error": "out of memory"}
+    (candidate.path / "result.json").write_text(json.dumps(result))
+    write_standings(folder, search, "SYNTHETIC")
+    assert not [b for b in describe().blocks if isinstance(b, Table) and "saved" in b.caption]
 
 
 def test_a_study_without_a_search_has_no_such_section(tmp_path: Path) -> None:
