@@ -119,7 +119,9 @@ class Lease:
                 found = self._read()
                 if found is not None and not self._is_mine(found):
                     self.taken_by = found["owner"]
-                    os.kill(os.getpid(), signal.SIGINT)
+                    # A shell that starts a command in the background has it ignore SIGINT.
+                    is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if is_deaf else signal.SIGINT)
                     return
                 self._write()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +324,15 @@ def test_an_owner_that_has_died_on_this_machine_is_not_watched(url: str) -> None
     assert not said
 
 
-@pytest.mark.usefixtures("brisk", "machine")
+@pytest.fixture
+def _in_the_foreground() -> Iterator[None]:
+    """Listen to SIGINT, which a shell has its commands in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("brisk", "machine", "_in_the_foreground")
 def test_a_driver_that_finds_itself_replaced_stops_with_a_sentence(url: str) -> None:
     expected = "was taken over by process 7 on elsewhere: this driver has stopped"
     with pytest.raises(StudyError, match=expected), held(Mirror(url), print):
@@ -330,3 +340,22 @@ def test_a_driver_that_finds_itself_replaced_stops_with_a_sentence(url: str) -> 
             _leave_behind(url)  # again, like an owner that lives: one may be written over
             time.sleep(0.3)
     assert Lease(url)._read() is not None, "the successor's object is its own"
+
+
+@pytest.mark.usefixtures("brisk", "machine")
+def test_a_driver_in_the_background_that_is_replaced_stops_too(url: str) -> None:
+    heard: list[int] = []
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with held(Mirror(url), print):
+            for _ in range(100):
+                _leave_behind(url)
+                time.sleep(0.3)
+                if heard:
+                    break
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGTERM]
