@@ -192,6 +192,7 @@ def test_the_cache_of_the_hubs_client_serves_a_machine_that_is_offline(
     assert_built(tmp_path, served)
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_download_once(hub: Hub, tmp_path: Path) -> None:
     hub.fault = "slow"
     with start(tmp_path, hub.endpoint, "-c", ASK_AT_ONCE, ENCODER) as process:
@@ -212,7 +213,8 @@ def test_no_answer_is_an_error_with_three_ways_out_within_20_seconds(tmp_path: P
 @pytest.mark.parametrize(
     "fault",
     [
-        *("403 Forbidden", "404 Not Found", "cut"),
+        *("403 Forbidden", "404 Not Found"),
+        pytest.param("cut", marks=pytest.mark.slow),
         pytest.param("500 Internal Server Error", marks=pytest.mark.slow),
         pytest.param("cut long", marks=pytest.mark.slow),
     ],

@@ -63,6 +63,7 @@ def test_inner_folds_train_in_turn_as_they_would_alone(
     assert not task.folder.model.exists()
 
 
+@pytest.mark.slow
 def test_a_candidate_goes_on_after_its_last_epoch_with_the_same_numbers(
     task: Task, reported: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -163,7 +163,8 @@ def test_weights_behind_a_url_are_fetched_once(store: Store, machine: Path) -> N
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [("bucketless", "there is no such bucket"), ("dead", "nothing answers there"),
-     ("silent", "it does not answer"), ("nowhere", "its host has no address")],
+     ("nowhere", "its host has no address"),
+     pytest.param("silent", "it does not answer", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_store_that_cannot_be_used_is_refused_in_a_sentence_at_once(
     store: Store, endpoint: str, words: str, tiny: Experiment, tmp_path: Path, data: SliceStore,
