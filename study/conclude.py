@@ -62,6 +62,12 @@ def conclude(
     return Conclusion(sentence, tuple(caveats))
 
 
+def patients_of(searched: Sequence[Mapping[str, Sequence[str]]]) -> tuple[set[str], set[str]]:
+    """Return on whom a search judged its candidates, and whom it saw at all, to train on too."""
+    judges = {name for split in searched for name in split["val"]}
+    return judges, judges.union(*(split["train"] for split in searched))
+
+
 def is_shown(pair: Pair) -> bool:
     """Return whether the difference of two variants is shown.
 
@@ -95,9 +101,8 @@ def _sentence(matrix: ScoreMatrix, comparison: Comparison) -> str:
 def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequence[str]]]) -> str:
     """Say how many test patients are new to a winner's settings, if not all are."""
     winners = [variant for variant in matrix.variants if variant.startswith(WINNER)]
-    judges = {name for split in searched for name in split["val"]}
-    trained = {name for split in searched for name in split["train"]} - judges
-    judged, used = (len(group.intersection(matrix.patients)) for group in (judges, trained))
+    judges, seen = patients_of(searched)
+    judged, used = (len(group & set(matrix.patients)) for group in (judges, seen - judges))
     if not winners or not judged + used:
         return ""
     new = len(matrix.patients) - judged - used

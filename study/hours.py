@@ -15,6 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from brainseg.config import Experiment, load_experiment
+from study.candidates import Search
 from study.plan import Cluster, Trial, TrialResources, trials_on
 from study.results import TrialFolder
 from study.setup import Setup
@@ -151,8 +152,9 @@ def describe_hours(
     """
     known = Known(setup.folder.parent)
     slices = len(setup.data.slices)
+    candidates = setup.num_open_candidates()
     # An epoch of a search is taken to cost what the variants' cost on average.
-    needed = [*trials, *(setup.trials if setup.num_open_candidates() else ())]
+    needed = [*trials, *(setup.trials if candidates else ())]
     kinds = {trial: Kind.of(trial.experiment, slices, resources) for trial in needed}
     missing = [
         str(kind)
@@ -167,7 +169,7 @@ def describe_hours(
         training = known.training(kinds[trial], trial.experiment, done)
         assert training is not None
         seconds.append(training + known.rest(kinds[trial]))
-    searching, each = _search_seconds(setup, known, kinds)
+    searching, each = _search_seconds(setup.search, candidates, known, kinds)
     lines = [("epochs known", _describe_epochs(known, dict.fromkeys(kinds.values())))]
     lines += [("trial-hours", _describe_work(sum(seconds), searching, each))]
     ways = {"now": resources.concurrent - resources.coming}
@@ -181,18 +183,18 @@ def describe_hours(
 
 
 def _search_seconds(
-    setup: Setup, known: Known, kinds: Mapping[Trial, Kind]
+    search: Search | None, candidates: int, known: Known, kinds: Mapping[Trial, Kind]
 ) -> tuple[float, float]:
-    """Return the seconds of a search if halving alone saves, and those of one of its epochs."""
-    if setup.search is None or not setup.num_open_candidates():
+    """Return the seconds of candidates if halving alone saves, and those of one epoch."""
+    if search is None or not candidates:
         return 0.0, 0.0
     means = []
     for trial, kind in kinds.items():
         training = known.training(kind, trial.experiment)
         assert training is not None
         means.append(training / sum(stage.epochs for stage in trial.experiment.stages))
-    each = fmean(means) * setup.search.folds
-    return each * setup.search.halving.expected_epochs(setup.num_open_candidates()), each
+    each = fmean(means) * search.folds
+    return each * search.halving.expected_epochs(candidates), each
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:

@@ -23,6 +23,7 @@ from optuna.trial import FixedTrial, create_trial
 
 from study.candidates import SCORE, Search, candidate_folder, read_params
 from study.compare import Pair, compare
+from study.conclude import patients_of
 from study.document import (
     NONE,
     Block,
@@ -163,8 +164,7 @@ def _winner(records: Records) -> list[Block]:
     if not winners or not splits or not records.matrix.patients:
         return []
     winner = winners[-1]  # former ones come before it
-    judges = set().union(*(split["val"] for split in splits))
-    seen = judges.union(*(split["train"] for split in splits))
+    judges, seen = patients_of(splits)
     everyone = set(records.matrix.patients)
     rows = []
     for group, patients in (
