@@ -40,6 +40,7 @@ from study.plan import TrialResources
 from study.results import Row
 from study.samplers import Seeded
 from study.scheduler import Decisions, build_scheduler, drop_broken_line
+from study.space import VARIANT
 from study.tuning import Reporter, fit
 
 NAME = "search"
@@ -130,6 +131,8 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
             self._settle(trial)
 
     def _settle(self, trial: FrozenTrial) -> None:
+        if VARIANT not in trial.params:  # the driver ended before it was drawn: drawn yet
+            return
         folder = candidate_folder(self._folder, trial.number)
         candidate = self._search.candidate(trial.number, trial.params)
         self._mirror.pull_trial(candidate.path)

@@ -147,6 +147,25 @@ def test_a_search_killed_while_it_draws_goes_on_to_the_same_candidates(
     assert _same(tmp_path, quiet)
 
 
+@pytest.mark.parametrize("drawn", [0, 1, 9])
+def test_a_search_killed_before_it_draws_goes_on_to_the_same_candidates(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch, drawn: int
+) -> None:
+    suggest, left = Space.suggest, iter(range(drawn))
+
+    def fail_late(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise KilledError
+        return suggest(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Space, "suggest", fail_late)
+        Drive(build_search(tmp_path, 14), tmp_path).run(patch)
+    assert {} in [trial[3] for trial in history_of(tmp_path)]
+    Drive(build_search(tmp_path, 14), tmp_path).run(monkeypatch)
+    assert _same(tmp_path, quiet)
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 def test_a_search_killed_again_and_again_goes_on_to_the_same_candidates(
