@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import cv2
 import pytest
 from processes import PATIENCE, Study, assert_equal, trials_of, wait_until
 from ray.cluster_utils import Cluster
+from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
 from study.results import TrialFolder
@@ -19,12 +22,25 @@ from study.run import FINISHED, KNOWN_ERROR, SOME_FAILED
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-@pytest.fixture
-def killed(study: Study) -> Study:
-    """A study whose driver was killed after an epoch of stage 2."""
+@pytest.fixture(scope="module")
+def interrupted(
+    tmp_path_factory: pytest.TempPathFactory, phantom_root: Path, unhurried: Experiment
+) -> Path:
+    """The results of a study whose driver was killed after an epoch of stage 2: to be copied."""
+    study = Study(tmp_path_factory.mktemp("interrupted"), phantom_root, unhurried)
     study.start()
-    study.wait_for_epoch(3)
-    study.kill()
+    try:
+        study.wait_for_epoch(3)
+        study.kill()
+    finally:
+        study.end()
+    return study.results.parent
+
+
+@pytest.fixture
+def killed(interrupted: Path, study: Study) -> Study:
+    """Its copy in another folder: whoever goes on with it, goes on with a study that moved."""
+    shutil.copytree(interrupted, study.results.parent, symlinks=True)
     return study
 
 
@@ -42,32 +58,42 @@ def _empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_damaged_checkpoints_are_passed_over_for_the_one_before_or_the_beginning(
     undisturbed: Study, killed: Study
 ) -> None:
     """Tune's own files are cut in half too: nobody reads them."""
-    one, other = killed.checkpoints().values()
-    _truncate(one[-1] / "state.safetensors")
-    _flip_a_bit(other[-1] / "state.safetensors")
+    other, one = sorted(killed.checkpoints().values(), key=len)
+    _flip_a_bit(one[-1] / "state.safetensors")
+    for number, checkpoint in enumerate(other):
+        (_empty, _truncate)[number % 2](checkpoint / "best.safetensors")
     states = [path for path in killed.results.glob("tune/**/*") if path.is_file()]
     assert any(path.name.startswith("experiment_state") for path in states)
     for path in states:
         _truncate(path)
     killed.finish()
-    assert killed.log().count("is damaged and passed over") == 2
-    assert "goes on after epoch" in killed.log()
+    assert killed.log().count("is damaged and passed over") == 1 + len(other)
+    assert killed.log().count("goes on after epoch") == 1
     assert_equal(killed, undisturbed)
 
 
-def test_without_any_whole_checkpoint_a_trial_begins_anew(
-    undisturbed: Study, killed: Study
-) -> None:
+def test_a_resume_that_forgets_is_noticed(undisturbed: Study, killed: Study) -> None:
+    """A checkpoint without AdamW's first moments must not pass for a whole one."""
     for checkpoints in killed.checkpoints().values():
-        for checkpoint in checkpoints:
-            _empty(checkpoint / "best.safetensors")
+        _forget_moments(checkpoints[-1])
     killed.finish()
-    assert killed.log().count("is damaged and passed over") >= 3
-    assert_equal(killed, undisturbed)
+    with pytest.raises(AssertionError):
+        assert_equal(killed, undisturbed)
+
+
+def _forget_moments(checkpoint: Path) -> None:
+    """Zero AdamW's moments, the checksums made to fit."""
+    path = checkpoint / "state.safetensors"
+    state = load_file(path)
+    save_file({k: v * (not k.endswith("exp_avg")) for k, v in state.items()}, path)
+    manifest = checkpoint / "manifest.json"
+    sums = json.loads(manifest.read_text())
+    sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(sums))
 
 
 def test_swapped_checkpoints_are_noticed(undisturbed: Study, killed: Study) -> None:
@@ -92,20 +118,17 @@ def test_memory_that_runs_out_halves_the_batches_of_that_trial(
 
 
 def test_a_dataset_that_changed_is_refused(
-    study: Study, phantom_root: Path, tmp_path: Path
+    killed: Study, phantom_root: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(phantom_root, data)
-    study.command[-1] = str(data)
-    study.start()
-    study.wait_for_epoch(1)
-    study.kill()
     image = next(path for path in sorted(data.glob("*/*.tif")) if "mask" not in path.name)
     pixels = cv2.imread(str(image))
     assert pixels is not None
     cv2.imwrite(str(image), 255 - pixels)
-    assert study.start().wait(PATIENCE) == KNOWN_ERROR
-    assert "holds another study (fingerprint: " in study.log()
+    killed.command[-1] = str(data)
+    assert killed.start().wait(PATIENCE) == KNOWN_ERROR
+    assert "holds another study (fingerprint: " in killed.log()
 
 
 @pytest.fixture
@@ -206,17 +229,13 @@ def _mount_share(disk: Path, share: Path) -> None:
 
 
 def test_storage_that_cannot_be_written_is_a_sentence(
-    undisturbed: Study, small_disk: Path, study_on_disk: Study
+    undisturbed: Study, interrupted: Path, small_disk: Path, study_on_disk: Study
 ) -> None:
-    study_on_disk.start()
-    study_on_disk.wait_for_epoch(2)
-    study_on_disk.kill()
+    shutil.copytree(interrupted, study_on_disk.results.parent, symlinks=True)
     wait_until(lambda: _remount(small_disk, "ro"))
-    log = (study_on_disk.folder / "log.txt").stat().st_size
     refused = subprocess.run(
         study_on_disk.command, cwd=study_on_disk.folder, capture_output=True, timeout=PATIENCE
     )
-    assert log
     assert refused.returncode == KNOWN_ERROR
     assert b"Read-only file system" in refused.stderr
     assert refused.stderr.count(b"\n") == 1

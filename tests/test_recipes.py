@@ -136,6 +136,7 @@ def _can_have_nodes() -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     not _can_have_nodes(), reason="needs root, unshare and ip: nodes in namespaces"
