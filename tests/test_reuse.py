@@ -87,6 +87,7 @@ def test_trials_of_one_process_have_the_bits_of_trials_alone_and_trouble_ends_th
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.exhaustive
 def test_a_process_does_not_grow_from_trial_to_trial(
     tmp_path: Path, data: SliceStore, tiny: Experiment
 ) -> None:
