@@ -16,6 +16,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
+from brainseg.store import open_dataset
 from study.results import TrialFolder
 from study.run import FINISHED, KNOWN_ERROR, SOME_FAILED
 
@@ -31,17 +32,22 @@ def interrupted(
     study.start()
     try:
         study.wait_for_epoch(3)
+        wait_until(lambda: all(len(kept) > 1 for kept in study.checkpoints().values()))
         study.kill()
     finally:
         study.end()
+    assert len(study.checkpoints()) == 2
+    assert not list(study.results.glob("trials/*/result.json")), "the moment was missed"
     return study.results.parent
 
 
 @pytest.fixture
-def killed(interrupted: Path, study: Study) -> Study:
-    """Its copy in another folder: whoever goes on with it, goes on with a study that moved."""
+def killed(interrupted: Path, study: Study) -> Iterator[Study]:
+    """Its copy in another folder, the original away: who goes on, goes on with one that moved."""
     shutil.copytree(interrupted, study.results.parent, symlinks=True)
-    return study
+    away = interrupted.rename(interrupted.with_name("away"))
+    yield study
+    away.rename(interrupted)
 
 
 def _truncate(path: Path) -> None:
@@ -122,6 +128,7 @@ def test_a_dataset_that_changed_is_refused(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(phantom_root, data)
+    open_dataset(data)  # decoded and stored as it is; then a file changes
     image = next(path for path in sorted(data.glob("*/*.tif")) if "mask" not in path.name)
     pixels = cv2.imread(str(image))
     assert pixels is not None

@@ -93,6 +93,8 @@ def test_a_trial_that_dies_too_often_has_failed_and_is_run_again_on_request(
     study.trial_processes()[0].kill()
     assert process.wait(PATIENCE) == SOME_FAILED
     assert "failed: " in study.log()
+    again = study.start()
+    assert again.wait(PATIENCE) == SOME_FAILED
     study.finish("--retry-failed")
     assert_equal(study, undisturbed)
 
