@@ -131,7 +131,7 @@ class Proposer(OptunaSearch):  # type: ignore[misc]
             self._settle(trial)
 
     def _settle(self, trial: FrozenTrial) -> None:
-        if VARIANT not in trial.params:  # the driver ended before it was drawn: drawn yet
+        if VARIANT not in trial.params:  # a driver ended before it was drawn: `suggest` does it
             return
         folder = candidate_folder(self._folder, trial.number)
         candidate = self._search.candidate(trial.number, trial.params)

@@ -128,41 +128,27 @@ def test_a_search_killed_anywhere_goes_on_to_the_same_candidates(
     assert kills > 3
 
 
-@pytest.mark.parametrize("draws", [1, 3, 30])
-def test_a_search_killed_while_it_draws_goes_on_to_the_same_candidates(
-    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch, draws: int
+@pytest.mark.parametrize(
+    ("step", "times"),
+    [*(("suggest", times) for times in (0, 1, 9)), *(("_draw", times) for times in (1, 3, 30))],
+)
+def test_a_search_killed_before_or_while_it_draws_goes_on_to_the_same_candidates(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch, step: str, times: int
 ) -> None:
-    draw, left = Space._draw, iter(range(draws))
+    whole, left = getattr(Space, step), iter(range(times))
 
     def fail_late(*args: Any) -> Any:
         if next(left, None) is None:
             raise KilledError
-        return draw(*args)
+        return whole(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Space, "_draw", fail_late)
+        patch.setattr(Space, step, fail_late)
         Drive(build_search(tmp_path, 14), tmp_path).run(patch)
+    (drawn,) = [trial[3] for trial in history_of(tmp_path) if trial[1] == "RUNNING"]
+    assert bool(drawn) == (step == "_draw")
     rows = Drive(build_search(tmp_path, 14), tmp_path).run(monkeypatch)
     assert len(rows) == 14
-    assert _same(tmp_path, quiet)
-
-
-@pytest.mark.parametrize("drawn", [0, 1, 9])
-def test_a_search_killed_before_it_draws_goes_on_to_the_same_candidates(
-    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch, drawn: int
-) -> None:
-    suggest, left = Space.suggest, iter(range(drawn))
-
-    def fail_late(*args: Any) -> Any:
-        if next(left, None) is None:
-            raise KilledError
-        return suggest(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Space, "suggest", fail_late)
-        Drive(build_search(tmp_path, 14), tmp_path).run(patch)
-    assert {} in [trial[3] for trial in history_of(tmp_path)]
-    Drive(build_search(tmp_path, 14), tmp_path).run(monkeypatch)
     assert _same(tmp_path, quiet)
 
 
