@@ -16,4 +16,4 @@ test-all: ## every test, the slow ones included
 	pytest -m "slow or not slow"
 
 golden: ## write the golden losses anew; review the difference in git
-	BRAINSEG_WRITE_GOLDEN=1 pytest tests/test_training.py -k golden
+	BRAINSEG_WRITE_GOLDEN=1 pytest tests/brainseg/training/test_trainer.py -k golden

@@ -14,26 +14,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from brainseg.compute import Compute
     from brainseg.config import Experiment, load_experiment
-    from brainseg.epoch import EpochReport
+    from brainseg.data.phantom import generate_phantom
+    from brainseg.data.slice_store import open_dataset
     from brainseg.errors import BrainsegError
-    from brainseg.phantom import generate_phantom
-    from brainseg.predictor import Predictor
-    from brainseg.store import open_dataset
-    from brainseg.training import TrainResult, train_two_stage
+    from brainseg.inference.predictor import Predictor
+    from brainseg.model.device import Compute
+    from brainseg.training.epoch import EpochReport
+    from brainseg.training.trainer import TrainResult, train_two_stage
 
 _HOME = {
     "BrainsegError": "errors",
-    "Compute": "compute",
-    "EpochReport": "epoch",
+    "Compute": "model.device",
+    "EpochReport": "training.epoch",
     "Experiment": "config",
-    "Predictor": "predictor",
-    "TrainResult": "training",
-    "generate_phantom": "phantom",
+    "Predictor": "inference.predictor",
+    "TrainResult": "training.trainer",
+    "generate_phantom": "data.phantom",
     "load_experiment": "config",
-    "open_dataset": "store",
-    "train_two_stage": "training",
+    "open_dataset": "data.slice_store",
+    "train_two_stage": "training.trainer",
 }
 
 __all__ = [

@@ -21,8 +21,7 @@ from pydantic import (
 )
 
 from brainseg.errors import ConfigError
-from brainseg.keys import assign, flatten
-from brainseg.place import name_of, to_place
+from brainseg.storage.urls import name_of, to_place
 
 NUM_FOLDS = 10
 """Folds that the patients are dealt into; a rotation r in [0, 10) says which are tested."""
@@ -292,3 +291,47 @@ def _validated(tree: dict[str, Any], origin: str) -> Experiment:
                 found = "" if is_ours else f"{key} is {problem['input']!r}: "
                 lines.append(f"{found}{reason[0].lower()}{reason[1:]}")
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
+
+
+# --- keys ---
+
+
+def assign(tree: dict[str, Any], key: str, value: object) -> None:
+    """Give the value of a dotted key another one, in place.
+
+    Raises:
+        KeyError: If the tree has no such key.
+    """
+    *parents, last = key.split(".")
+    node: Any = tree
+    try:
+        for part in parents:
+            node = node[_position(part)] if isinstance(node, list) else node[part]
+        if isinstance(node, list):
+            node[_position(last)] = value
+        elif last in node:
+            node[last] = value
+        else:
+            raise KeyError(last)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        raise KeyError(key) from error
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree by their dotted keys, in its order."""
+    if isinstance(node, dict):
+        items: Iterable[tuple[Any, Any]] = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+    else:
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _position(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(text)  # int() would take -1 for the last stage
+    return int(text)

@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainseg.command import FINISHED, build_parser, run_command
-from brainseg.compute import Compute
+from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.config import Experiment
+from brainseg.data.preprocess import preprocess
+from brainseg.data.slice_store import SliceStore, open_default
 from brainseg.errors import CheckpointError, ConfigError
-from brainseg.model import infer_logits, normalise
-from brainseg.modelfile import ModelHeader
-from brainseg.place import to_place
-from brainseg.predictor import Predictor
-from brainseg.preprocess import preprocess
-from brainseg.store import SliceStore, open_default
+from brainseg.inference.predictor import Predictor
+from brainseg.model.device import Compute
+from brainseg.model.model_file import ModelHeader
+from brainseg.model.networks import infer_logits, normalise
+from brainseg.storage.urls import to_place
 
 TOLERANCE = 1e-3
 """Largest difference of a probability that is put down to rounding."""

@@ -1,6 +1,6 @@
 """TP, FP, FN, TN per slice, and every score derived from them. No gradient.
 
-Only counting needs torch: a report derives scores from counts without it.
+Counting takes NumPy arrays or torch tensors; torch itself is needed for tensors alone.
 
 The empty-mask rule, once and for all scores: where there is no tumour and none is predicted, a
 score is 1; where its own ratio is 0/0 otherwise (precision with nothing predicted, recall with
@@ -14,7 +14,7 @@ that hold tumour.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,27 +22,32 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+Masks = TypeVar("Masks", NDArray[Any], "torch.Tensor")
+
 Counts = NDArray[np.int64 | np.float64]
 """(..., 4): TP, FP, FN, TN in pixels; int64, or float64 where they are means over seeds."""
 
 
-def count_pixels(predicted_BHW: torch.Tensor, masks_BHW: torch.Tensor) -> torch.Tensor:
+def count_pixels(predicted_BHW: Masks, masks_BHW: Masks) -> Masks:
     """Count the pixels of each slice.
 
     Args:
-        predicted_BHW: bool, True where tumour is predicted.
-        masks_BHW: bool or 0/1, where tumour is, on the same device.
+        predicted_BHW: bool, True where tumour is predicted; an array or a tensor.
+        masks_BHW: bool or 0/1, where tumour is; of the same kind, on the same device.
 
     Returns:
-        int64 (B, 4) on the masks' device: TP, FP, FN, TN.
+        int64 (B, 4), of the same kind and on the same device: TP, FP, FN, TN.
     """
-    import torch
-
-    predicted, true = predicted_BHW.bool(), masks_BHW.bool()
+    predicted, true = predicted_BHW != 0, masks_BHW != 0
     tp = (predicted & true).sum((1, 2))
     fp, fn = predicted.sum((1, 2)) - tp, true.sum((1, 2)) - tp
-    tn = predicted[0].numel() - tp - fp - fn
-    return torch.stack([tp, fp, fn, tn], dim=1)
+    tn = predicted.shape[1] * predicted.shape[2] - tp - fp - fn
+    stack: Any = np.stack
+    if not isinstance(predicted, np.ndarray):
+        import torch
+
+        stack = torch.stack
+    return cast("Masks", stack([tp, fp, fn, tn], 1))
 
 
 def dice(counts: Counts) -> NDArray[np.float64]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from brainseg.command import FINISHED, SOME_FAILED, build_parser, run_command
-from brainseg.compute import Compute
-from brainseg.inputs import count_slices, find_scans, read_batches
-from brainseg.outputs import Results, summary_lines
-from brainseg.predictor import Predictor
-from brainseg.storage import new_folder
+from brainseg.cli import FINISHED, SOME_FAILED, build_parser, run_command
+from brainseg.inference.predictor import Predictor
+from brainseg.inference.readers import count_slices, find_scans, read_batches
+from brainseg.inference.writers import Results, summary_lines
+from brainseg.model.device import Compute
+from brainseg.storage.files import new_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.command import FINISHED, build_parser, run_command
-from brainseg.copies import pull
+from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.errors import ConfigError, StudyError
-from brainseg.place import is_url
-from brainseg.remote import RemoteFolder
-from brainseg.storage import patiently, write_text
-from study.mirror import is_for_readers
+from brainseg.storage.files import patiently, write_text
+from brainseg.storage.remote import RemoteFolder, pull
+from brainseg.storage.urls import is_url
+from study.storage.sync import is_for_readers
 
 _MARKER = ".fetched-from"
 _EXAMPLES = """\

@@ -13,24 +13,24 @@ from rich.console import Console
 
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
-from brainseg.place import is_url, join_place
-from brainseg.remote import require_store
-from study.account import describe_study, published_rows
-from study.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name, read_params
-from study.console import Progress, print_lines, print_ranking
-from study.findings import ranked_rows
-from study.folder import check_folder, default_name, read_study
-from study.lease import held
-from study.mirror import Mirror
-from study.options import parse_options
-from study.plan import Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
-from study.report import write_report
-from study.results import FAILURES, Row, collect
-from study.standings import is_variant, ranked, write_standings
+from brainseg.storage.remote import require_store
+from brainseg.storage.urls import is_url, join_place
+from study.cli import parse_options
+from study.report.build import write_report
+from study.report.provenance import describe_study, published_rows
+from study.report.sections import ranked_rows
+from study.spec.grid import Cluster, Node, Trial, TrialResources, num_epochs, share_cluster
+from study.storage.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_name, read_params
+from study.storage.leaderboard import is_variant, ranked, write_standings
+from study.storage.lease import held
+from study.storage.study_folder import check_folder, default_name, read_study
+from study.storage.sync import Mirror
+from study.storage.tables import FAILURES, Row, collect
+from study.tune.progress import Progress, print_lines, print_ranking
 
 if TYPE_CHECKING:
-    from study.attempt import Task
-    from study.setup import Request, Setup
+    from study.pipeline import Request, Setup
+    from study.tune.trainable import Task
 
 FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
 _SHARED = "on a disk that all nodes share, or as a URL such as s3://BUCKET/PREFIX"
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _study(args: argparse.Namespace, console: Console) -> int:
     require_store(args.storage)  # before the imports, which take longest
-    from study.examples import draw_examples
-    from study.probabilities import collect_ensembles
-    from study.setup import prepare
+    from study.pipeline import prepare
+    from study.report.examples import draw_examples
+    from study.storage.probability_maps import collect_ensembles
 
     setup = prepare(_request(args), console.print, download=not args.plan)
     if args.plan:
@@ -89,8 +89,7 @@ def _study(args: argparse.Namespace, console: Console) -> int:
 
 
 def _plan(args: argparse.Namespace, setup: Setup, console: Console) -> None:
-    from study.forecast import describe_plan
-    from study.hours import describe_hours
+    from study.estimate import describe_hours, describe_plan
 
     setup.mirror.pull()
     is_there = not args.fresh and check_folder(setup.folder, setup.question)
@@ -104,7 +103,7 @@ def _plan(args: argparse.Namespace, setup: Setup, console: Console) -> None:
 
 
 def _request(args: argparse.Namespace) -> Request:
-    from study.setup import Request
+    from study.pipeline import Request
 
     return Request(
         grid=args.grid,
@@ -125,11 +124,11 @@ def _request(args: argparse.Namespace) -> Request:
 
 def _run_open(args: argparse.Namespace, setup: Setup, console: Console) -> Setup:
     """Run what is left of the search, then of the trials; return the setup with the winner."""
-    from study.attempt import Task
-    from study.cluster import cluster
-    from study.forecast import require_disk
-    from study.setup import write_facts
-    from study.tuning import run_trials
+    from study.estimate import require_disk
+    from study.pipeline import write_facts
+    from study.tune.cluster import cluster
+    from study.tune.trainable import Task
+    from study.tune.tuner import run_trials
 
     def task(trial: Trial) -> Task:
         data = setup.data
@@ -169,7 +168,7 @@ def _curves(setup: Setup) -> str:
 
 def _require_shared(setup: Setup) -> None:
     """Refuse local paths that some node does not see."""
-    from study.cluster import require_shared
+    from study.tune.cluster import require_shared
 
     data, weights = setup.data, setup.question.base.model.encoder_weights
     if not setup.mirror.is_remote:
@@ -189,7 +188,7 @@ def _search(
     console: Console,
 ) -> Setup:
     """Run what is left of the search; return the setup with its winner, if it has one."""
-    from study.search import run_search
+    from study.tune.searcher import run_search
 
     search, left = setup.search, setup.num_open_candidates()
     assert search is not None
@@ -244,7 +243,7 @@ def _resources(args: argparse.Namespace, nodes: Cluster, setup: Setup) -> TrialR
 def _cluster(address: str | None) -> Cluster:
     """What there is, without starting Ray where it does not run."""
     if address is not None:
-        from study.cluster import cluster
+        from study.tune.cluster import cluster
 
         with cluster(address) as nodes:
             return nodes

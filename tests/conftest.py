@@ -12,11 +12,11 @@ import torch
 from processes import Study
 from s3 import CREDENTIALS, Store
 
-from brainseg.compute import Compute
 from brainseg.config import Experiment
-from brainseg.phantom import generate_phantom
-from brainseg.store import SliceStore, open_dataset
-from brainseg.training import train_two_stage
+from brainseg.data.phantom import generate_phantom
+from brainseg.data.slice_store import SliceStore, open_dataset
+from brainseg.model.device import Compute
+from brainseg.training.trainer import train_two_stage
 
 # Ray starts trials at niceness 15: beside other tests they would hardly move.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -135,7 +135,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated study of four variants with its report; one of its trials failed."""
     from generated import generate_study
 
-    from study.report import write_report
+    from study.report.build import write_report
 
     study = generate_study(tmp_path_factory.mktemp("generated") / "study", failed=(3,))
     write_report(study)

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from brainseg.config import Experiment
 from brainseg.metrics import dice
-from brainseg.storage import write_bytes, write_text
-from study.examples import EXAMPLE_COLUMNS
-from study.folder import Question, write_study
-from study.plan import Trial, plan_trials
-from study.results import TABLES, Row, TrialFolder, collect, write_csv
+from brainseg.storage.files import write_bytes, write_text
+from study.report.examples import EXAMPLE_COLUMNS
+from study.spec.grid import Trial, plan_trials
+from study.storage.study_folder import Question, write_study
+from study.storage.tables import TABLES, Row, TrialFolder, collect, write_csv
 
 SITES = ("CS", "DU", "FG", "HT", "EZ")
 STAGES = {"plain": 0.0, "flips": 0.01, "threshold": 0.005, "largest component": -0.01}

@@ -76,11 +76,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from brainseg.config import Experiment
-    from study import tuning
-    from study.attempt import Task
-    from study.cluster import cluster
-    from study.console import Progress
-    from study.plan import Trial, TrialResources
+    from study.spec.grid import Trial, TrialResources
+    from study.tune import tuner as tuning
+    from study.tune.cluster import cluster
+    from study.tune.progress import Progress
+    from study.tune.trainable import Task
 
     folder, temporary = Path(tempfile.mkdtemp()), tempfile.mkdtemp(prefix="ray")
     resources = TrialResources(1, 0, 0, args.nodes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study.scores import Floats, ScoreMatrix
+from study.analysis.scores import Floats, ScoreMatrix
 
 
 def matrix_of(dice: Floats | list[list[list[float]]], num_folds: int = 1) -> ScoreMatrix:

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from brainseg.config import Experiment
-from brainseg.modelfile import load_model
+from brainseg.model.model_file import load_model
 from study.run import FINISHED
 
 PATIENCE = 300.0  # seconds; on an idle machine everything here takes less than 30

@@ -11,8 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from brainseg.copies import local_files
-from brainseg.remote import RemoteFolder
+from brainseg.storage.remote import RemoteFolder, local_files
 
 BUCKET = "bucket"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}

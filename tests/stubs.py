@@ -20,17 +20,17 @@ from typing import Any
 import pytest
 
 from brainseg.config import Experiment
-from brainseg.epoch import EpochReport
 from brainseg.errors import DivergedError
-from study import objective
-from study.attempt import Task
-from study.candidates import SCORE, Candidate, Search
-from study.plan import GRIDS, TrialResources
-from study.results import Row
-from study.scheduler import STOP, Decisions, build_scheduler
-from study.search import Proposer, run_search
-from study.space import Space, load_space
-from study.standings import write_standings
+from brainseg.training.epoch import EpochReport
+from study.spec.grid import GRIDS, TrialResources
+from study.spec.search_space import Space, load_space
+from study.storage.candidates import SCORE, Candidate, Search
+from study.storage.leaderboard import write_standings
+from study.storage.tables import Row
+from study.tune import trainable as objective
+from study.tune.schedulers import STOP, Decisions, build_scheduler
+from study.tune.searcher import Proposer, run_search
+from study.tune.trainable import Task
 
 RANGES = """
 stages.0.learning_rate: {low: 0.0001, high: 0.01, log: true}
@@ -155,7 +155,7 @@ def history_of(folder: Path) -> list[tuple[Any, ...]]:
     """Optuna's own record of a search, without its times."""
     import optuna
 
-    from study.search import NAME, open_journal
+    from study.tune.searcher import NAME, open_journal
 
     study = optuna.load_study(study_name=NAME, storage=open_journal(folder / "search/journal.log"))
     return [
@@ -167,8 +167,8 @@ def main() -> None:
     """Search through Tune, in this process, and say how many candidates it has."""
     from rich.console import Console
 
-    from study.cluster import cluster
-    from study.console import Progress
+    from study.tune.cluster import cluster
+    from study.tune.progress import Progress
 
     folder, candidates, concurrent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     options: dict[str, Any] = dict(zip(("sampler", "scheduler"), sys.argv[4:], strict=False))

@@ -11,38 +11,37 @@ from types import ModuleType
 
 import pytest
 
-from brainseg import demo, explore, export, predict
+from brainseg import export, predict
 from brainseg.config import Experiment, load_experiment
+from brainseg.demo import __main__ as demo
+from brainseg.explore import __main__ as explore
 from study import fetch, run
-from study.options import build_parser
-from study.plan import GRIDS, plan_trials
-from study.space import load_space
+from study.cli import build_parser
+from study.spec.grid import GRIDS, plan_trials
+from study.spec.search_space import load_space
 
 ROOT = Path(__file__).parents[1]
-ORDER = [
-    *("errors", "command", "storage", "place", "refusals", "remote", "copies", "keys", "config"),
-    "compute",
-    *("index", "phantom", "store", "patients", "split"),
-    *("preprocess", "augment", "batches", "loss", "metrics", "encoders", "model", "modelfile"),
-    *("checkpoint", "stage", "epoch", "training"),
-    *("overlay", "survey", "covariates", "quality", "narrative", "exploration", "charts"),
-    *("sheets", "exhibits", "explore", "volume", "inputs", "outputs", "predictor", "predict"),
-    *("export", "evaluation", "shelf", "samples", "panels", "desk", "webpage", "demo"),
-    *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
-    *("scores", "resample", "variance", "compare"),
-    *("conclude", "slices", "probabilities", "examples", "folder", "mirror", "lease", "setup"),
-    *("forecast", "hours", "board", "breakdown", "stages", "calibration", "document", "records"),
-    *("figures", "cases", "findings", "account", "latex", "cards", "page", "search_figures"),
-    *("search_report", "report", "console", "token", "cluster", "waiting", "attempt", "trial"),
-    *("tuning", "objective", "scheduler", "samplers", "search", "options", "run", "fetch"),
-]
+ARROWS = (
+    "brainseg.errors brainseg.storage brainseg.cli brainseg.config brainseg.metrics brainseg.data",
+    "brainseg.model brainseg.training brainseg.inference brainseg.explore brainseg.demo",
+    "brainseg.predict brainseg.export brainseg study.spec study.storage study.analysis",
+    "study.report study.cli study.tune study.pipeline study.estimate study.run study.fetch",
+)
+ORDER = " ".join(ARROWS).split()
+"""What may import what: a package or a module at the top imports from its left."""
+LIGHT = ("study.spec", "study.storage", "study.analysis", "study.report", "study.cli")
 COMMANDS = (run, fetch, explore, predict, export, demo)
 MODULES = [
     path
     for package in ("brainseg", "study")
-    for path in sorted((ROOT / package).glob("*.py"))
+    for path in sorted((ROOT / package).rglob("*.py"))
     if path.stem != "__init__"
 ]
+
+
+def _room(module: str) -> str:
+    """Return the package of a stage, or the module at the top, that a dotted name is in."""
+    return ".".join(module.split(".")[:2])
 
 
 def _imports(path: Path) -> set[str]:
@@ -55,58 +54,19 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def _top_level_imports(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {
-        name
-        for node in nodes
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-        )
-    }
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_a_module_imports_only_from_its_left(path: Path) -> None:
-    allowed = ORDER[: ORDER.index(path.stem)]
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_imports_follow_the_arrows(path: Path) -> None:
+    room = _room(".".join(path.relative_to(ROOT).with_suffix("").parts))
     for name in _imports(path):
-        package, _, module = name.partition(".")
-        if package in ("brainseg", "study") and module:
-            assert module in allowed, f"{path.stem} imports {name}, which comes after it"
+        package = name.split(".")[0]
+        if package in ("brainseg", "study"):
+            assert ORDER.index(_room(name)) <= ORDER.index(room), f"{room} imports {name}"
+        assert package != "ray" or room == "study.tune", "only study/tune/ imports Ray"
+        assert package != "torch" or room not in LIGHT, f"{room} works without torch"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "brainseg").glob("*.py")), ids=lambda p: p.stem)
-def test_brainseg_never_imports_ray_or_the_study(path: Path) -> None:
-    packages = {name.split(".")[0] for name in _imports(path)}
-    assert not packages & {"ray", "study"}
-
-
-REPORT = (
-    *("plan", "results", "ranges", "space", "halving", "candidates", "standings"),
-    *("options", "mirror", "fetch"),
-    *("scores", "resample", "variance", "compare", "conclude", "slices"),
-    *("folder", "breakdown", "stages", "calibration", "document", "records", "figures", "cases"),
-    *("findings", "account", "latex", "cards", "page", "search_figures", "search_report"),
-    *("report", "console"),
-)
-
-
-@pytest.mark.parametrize("module", REPORT)
-def test_what_redoes_a_report_imports_neither_torch_nor_ray(module: str) -> None:
-    names = _top_level_imports(ROOT / "study" / f"{module}.py")
-    light = {"errors", "command", "storage", "keys", "config", "metrics", *REPORT}
-    light |= {"place", "refusals", "remote", "copies"}
-    for name in names:
-        package, _, inner = name.partition(".")
-        assert package not in ("torch", "ray")
-        assert package not in ("brainseg", "study") or not inner or inner in light
-
-
-def test_a_comparison_loads_neither_torch_nor_ray() -> None:
-    code = "import sys, study.conclude; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+def test_a_report_loads_neither_torch_nor_ray() -> None:
+    code = "import sys, study.report.build; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -155,9 +115,7 @@ def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def test_the_readme_names_every_file_and_both_commands() -> None:
+def test_the_readme_names_both_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "pip install -e . && python -m study.run --grid baseline" in text
     assert 'pip install -e ".[test]" && pytest' in text
-    for path in MODULES:
-        assert f"  {path.name}" in text, f"{path.name} is missing from the file tree"

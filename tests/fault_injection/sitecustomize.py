@@ -24,7 +24,7 @@ def _run_out_of_memory(marker: Path) -> None:
     """Let the next training step of this process fail as torch's allocators do."""
     import torch
 
-    epoch: Any = sys.modules["brainseg.epoch"]
+    epoch: Any = sys.modules["brainseg.training.epoch"]
     step = epoch.dice_bce
 
     def fail(*args: Any) -> Any:

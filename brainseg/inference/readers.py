@@ -1,0 +1,264 @@
+"""Files that a user hands in -> slices, or a sentence on why a file cannot be used.
+
+Images (TIFF, PNG, JPEG) hold one slice, NIfTI volumes many. `<name>_mask.<suffix>` beside a file
+is its true mask and no input. Sizes are read from a file's header before anything is decoded, so
+that a small file cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from brainseg.data.layouts import natural_key, patient_of, read_image, read_mask
+from brainseg.errors import DataError
+from brainseg.inference.nifti import VOLUME_SUFFIXES, Volume, open_volume
+
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+MIN_SIDE, MAX_SIDE = 32, 4096
+MAX_BYTES = 64 * 2**20
+
+_FORMATS = ("TIFF", "PNG", "JPEG")
+_MASK = "_mask"
+_EXPECTED = "expected three channels of uint8 (pre-contrast, FLAIR, post-contrast)"
+_MODES = {
+    "1": "one channel of one bit",
+    "L": "one grey channel",
+    "LA": "a grey channel and transparency",
+    "P": "a palette of colours",
+    "RGBA": "four channels, the last one transparency",
+    "CMYK": "four channels of ink (CMYK)",
+    "I": "one channel of 32 bits",
+    "F": "one channel of fractions",
+}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file to predict.
+
+    Attributes:
+        path: An image of one slice, or a volume.
+        mask: Its true mask, where there is one.
+        name: What is written for it, without suffix, relative to the folder of results.
+        patient: The name of its folder, of a volume its own.
+    """
+
+    path: Path
+    mask: Path | None
+    name: Path
+    patient: str
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the file holds more than one slice."""
+        return _suffix(self.path) in VOLUME_SUFFIXES
+
+    @property
+    def suffix(self) -> str:
+        """The file's suffix, in small letters, `.nii.gz` as a whole."""
+        return _suffix(self.path)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """What a file holds.
+
+    Attributes:
+        images: uint8 (H, W, 3) each, channels pre-contrast, FLAIR, post-contrast.
+        masks: bool (H, W) each, True where tumour; None where no true mask is known.
+        volume: Where the slices come from a volume.
+    """
+
+    images: list[NDArray[np.uint8]]
+    masks: list[NDArray[np.bool_]] | None
+    volume: Volume | None = None
+
+
+def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
+    """Find the files to predict, of a folder all below it, in natural order.
+
+    Args:
+        paths: Files and folders.
+
+    Returns:
+        Files, and a sentence for each path that gives none.
+    """
+    scans: dict[Path, Scan] = {}
+    problems = []
+    for path in paths:
+        found = list(_scans_of(path))
+        if not found:
+            reason = "no images or volumes in it" if path.is_dir() else "there is no such file"
+            problems.append(f"{path}: {reason}")
+        for scan in found:
+            other = scans.setdefault(scan.name, scan)
+            if other.path.resolve() != scan.path.resolve():
+                problems.append(f"{scan.path}: would be written over {other.path}'s results")
+    return list(scans.values()), problems
+
+
+def read_scan(scan: Scan) -> Slices:
+    """Check and decode a file and its true mask.
+
+    Raises:
+        DataError: If either cannot be used.
+    """
+    if scan.is_volume:
+        volume = open_volume(scan.path)
+        data = volume.read_slices()
+        check_size(scan.path.name, data.shape[2], data.shape[1])
+        masks = list(open_volume(scan.mask).read_mask(data)) if scan.mask else None
+        return Slices(list(data), masks, volume)
+    image = read_upload(scan.path)
+    masks = [read_upload_mask(scan.mask, image)] if scan.mask else None
+    return Slices([image], masks)
+
+
+def read_batches(
+    scans: Sequence[Scan], size: int, problems: list[str]
+) -> Iterator[list[tuple[Scan, Slices]]]:
+    """Yield files that hold at least `size` slices together, the last ones fewer.
+
+    Args:
+        scans: Files.
+        size: Slices.
+        problems: Gets a sentence for each file that cannot be used.
+    """
+    batch: list[tuple[Scan, Slices]] = []
+    for scan in scans:
+        try:
+            batch.append((scan, read_scan(scan)))
+        except DataError as error:
+            problems.append(f"{scan.path.parent}/{error}")
+        if sum(len(slices.images) for _, slices in batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def count_slices(scan: Scan) -> int:
+    """Return how many slices a file holds; 1 for one that cannot be read."""
+    try:
+        return open_volume(scan.path).num_slices if scan.is_volume else 1
+    except DataError:
+        return 1
+
+
+def read_upload(path: Path) -> NDArray[np.uint8]:
+    """Check the header of an image file, then decode it.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        DataError: If it is no image, too large, or has other than three channels of uint8.
+    """
+    mode = _check_header(path)
+    if mode != "RGB":
+        kind = _MODES.get(mode, "one channel of 16 bits" if mode.startswith("I;16") else mode)
+        raise DataError(f"{path.name}: {kind}; {_EXPECTED}")
+    return read_image(path)
+
+
+def read_upload_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Check the header of a true mask, then decode it.
+
+    Args:
+        path: Of the mask.
+        image: uint8 (H, W, 3), the slice that it belongs to.
+
+    Returns:
+        bool (H, W), True where tumour.
+
+    Raises:
+        DataError: If it cannot be used.
+    """
+    _check_header(path)
+    return read_mask(path, image).astype(bool)
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    """Refuse slices that are too small to show a brain, or too large to be one.
+
+    Raises:
+        DataError: If a side is out of range.
+    """
+    if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
+        limits = f"from {MIN_SIDE} to {MAX_SIDE} pixels"
+        raise DataError(f"{name}: {width} x {height} pixels; expected sides {limits}")
+
+
+def _check_header(path: Path) -> str:
+    """Return the image's mode, as Pillow calls it, once its size is known to be a slice's."""
+    num_bytes = path.stat().st_size
+    if num_bytes > MAX_BYTES:
+        raise DataError(f"{path.name}: {num_bytes:,} bytes; at most {MAX_BYTES:,}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                (width, height), mode = image.size, image.mode
+                pages = getattr(image, "n_frames", 1)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path.name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; "
+            f"expected sides from {MIN_SIDE} to {MAX_SIDE} pixels"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path.name}: no TIFF, PNG or JPEG image") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError) as error:
+        raise DataError(f"{path.name}: cannot be read: {error}") from error
+    check_size(path.name, width, height)
+    if pages != 1:
+        raise DataError(f"{path.name}: {pages} pages; expected one slice in a file")
+    return mode
+
+
+def _scans_of(path: Path) -> Iterator[Scan]:
+    if path.is_dir():
+        name = path.resolve().name
+        for file in sorted(_walk(path), key=lambda file: natural_key(str(file))):
+            yield _scan(file, name / file.relative_to(path))
+    elif path.exists():
+        yield _scan(path, Path(path.name))
+
+
+def _scan(path: Path, name: Path) -> Scan:
+    suffix = _suffix(path)
+    stem = path.name[: len(path.name) - len(suffix)]
+    kinds = VOLUME_SUFFIXES if suffix in VOLUME_SUFFIXES else IMAGE_SUFFIXES
+    masks = (path.with_name(f"{stem}{_MASK}{kind}") for kind in (suffix, *kinds))
+    folder = path.resolve().parent.name
+    return Scan(
+        path=path,
+        mask=next((mask for mask in masks if mask.exists()), None),
+        name=name.with_name(stem),
+        patient=stem if suffix in VOLUME_SUFFIXES else patient_of(folder),
+    )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in files:
+            suffix = _suffix(Path(name))
+            is_mask = name[: len(name) - len(suffix)].endswith(_MASK)
+            known = suffix in IMAGE_SUFFIXES or suffix in VOLUME_SUFFIXES
+            if known and not is_mask and not name.startswith("."):
+                yield Path(place) / name
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix

@@ -1,0 +1,209 @@
+"""Encoders of segmentation-models-pytorch: which there are, and where their weights come from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import save_file
+
+from brainseg.config import ModelConfig
+from brainseg.errors import ConfigError, WeightsError
+from brainseg.storage.files import FAR_WAITS, cache_folder, patiently
+from brainseg.storage.remote import RemoteFolder, is_current
+from brainseg.storage.urls import is_url, name_of
+
+_PROBE_SECONDS = 10.0
+_RETRY_SECONDS = 30.0
+_RESUMES = 5
+
+
+def _import_smp() -> Any:
+    """Import segmentation-models-pytorch beside any build of torch.
+
+    The torchvision of the Python package index for Linux is a CUDA build; beside a CPU build of
+    torch its compiled operators do not load and its import fails, although none of them is used
+    here. Declaring the two that it describes lets the import pass.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError as error:
+            if "operator torchvision::" not in str(error):
+                raise
+            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            for operator in ("nms", "qnms"):
+                signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                torch.library.define(f"torchvision::{operator}", signature)
+        import segmentation_models_pytorch
+
+    return segmentation_models_pytorch
+
+
+smp = _import_smp()
+
+
+def check_encoder(encoder: str) -> None:
+    """Refuse an encoder that segmentation-models-pytorch does not have.
+
+    Raises:
+        ConfigError: Naming the encoders there are.
+    """
+    if encoder in smp.encoders.encoders or encoder.startswith("tu-"):
+        return
+    names = ", ".join(sorted(smp.encoders.encoders))
+    raise ConfigError(
+        f"model.encoder is {encoder}, which is unknown; valid: tu-<any timm model>, {names}"
+    )
+
+
+def describe_weights(config: ModelConfig) -> str:
+    """Say in words where the encoder's first weights came from; stands beside every score."""
+    source = config.encoder_weights
+    if source == "none":
+        return "no pretrained weights"
+    return "ImageNet" if source == "imagenet" else name_of(source)
+
+
+def find_encoder_weights(config: ModelConfig) -> Path | None:
+    """Return the file of the encoder's weights, downloaded once per machine if need be.
+
+    Returns:
+        A safetensors file, or None for random weights.
+
+    Raises:
+        WeightsError: If the file is missing or the download impossible.
+        StorageError: If a URL cannot be read.
+    """
+    if config.encoder_weights == "none":
+        return None
+    if config.encoder_weights == "imagenet":
+        return _fetch_imagenet(config.encoder)
+    if is_url(config.encoder_weights):
+        return _fetch_file(config.encoder_weights)
+    path = Path(config.encoder_weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"model.encoder_weights is {path}, which is not a file")
+    return path
+
+
+def _fetch_file(url: str) -> Path:
+    """Make this machine's copy of a file behind a URL equal to it."""
+    path, mark, query = url.partition("?")
+    above, _, name = path.rpartition("/")
+    folder = cache_folder("encoders") / hashlib.sha256(url.encode()).hexdigest()[:24]
+    remote = RemoteFolder(above + mark + query)
+    with FileLock(f"{folder}.lock"):
+
+        def fetch() -> bool:
+            entry = remote.entry(name)
+            if entry is not None and not is_current(folder / name, entry):
+                remote.fetch({name: entry}, folder, "")
+            return entry is not None
+
+        if not patiently(fetch, f"the copy of {url}", FAR_WAITS):
+            raise WeightsError(f"model.encoder_weights is {url}, where there is no such file")
+    return folder / name
+
+
+def _fetch_imagenet(encoder: str) -> Path:
+    """Download through smp into this machine's cache; processes that ask at once wait for one."""
+    target = cache_folder("encoders") / f"{encoder.replace('/', '_')}.imagenet.safetensors"
+    with FileLock(f"{target}.lock"):
+        aside = target.with_suffix(f".{os.getpid()}.part")
+        if not target.exists() and (known := _find_in_hub_cache(encoder)):
+            shutil.copyfile(known, aside)
+            aside.replace(target)
+        if not target.exists():
+            _require_hub(encoder)
+            try:
+                with warnings.catch_warnings(), _bounded_retries():
+                    warnings.simplefilter("ignore")
+                    module = smp.encoders.get_encoder(encoder, weights="imagenet")
+            except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
+                told = str(error.__cause__ or error).strip() or type(error).__name__
+                raise _no_weights(encoder, told.splitlines()[0].rstrip(".")) from error
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
+            aside.replace(target)
+    return target
+
+
+def _find_in_hub_cache(encoder: str) -> str | None:
+    """Return the file that the hub's own client fetched earlier, for another program perhaps."""
+    from huggingface_hub import try_to_load_from_cache
+
+    settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {})
+    if "imagenet" not in settings:
+        return None
+    place = settings["imagenet"]
+    found = try_to_load_from_cache(
+        place["repo_id"], "model.safetensors", revision=place["revision"]
+    )
+    return found if isinstance(found, str) else None
+
+
+def _require_hub(encoder: str) -> None:
+    """Fail within seconds where the hub cannot be reached; its client would retry for minutes."""
+    import requests
+    from huggingface_hub import constants
+
+    answer: list[str] = []
+
+    def probe() -> None:
+        try:
+            requests.head(constants.ENDPOINT, timeout=_PROBE_SECONDS, allow_redirects=False)
+            answer.append("")
+        except requests.RequestException as error:
+            answer.append(type(error).__name__)
+
+    # In a thread, since resolving a name has no time limit of its own.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS + 2)
+    if not answer or answer[0]:
+        reason = answer[0] if answer else "no answer"
+        raise _no_weights(encoder, f"{constants.ENDPOINT} cannot be reached ({reason})")
+
+
+@contextlib.contextmanager
+def _bounded_retries() -> Iterator[None]:
+    """Bound the hub client's retries: minutes for silence, no end for files that break off."""
+    from huggingface_hub import get_session
+
+    end = time.monotonic() + _RETRY_SECONDS
+    resumed = 0
+
+    def refuse(request: Any) -> None:
+        nonlocal resumed
+        resumes = "range" in request.headers
+        resumed += resumes
+        if resumed > _RESUMES or (time.monotonic() > end and not resumes):
+            raise TimeoutError("the hub does not give the whole file, asked again and again")
+
+    hooks = get_session().event_hooks["request"]
+    hooks.append(refuse)
+    try:
+        yield
+    finally:
+        hooks.remove(refuse)
+
+
+def _no_weights(encoder: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"no ImageNet weights for encoder {encoder}: {reason}. Three ways out: connect this "
+        "machine to the network once; --set model.encoder_weights=FILE.safetensors with weights "
+        "from elsewhere; or --set model.encoder_weights=none to train from random weights"
+    )

@@ -1,0 +1,135 @@
+"""Model files: what a user keeps of a training, weights and the experiment that made them.
+
+One safetensors file; its header says all that prediction needs. Nothing is read out of a file name
+and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from brainseg.config import Experiment
+from brainseg.errors import CheckpointError
+from brainseg.storage.files import patiently, sync_file
+
+Tensors = dict[str, torch.Tensor]
+
+_PACKAGES = (
+    "torch",
+    "segmentation-models-pytorch",
+    "timm",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that determine the numbers."""
+    found = {
+        "python": platform.python_version(),
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # another build of OpenCV, say
+            found[package] = "not installed"
+    return found
+
+
+class ModelHeader(BaseModel):
+    """What a model file says about itself.
+
+    Attributes:
+        experiment: The run that made it; prediction takes size and preprocessing from here.
+        fingerprint: Of the dataset.
+        synthetic: True where the dataset was generated.
+        weights: Where the encoder's first weights came from, in words.
+        best: Stage, epoch and val loss of the kept weights.
+        metrics: Named scores, `val_...` and, once tested, `test_...`.
+        versions: Of Python and the packages that determine the numbers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = 1
+    experiment: Experiment
+    fingerprint: str
+    synthetic: bool
+    weights: str
+    best: dict[str, float]
+    metrics: dict[str, float]
+    versions: dict[str, str] = Field(default_factory=versions)
+
+
+def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:
+    """Write a model file: weights, and a header that says what they are.
+
+    Raises:
+        StorageError: If the disk refuses; a file that was there before is intact.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+
+    def write() -> None:
+        try:
+            save_tensors(weights, aside, {"brainseg": header.model_dump_json()})
+            sync_file(aside)
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    patiently(write, f"the model file {path}")
+
+
+def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
+    """Read a model file.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or was not written by `save_model`.
+    """
+    header = read_header(path)
+    try:
+        return load_file(path), header
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the model file {path}: {error}") from error
+
+
+def read_header(path: Path) -> ModelHeader:
+    """Read what a model file says of itself, without its weights.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, or was not written by `save_model`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("brainseg")
+        if header is None:
+            raise CheckpointError(f"{path} is no model file of brainseg: its header is missing")
+        return ModelHeader.model_validate_json(header)
+    except (OSError, SafetensorError, ValidationError) as error:
+        raise CheckpointError(f"cannot read the model file {path}: {error}") from error
+
+
+def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If the disk refuses, which safetensors calls by a name of its own.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

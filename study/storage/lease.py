@@ -1,0 +1,168 @@
+"""One driver per study: a lock on this machine and, for a study behind a URL, a lease.
+
+Beside the study lies an object that its driver counts up. Who finds another's watches it for a
+while: one that moves has a living owner, one that does not is taken over. No clocks are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from brainseg.errors import StorageError, StudyError
+from brainseg.storage.remote import RemoteFolder
+from study.storage.study_folder import describe_process, locked
+from study.storage.sync import Mirror
+
+BEAT_SECONDS, WATCH_SECONDS = 15.0, 45.0
+_LOOK_SECONDS, _SETTLE_SECONDS = 1.0, 2.0
+
+
+@contextmanager
+def held(mirror: Mirror, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a study for this driver.
+
+    Args:
+        mirror: The study.
+        say: Told when another owner has to be watched.
+
+    Raises:
+        StudyError: If another process holds it, or takes it over.
+    """
+    with locked(mirror.folder):
+        if not mirror.is_remote:
+            yield
+            return
+        lease = Lease(str(mirror.place))
+        lease.acquire(say)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if lease.taken_by:
+                raise StudyError(
+                    f"{mirror.place} was taken over by {lease.taken_by}: this driver has stopped"
+                ) from None
+            raise
+        finally:
+            lease.release()
+
+
+class Lease:
+    """The object that names a study's driver.
+
+    Args:
+        url: Of the study; the object lies beside it.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Touch nothing yet."""
+        path, mark, query = url.partition("?")
+        above, _, name = path.rpartition("/")
+        self._url, self._name = url, f".{name}.owner"
+        self._remote = RemoteFolder(above + mark + query)
+        self._mine = {"owner": describe_process(), "token": uuid.uuid4().hex, **_whereabouts()}
+        self._beat = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self.taken_by = ""
+
+    def acquire(self, say: Callable[[str], None]) -> None:
+        """Become the owner.
+
+        Raises:
+            StudyError: If another one lives.
+            StorageError: If the store cannot be written.
+        """
+        found = self._read()
+        if found and not _has_died_here(found):
+            say(f"{self._url} has an owner, {found['owner']}: watching it for {WATCH_SECONDS:g} s")
+            self._watch(found)
+        self._write()
+        # Whoever wrote at the same moment has done so by now; the last one stays.
+        time.sleep(_SETTLE_SECONDS)
+        now = self._read()
+        if now is None or now["token"] != self._mine["token"]:
+            raise self._refusal(now)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Leave the study to others."""
+        self._ended.set()
+        self._thread.join()
+        with suppress(StorageError):
+            if self._is_mine(self._read()):
+                self._remote.delete([self._name])
+
+    def _watch(self, found: dict[str, Any]) -> None:
+        end = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+            now = self._read()
+            if now is None:
+                return
+            if now != found:
+                raise self._refusal(now)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            # A store that is gone for a while is gone for those who watch, too.
+            with suppress(StorageError):
+                found = self._read()
+                if found is not None and not self._is_mine(found):
+                    self.taken_by = found["owner"]
+                    # A shell that starts a command in the background has it ignore SIGINT.
+                    is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if is_deaf else signal.SIGINT)
+                    return
+                self._write()
+
+    def _is_mine(self, record: dict[str, Any] | None) -> bool:
+        return record is not None and record["token"] == self._mine["token"]
+
+    def _read(self) -> dict[str, Any] | None:
+        content = self._remote.read(self._name)
+        try:
+            record: dict[str, Any] = json.loads(content or b"{}")
+        except ValueError:
+            return None
+        is_ours = isinstance(record, dict) and record.keys() >= self._mine.keys()
+        return record if is_ours else None
+
+    def _write(self) -> None:
+        self._beat += 1
+        record = {**self._mine, "beat": self._beat}
+        self._remote.write(self._name, json.dumps(record).encode())
+
+    def _refusal(self, record: dict[str, Any] | None) -> StudyError:
+        who = record["owner"] if record else "another process"
+        return StudyError(f"{self._url} is being run by {who}")
+
+
+def _whereabouts() -> dict[str, Any]:
+    """Where a process number means this process, and nowhere else."""
+    marks = [socket.gethostname()]
+    with suppress(OSError):  # Linux alone has them
+        marks.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())
+        marks.append(str(Path("/proc/self/ns/pid").readlink()))
+    return {"machine": " ".join(marks), "process": os.getpid()}
+
+
+def _has_died_here(record: dict[str, Any]) -> bool:
+    if record["machine"] != _whereabouts()["machine"] or os.name != "posix":
+        return False
+    try:
+        os.kill(record["process"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

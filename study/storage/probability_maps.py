@@ -1,0 +1,115 @@
+"""What a network thought of every val and test slice, kept small; its mean over a fold's seeds.
+
+Networks of one fold were trained on the same patients, so their mean may be tested on that fold's
+test patients. A mean over folds could not: each of them trained on most others' test patients.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brainseg.metrics import count_pixels, dice, sum_by_patient
+from brainseg.storage.files import write_bytes
+from study.spec.grid import Trial
+from study.storage.tables import TABLES, Row, TrialFolder, write_csv
+
+if TYPE_CHECKING:
+    from brainseg.inference.evaluation import Evaluation
+
+LEVELS = 64
+"""Steps of the probability that are kept, a power of 2 so that 0.5 is one; few, to pack well."""
+
+ENSEMBLE = "ensemble"
+_PARTS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class PartMaps:
+    """The probabilities of one part of the split, N slices of S x S pixels.
+
+    Attributes:
+        slices: N names.
+        patients: N names.
+        levels: uint8 (N, S, S), the whole part of 64 p; 32 is p = 0.5.
+        true: bool (N, S, S).
+    """
+
+    slices: list[str]
+    patients: list[str]
+    levels: NDArray[np.uint8]
+    true: NDArray[np.bool_]
+
+
+def save_probabilities(path: Path, evaluation: Evaluation) -> None:
+    """Write the probabilities of both parts; equal ones give equal bytes."""
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for name in _PARTS:
+        part = getattr(evaluation, name)
+        arrays[f"{name}_slices"] = np.array([item.name for item in part.slices])
+        arrays[f"{name}_patients"] = np.array(part.patients)
+        arrays[f"{name}_levels"] = part.levels // (256 // LEVELS)
+        arrays[f"{name}_true"] = np.packbits(part.true)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, **arrays)
+    write_bytes(path, packed.getvalue())
+
+
+def load_probabilities(path: Path, part: str) -> PartMaps:
+    """Read the probabilities of `val` or `test`."""
+    with np.load(path, allow_pickle=False) as file:
+        levels = file[f"{part}_levels"]
+        bits = np.unpackbits(file[f"{part}_true"], count=levels.size)
+        return PartMaps(
+            file[f"{part}_slices"].tolist(),
+            file[f"{part}_patients"].tolist(),
+            levels,
+            bits.reshape(levels.shape).astype(bool),
+        )
+
+
+def collect_ensembles(study: Path, trials: Sequence[Trial]) -> None:
+    """Write ensemble.csv, with the columns of stages.csv; without rows where there is one seed.
+
+    A variant's networks of one fold vote by the mean of their probabilities, in steps of 1/64.
+    """
+    groups: dict[tuple[str, int], list[Trial]] = {}
+    for trial in trials:
+        folder = TrialFolder(study / "trials" / trial.name)
+        if folder.is_finished() and folder.probabilities.exists():
+            groups.setdefault((trial.variant, trial.fold), []).append(trial)
+    rows: list[Row] = []
+    for (variant, fold), members in groups.items():
+        if len(members) > 1:
+            head = {"variant": variant, "fold": fold, "seed": "all", "stage": ENSEMBLE}
+            head["setting"] = f"{len(members)} seeds"
+            rows += [head | row for row in _vote(study, members)]
+    write_csv(study / "ensemble.csv", TABLES["stages"], rows)
+
+
+def _vote(study: Path, members: Sequence[Trial]) -> list[Row]:
+    rows = []
+    threshold = members[0].experiment.threshold
+    for part in _PARTS:
+        first = _maps_of(study, members[0], part)
+        total = first.levels.astype(np.uint16)
+        for trial in members[1:]:
+            total += _maps_of(study, trial, part).levels
+        # A level stands for the middle of its step.
+        predicted = np.asarray(total >= (threshold * LEVELS - 0.5) * len(members))
+        counts = count_pixels(predicted, first.true)
+        for patient, sums in sum_by_patient(counts, first.patients).items():
+            cells: Row = dict(zip(("TP", "FP", "FN", "TN"), sums.tolist(), strict=True))
+            cells["Dice"] = f"{float(dice(sums)):.6f}"
+            rows.append({"part": part, "patient": patient, **cells})
+    return rows
+
+
+def _maps_of(study: Path, trial: Trial, part: str) -> PartMaps:
+    return load_probabilities(TrialFolder(study / "trials" / trial.name).probabilities, part)

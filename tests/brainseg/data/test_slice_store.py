@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from brainseg.data.layouts import find_slices, read_image, read_slice
+from brainseg.data.slice_store import SliceStore, open_dataset
+from brainseg.storage.files import cache_folder
+
+
+def test_the_store_holds_the_pixels_of_the_files(data: SliceStore, phantom_root: Path) -> None:
+    for number in (0, 17, len(data.slices) - 1):
+        image, mask = read_slice(find_slices(phantom_root)[number])
+        assert np.array_equal(data.image(number), image)
+        assert np.array_equal(data.mask(number), mask)
+        assert data.slices[number].tumour_pixels == mask.sum()
+
+
+def test_a_second_opening_decodes_nothing(data: SliceStore, phantom_root: Path) -> None:
+    before = (data.folder / "slices.npy").stat().st_mtime_ns
+    again = open_dataset(phantom_root)
+    assert again == data
+    assert (data.folder / "slices.npy").stat().st_mtime_ns == before
+
+
+def test_the_fingerprint_follows_content_not_place(
+    data: SliceStore, phantom_root: Path, tmp_path: Path
+) -> None:
+    moved = open_dataset(shutil.copytree(phantom_root, tmp_path / "moved"))
+    assert moved.fingerprint == data.fingerprint
+    assert moved.folder != data.folder
+
+
+def test_a_changed_slice_changes_the_fingerprint(data: SliceStore, tmp_path: Path) -> None:
+    root = shutil.copytree(data.root, tmp_path / "changed")
+    image = next(iter(sorted(root.glob("*/*_1.tif"))))
+    pixels = read_image(image)
+    pixels[0, 0] ^= 1
+    cv2.imwrite(str(image), pixels[:, :, ::-1])
+    assert open_dataset(root).fingerprint != data.fingerprint
+
+
+def test_it_lies_in_the_cache_and_leaves_the_data_alone(data: SliceStore) -> None:
+    assert data.folder.is_relative_to(cache_folder("slices"))
+    assert not list(data.root.glob("**/*.npy"))
+
+
+def test_it_travels_as_a_path_not_as_pixels(data: SliceStore) -> None:
+    assert data.pixels.nbytes > 200_000
+    packed = pickle.dumps(data)
+    assert len(packed) < 20_000
+    assert np.array_equal(pickle.loads(packed).pixels, data.pixels)
+
+
+def test_its_pixels_cannot_be_written(data: SliceStore) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        data.pixels[0, 0, 0, 0] = 1
+
+
+def test_two_processes_that_build_at_once_do_not_collide(
+    phantom_root: Path, data: SliceStore, tmp_path: Path
+) -> None:
+    opening = f"open_dataset({str(phantom_root)!r})"
+    code = f"from brainseg.data.slice_store import open_dataset; print({opening}.fingerprint)"
+    environment = {**os.environ, "BRAINSEG_CACHE": str(tmp_path / "fresh")}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    printed = [process.communicate(timeout=60)[0].decode().strip() for process in started]
+    assert printed == [data.fingerprint] * 3
+    stores = [f for f in (tmp_path / "fresh" / "slices").iterdir() if f.is_dir()]
+    assert len(stores) == 1
+
+
+@pytest.mark.parametrize("damage", ["no table", "half a table", "no pixels", "half the pixels"])
+def test_a_damaged_store_is_built_anew(data: SliceStore, tmp_path: Path, damage: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRAINSEG_CACHE", str(tmp_path))
+        folder = open_dataset(data.root).folder
+        file = folder / ("table.json" if "table" in damage else "slices.npy")
+        raw = file.read_bytes()
+        file.unlink()
+        if damage.startswith("half"):
+            file.write_bytes(raw[: len(raw) // 2])
+        (tmp_path / "slices" / f"building-{folder.name}").mkdir()  # of a process that died
+        assert np.array_equal(open_dataset(data.root).pixels, data.pixels)
+        assert [f.name for f in folder.parent.iterdir() if f.is_dir()] == [folder.name]
+
+
+def test_the_real_slices_are_counted(real_data: SliceStore) -> None:
+    tumour = sum(item.tumour_pixels > 0 for item in real_data.slices)
+    known = {40: (1449, 514), 110: (3929, 1373)}  # a subset, and the whole dataset
+    if len(real_data.patients) not in known:
+        pytest.skip("another choice of patients")
+    assert (len(real_data.slices), tumour) == known[len(real_data.patients)]
+    assert not real_data.synthetic

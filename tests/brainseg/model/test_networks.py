@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from brainseg.config import ModelConfig
+from brainseg.errors import ConfigError
+from brainseg.model.networks import (
+    build_model,
+    build_unet,
+    calibrate_encoder,
+    derive_seed,
+    infer_logits,
+    normalise,
+    set_training,
+)
+
+CPU = torch.device("cpu")
+# Drop-connect and dropout make EfficientNet the encoder that is hardest to freeze.
+EFFICIENT = ModelConfig(encoder="efficientnet-b0", encoder_weights="none")
+
+
+def _step(model: torch.nn.Module) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    images = torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    loss = binary_cross_entropy_with_logits(model(images), torch.ones((2, 1, 32, 32)))
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _encoder_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items() if k.startswith("encoder.")}
+
+
+def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_frozen_means_weights_and_batchnorm_statistics() -> None:
+    model = build_model(EFFICIENT, seed=1)
+    before, decoder = _encoder_of(model), model.segmentation_head[0].weight.clone()  # type: ignore[index,union-attr,operator]
+    set_training(model, freeze_encoder=True)
+    _step(model)
+    assert _same(before, _encoder_of(model))
+    assert not torch.equal(decoder, model.segmentation_head[0].weight)  # type: ignore[index,union-attr,arg-type]
+
+
+def test_calibration_sets_the_statistics_of_the_slices_and_nothing_else() -> None:
+    model = build_model(EFFICIENT, seed=1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randint(0, 90, (8, 32, 32, 3), dtype=torch.uint8)
+    calibrate_encoder(model, [images[:4], images[4:]], CPU)
+    after = model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all(key.startswith("encoder.") for key in changed)
+    assert all("running" in key or "tracked" in key for key in changed)
+    stem = model.encoder._conv_stem(normalise(images, CPU))  # type: ignore[union-attr,operator]
+    expected = stem.mean((0, 2, 3))
+    torch.testing.assert_close(after["encoder._bn0.running_mean"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_unfrozen_means_both_move() -> None:
+    model = build_model(EFFICIENT, seed=1)
+    set_training(model, freeze_encoder=True)
+    before = _encoder_of(model)
+    set_training(model, freeze_encoder=False)
+    _step(model)
+    after = _encoder_of(model)
+    assert not torch.equal(before["encoder._conv_stem.weight"], after["encoder._conv_stem.weight"])
+    assert not torch.equal(before["encoder._bn0.running_mean"], after["encoder._bn0.running_mean"])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nothing_is_random_at_validation(frozen: bool) -> None:
+    model = build_model(EFFICIENT, seed=1)
+    set_training(model, freeze_encoder=frozen)
+    model.eval()
+    assert not any(module.training for module in model.modules())
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert torch.equal(infer_logits(model, images, CPU), infer_logits(model, images, CPU))
+
+
+def test_a_frozen_encoder_drops_nothing_in_training_either() -> None:
+    model = build_model(EFFICIENT, seed=1)
+    set_training(model, freeze_encoder=True)
+    encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
+    assert not any(module.training for module in encoder.modules())
+    assert model.decoder.training  # type: ignore[union-attr]
+
+
+def test_the_seed_determines_the_weights() -> None:
+    one, same, other = (
+        build_model(ModelConfig(encoder="mobilenet_v2", encoder_weights="none"), seed)
+        for seed in (1, 1, 2)
+    )
+    assert _same(_encoder_of(one), _encoder_of(same))
+    assert not _same(_encoder_of(one), _encoder_of(other))
+
+
+def test_a_weight_file_is_loaded_into_the_encoder(tmp_path: Path) -> None:
+    encoder: torch.nn.Module = build_unet("mobilenet_v2").encoder  # type: ignore[assignment]
+    source = {key: value.contiguous() for key, value in encoder.state_dict().items()}
+    save_file(source, tmp_path / "w.safetensors")
+    config = ModelConfig(encoder="mobilenet_v2", encoder_weights=str(tmp_path / "w.safetensors"))
+    loaded = build_model(config, seed=3).encoder.state_dict()  # type: ignore[union-attr,operator]
+    assert _same(source, loaded)
+
+
+def test_an_unknown_encoder_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"resnet5, which is unknown.*resnet50"):
+        build_model(ModelConfig(encoder="resnet5", encoder_weights="none"), 0)
+
+
+def test_images_are_normalised_as_imagenets_were() -> None:
+    images = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = (images / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(normalise(images, CPU), expected.permute(0, 3, 1, 2))
+    assert normalise(images, CPU).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {derive_seed(s, stage, e) for s in range(5) for stage in (1, 2) for e in range(20)}
+    assert len(seeds) == 200

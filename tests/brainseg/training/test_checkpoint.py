@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainseg.config import Experiment
+from brainseg.errors import CheckpointError, StorageError
+from brainseg.model.model_file import ModelHeader, load_model, save_model
+from brainseg.training.checkpoint import CheckpointFolder, EpochState
+
+
+def _state(stage: int, epoch: int, best_epoch: int = 1) -> EpochState:
+    tensors = {"weight": torch.full((3, 2), float(10 * stage + epoch))}
+    return EpochState(
+        stage=stage,
+        epoch=epoch,
+        history=[{"stage": stage, "epoch": epoch, "val_loss": 0.1 + 0.2}],
+        best={"stage": 1, "epoch": best_epoch, "val_loss": 1 / 3},
+        model=tensors,
+        best_model={"weight": torch.ones((3, 2))},
+        optimizer={
+            "state": {0: {"step": torch.tensor(4.0), "exp_avg": torch.ones(2)}},
+            "param_groups": [{"lr": 1e-4, "betas": [0.9, 0.999], "params": [0]}],
+        },
+        scheduler={"best": 0.5, "num_bad_epochs": 2, "mode_worse": float("inf")},
+        scaler={},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path, Experiment(), "f" * 64)
+
+
+def test_everything_comes_back_exactly(folder: CheckpointFolder) -> None:
+    folder.save(_state(1, 1))
+    back, state = folder.latest(), _state(1, 1)
+    assert back is not None
+    assert (back.history, back.best, back.scheduler) == (
+        state.history,
+        state.best,
+        state.scheduler,
+    )
+    assert torch.equal(back.model["weight"], state.model["weight"])
+    assert back.optimizer["param_groups"] == state.optimizer["param_groups"]
+    assert torch.equal(back.optimizer["state"][0]["exp_avg"], torch.ones(2))
+
+
+def test_the_newest_two_are_kept_across_the_change_of_stage(
+    folder: CheckpointFolder, tmp_path: Path
+) -> None:
+    for stage, epoch in ((1, 1), (1, 2), (2, 1)):
+        folder.save(_state(stage, epoch))
+    names = sorted(f.name for f in tmp_path.iterdir())
+    assert names == ["stage1-epoch0002", "stage2-epoch0001"]
+
+
+def test_no_checkpoint_is_none(folder: CheckpointFolder) -> None:
+    assert folder.latest() is None
+
+
+def _flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "best.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    folder: CheckpointFolder, name: str, damage: str
+) -> None:
+    folder.save(_state(1, 1))
+    newest = folder.save(_state(1, 2, best_epoch=2)) / name
+    if damage == "flip":
+        _flip(newest)
+    elif damage == "remove":
+        newest.unlink()
+    else:
+        newest.write_bytes(newest.read_bytes()[: 10 if damage == "truncate" else 0])
+    with pytest.warns(UserWarning, match="stage1-epoch0002 is damaged"):
+        state = folder.latest()
+    assert state is not None
+    assert state.epoch == 1
+
+
+def test_one_without_a_manifest_was_never_completed(folder: CheckpointFolder) -> None:
+    folder.save(_state(1, 1))
+    (folder.save(_state(1, 2)) / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="never completed"):
+        state = folder.latest()
+    assert state is not None
+    assert state.epoch == 1
+
+
+def test_best_weights_are_not_shared_between_checkpoints(folder: CheckpointFolder) -> None:
+    first = folder.save(_state(1, 1)) / "best.safetensors"
+    second = folder.save(_state(1, 2)) / "best.safetensors"
+    assert first.stat().st_ino != second.stat().st_ino
+
+
+def test_after_damage_new_checkpoints_are_kept(folder: CheckpointFolder, tmp_path: Path) -> None:
+    folder.save(_state(1, 1))
+    _flip(folder.save(_state(2, 5)) / "state.json")
+    with pytest.warns(UserWarning, match="stage2-epoch0005 is damaged"):
+        assert folder.latest() is not None
+    assert folder.save(_state(1, 2)).exists()
+    state = folder.latest()
+    assert state is not None
+    assert (state.stage, state.epoch) == (1, 2)
+
+
+def test_weights_that_were_moved_do_not_matter_to_a_resume(tmp_path: Path) -> None:
+    old, new = (
+        Experiment().replaced({"model.encoder_weights": path})
+        for path in ("/old/w.safetensors", "/new/w.safetensors")
+    )
+    CheckpointFolder(tmp_path, old, "f").save(_state(1, 1))
+    assert CheckpointFolder(tmp_path, new, "f").latest() is not None
+    random = Experiment().replaced({"model.encoder_weights": "none"})
+    with pytest.raises(CheckpointError, match="another experiment"):
+        CheckpointFolder(tmp_path, random, "f").latest()
+
+
+def test_other_experiments_and_other_data_are_refused(
+    folder: CheckpointFolder, tmp_path: Path
+) -> None:
+    folder.save(_state(1, 1))
+    with pytest.raises(CheckpointError, match="another experiment: seed: 44 -> 45"):
+        CheckpointFolder(tmp_path, Experiment().replaced({"seed": 45}), "f" * 64).latest()
+    with pytest.raises(CheckpointError, match="was trained on data ffffffffffff"):
+        CheckpointFolder(tmp_path, Experiment(), "e" * 64).latest()
+
+
+def test_a_write_that_fails_leaves_the_previous_one(
+    folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save(_state(1, 1))
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    waited: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("brainseg.training.checkpoint.sync_file", full)
+        patch.setattr("brainseg.storage.files.time.sleep", waited.append)
+        with pytest.raises(StorageError, match=r"cannot write the checkpoint .*No space left"):
+            folder.save(_state(1, 2))
+    assert sum(waited) == 20
+    state = folder.latest()
+    assert state is not None
+    assert state.epoch == 1
+
+
+def _header() -> ModelHeader:
+    return ModelHeader(
+        experiment=Experiment().replaced({"data.size": 64}),
+        fingerprint="f" * 64,
+        synthetic=True,
+        weights="no pretrained weights",
+        best={"stage": 2, "epoch": 3, "val_loss": 0.25},
+        metrics={"val_dice": 0.5},
+    )
+
+
+def test_a_model_file_says_what_it_is(tmp_path: Path) -> None:
+    save_model(tmp_path / "m.safetensors", {"w": torch.ones(2)}, _header())
+    weights, header = load_model(tmp_path / "m.safetensors")
+    assert header == _header()
+    assert torch.equal(weights["w"], torch.ones(2))
+    assert header.versions["torch"].startswith(torch.__version__.split("+")[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_what_is_no_model_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors"):
+        load_model(path)
+
+
+def test_a_manifest_lists_every_file(folder: CheckpointFolder) -> None:
+    path = folder.save(_state(1, 1))
+    listed = json.loads((path / "manifest.json").read_text())
+    assert {*listed, "manifest.json"} == {file.name for file in path.iterdir()}

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from brainseg.config import Experiment
+from brainseg.data.loader import Batches
+from brainseg.data.slice_store import SliceStore
+from brainseg.data.split import split_by_patient
+from brainseg.errors import CheckpointError, DivergedError
+from brainseg.inference.predictor import Predictor
+from brainseg.model.device import Compute
+from brainseg.model.model_file import Tensors
+from brainseg.model.networks import build_model, calibrate_encoder
+from brainseg.training import checkpoint as checkpoint
+from brainseg.training.epoch import EpochReport
+from brainseg.training.trainer import TrainResult, train_epochs, train_two_stage
+
+CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
+# Each instruction set rounds differently, and training multiplies that: one file for each.
+GOLDEN = Path(__file__).parents[2] / "golden" / f"two_stage_losses.{CAPABILITY}.json"
+CPU = Compute(device="cpu")
+
+
+def _equal(left: Tensors, right: Tensors) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def _losses(result: TrainResult) -> list[list[float]]:
+    return [[row["train_loss"], row["val_loss"]] for row in result.history]
+
+
+@pytest.fixture(scope="module")
+def quiet(data: SliceStore, tiny: Experiment) -> TrainResult:
+    return train_two_stage(tiny, data, compute=CPU)
+
+
+class _KilledError(Exception):
+    """Stands for the end of a process at a chosen epoch."""
+
+
+def _train_until(step: int, experiment: Experiment, data: SliceStore, folder: Path) -> None:
+    def stop(report: EpochReport) -> None:
+        if report.row["step"] == step:
+            raise _KilledError
+
+    with pytest.raises(_KilledError):
+        train_two_stage(experiment, data, stop, compute=CPU, checkpoints=folder)
+
+
+def test_golden_losses_of_both_stages(quiet: TrainResult) -> None:
+    found = _losses(quiet)
+    if os.environ.get("BRAINSEG_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    if not GOLDEN.exists():
+        pytest.skip(f"no golden losses for {CAPABILITY} yet: make golden, at a known commit")
+    expected = json.loads(GOLDEN.read_text())
+    assert [pytest.approx(row, rel=1e-3) for row in expected] == found
+
+
+def test_the_same_seed_gives_the_same_bits(
+    quiet: TrainResult, data: SliceStore, tiny: Experiment
+) -> None:
+    torch.rand(5)  # what happened before must not matter
+    again = train_two_stage(tiny, data, compute=Compute("cpu", workers=1))
+    assert _losses(again) == _losses(quiet)
+    assert _equal(again.weights, quiet.weights)
+
+
+def test_trainings_that_take_turns_give_the_same_bits(
+    quiet: TrainResult, data: SliceStore, tiny: Experiment
+) -> None:
+    other = tiny.replaced({"inner_fold": 1})
+    alone = train_two_stage(other, data, compute=CPU)
+    pairs = zip(*(train_epochs(e, data, compute=CPU) for e in (tiny, other)), strict=True)
+    reports = [*zip(*pairs, strict=True)]
+    for found, expected in zip(reports, (quiet, alone), strict=True):
+        losses = [[report.row["train_loss"], report.row["val_loss"]] for report in found]
+        assert losses == _losses(expected)
+    assert _losses(alone) != _losses(quiet)
+
+
+def test_another_seed_gives_other_numbers(
+    quiet: TrainResult, data: SliceStore, tiny: Experiment
+) -> None:
+    other = train_two_stage(tiny.replaced({"seed": 45}), data, compute=CPU)
+    assert _losses(other) != _losses(quiet)
+
+
+def test_training_leaves_the_callers_random_numbers_alone(
+    data: SliceStore, tiny: Experiment
+) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    train_two_stage(tiny.replaced({"stages.1.epochs": 0}), data, compute=CPU)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_encoder_is_bit_equal_after_stage_one_and_not_after_stage_two(
+    data: SliceStore, tiny: Experiment, tmp_path: Path
+) -> None:
+    efficient = tiny.replaced({"model.encoder": "efficientnet-b0", "stages.1.epochs": 1})
+    batches = Batches(
+        data,
+        split_by_patient(data.slices, 0, 44).numbers(data.slices, "train"),
+        efficient,
+        augmented=True,
+    )
+    model = build_model(efficient.model, efficient.seed)
+    calibrate_encoder(model, (images for images, _, _ in batches.epoch(0, 0)), torch.device("cpu"))
+    start = model.state_dict()
+    states = {}
+
+    def keep(report: EpochReport) -> None:
+        folder = checkpoint.CheckpointFolder(tmp_path, efficient, data.fingerprint)
+        state = folder.latest()
+        assert state is not None
+        states[report.row["stage"]] = state.model
+
+    train_two_stage(efficient, data, keep, compute=CPU, checkpoints=tmp_path)
+    encoder = [key for key in start if key.startswith("encoder.")]
+    assert any("running_mean" in key for key in encoder)
+    assert all(torch.equal(start[key], states[1][key]) for key in encoder)
+    assert sum(not torch.equal(start[key], states[2][key]) for key in encoder) > 100
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["at the change of stage", "within stage two"])
+def test_a_resumed_training_gives_the_same_bits(
+    quiet: TrainResult, data: SliceStore, tiny: Experiment, tmp_path: Path, step: int
+) -> None:
+    _train_until(step, tiny, data, tmp_path)
+    reports: list[EpochReport] = []
+    resumed = train_two_stage(tiny, data, reports.append, compute=CPU, checkpoints=tmp_path)
+    assert [report.replayed for report in reports] == [n < step for n in range(3)]
+    assert _losses(resumed) == _losses(quiet)
+    assert resumed.header.best == quiet.header.best
+    assert _equal(resumed.weights, quiet.weights)
+
+
+def test_a_resume_that_forgets_the_optimizer_is_noticed(
+    quiet: TrainResult,
+    data: SliceStore,
+    tiny: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _train_until(2, tiny, data, tmp_path)
+    whole = checkpoint._join_optimizer
+    monkeypatch.setattr(
+        checkpoint,
+        "_join_optimizer",
+        lambda record, tensors: {**whole(record, tensors), "state": {}},
+    )
+    resumed = train_two_stage(tiny, data, compute=CPU, checkpoints=tmp_path)
+    assert _losses(resumed) != _losses(quiet)
+
+
+def test_checkpoints_of_another_experiment_are_refused(
+    data: SliceStore, tiny: Experiment, tmp_path: Path
+) -> None:
+    _train_until(1, tiny, data, tmp_path)
+    with pytest.raises(CheckpointError, match=r"stages\.1\.epochs: 2 -> 3"):
+        train_two_stage(tiny.replaced({"stages.1.epochs": 3}), data, checkpoints=tmp_path)
+
+
+def test_the_weights_of_the_lowest_val_loss_are_kept(
+    data: SliceStore, tiny: Experiment, quiet: TrainResult
+) -> None:
+    lowest = min(quiet.history, key=lambda row: row["val_loss"])
+    assert quiet.header.best["val_loss"] == lowest["val_loss"]
+    counts, patients = Predictor.of(quiet, CPU).evaluate(data, "val")
+    from brainseg.metrics import summarise
+
+    assert summarise(counts, patients)["dice_global"] == lowest["val_dice"]
+
+
+def test_an_encoder_that_is_not_calibrated_keeps_the_statistics_of_its_weights(
+    data: SliceStore, tiny: Experiment, tmp_path: Path
+) -> None:
+    plain = tiny.replaced({"model.calibrate_encoder": False})
+    start = build_model(plain.model, plain.seed).state_dict()
+    _train_until(1, plain, data, tmp_path)
+    state = checkpoint.CheckpointFolder(tmp_path, plain, data.fingerprint).latest()
+    assert state is not None
+    encoder = [key for key in start if key.startswith("encoder.")]
+    assert all(torch.equal(start[key], state.model[key]) for key in encoder)
+
+
+def test_a_diverged_training_says_where(data: SliceStore, tiny: Experiment) -> None:
+    wild = tiny.replaced({"stages.0.learning_rate": 1e30})
+    with pytest.raises(DivergedError, match="in stage 1, epoch 1") as caught:
+        train_two_stage(wild, data, compute=CPU)
+    assert (caught.value.stage, caught.value.epoch) == (1, 1)
+
+
+def test_reports_carry_every_metric_and_examples(data: SliceStore, tiny: Experiment) -> None:
+    reports: list[EpochReport] = []
+    short = tiny.replaced({"stages.1.epochs": 0})
+    train_two_stage(short, data, reports.append, compute=CPU)
+    expected = "train_loss train_dice val_loss val_dice val_dice_patient val_iou learning_rate"
+    assert set(expected.split()) <= reports[0].row.keys()
+    assert len(reports[0].examples) >= 1
+    assert reports[0].examples[0].image.shape == (32, 32, 3)
+    assert reports[0].examples[0].true.any()
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_in_mixed_precision(data: SliceStore, tiny: Experiment) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    result = train_two_stage(tiny, data, compute=Compute("cuda", workers=1))
+    assert all(torch.isfinite(torch.tensor(row)).all() for row in _losses(result))

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matrices import World, matrix_of
+
+from study.analysis.comparison import compare
+from study.analysis.conclusion import Conclusion, conclude, is_shown
+from study.analysis.scores import Floats
+
+NAN = np.nan
+
+
+def _draw(*shape: int, num_folds: int = 1) -> Floats:
+    rng = np.random.default_rng(1)
+    return 0.8 * World().dice(rng, shape, num_folds)  # type: ignore[arg-type]
+
+
+def _conclude(dice: Floats, num_folds: int = 1, synthetic: bool = False) -> Conclusion:
+    matrix = matrix_of(dice, num_folds)
+    conclusion = conclude(matrix, compare(matrix), synthetic)
+    for sentence in (conclusion.sentence, *conclusion.caveats):
+        assert sentence.endswith(".")
+        assert "nan" not in sentence
+    return conclusion
+
+
+def test_a_clear_winner() -> None:
+    dice = _draw(2, 3, 40, num_folds=10) + np.array([0, 0.1])[:, None, None]
+    conclusion = _conclude(dice, 10)
+    assert conclusion.sentence.startswith("On 40 test patients with 3 seeds, b ranks first by ")
+    assert ", and scored better than a (by 0." in conclusion.sentence
+    assert "no difference" not in conclusion.sentence
+    assert len(conclusion.caveats) == 1
+    assert "overlap" in conclusion.caveats[0]
+
+
+def test_a_winner_over_some() -> None:
+    dice = _draw(3, 3, 40, num_folds=10) + np.array([0.1, 0.1, 0])[:, None, None]
+    sentence = _conclude(dice, 10).sentence
+    first, second = ("a", "b") if " a ranks first" in sentence else ("b", "a")
+    assert f"{first} ranks first" in sentence
+    assert "scored better than c (by" in sentence
+    assert f"but no difference from {second} is shown (" in sentence
+    assert "patients would be needed to find a difference of this size" in sentence
+
+
+def test_no_winner() -> None:
+    conclusion = _conclude(_draw(4, 3, 20))
+    assert "scored better" not in conclusion.sentence
+    assert "but no difference from any other variant is shown" in conclusion.sentence
+    assert any("Fewer than 40 patients" in caveat for caveat in conclusion.caveats)
+    assert any("One fold" in caveat for caveat in conclusion.caveats)
+
+
+def test_few_patients_cannot_show_anything() -> None:
+    dice = 0.5 + np.array([0.0, 0.1, 0.2, 0.3])[:, None, None] + 0.01 * _draw(4, 3, 7)
+    conclusion = _conclude(dice)
+    assert "scored better" not in conclusion.sentence
+    assert any("7 patients and 6 pairs" in caveat for caveat in conclusion.caveats)
+    one_more = 0.5 + np.array([0.0, 0.1, 0.2, 0.3])[:, None, None] + 0.01 * _draw(4, 3, 8)
+    conclusion = _conclude(one_more)
+    assert "scored better than c (by" in conclusion.sentence
+    assert not any("pairs" in caveat for caveat in conclusion.caveats)
+
+
+def test_one_seed_says_so_in_the_sentence() -> None:
+    conclusion = _conclude(_draw(2, 1, 12))
+    assert conclusion.sentence.endswith("and another training run may give another order.")
+    assert any(caveat.startswith("One seed") for caveat in conclusion.caveats)
+    assert "another training run" not in _conclude(_draw(2, 3, 12)).sentence
+    assert any(caveat.startswith("Two seeds") for caveat in _conclude(_draw(2, 2, 12)).caveats)
+
+
+def test_synthetic_data_say_so_first() -> None:
+    conclusion = _conclude(_draw(2, 2, 12), synthetic=True)
+    assert conclusion.sentence.startswith("SYNTHETIC DATA: ")
+    assert "phantoms" in conclusion.caveats[0]
+
+
+def test_identical_variants_tie() -> None:
+    sentence = _conclude(np.repeat(_draw(1, 2, 12), 3, axis=0)).sentence
+    assert "a, b and c rank first together" in sentence
+    assert "b and c scored the same on every patient" in sentence
+    assert "no difference" not in sentence
+
+
+def test_a_tie_of_means_is_not_equality() -> None:
+    dice = np.array([[[0.1, 0.9, 0.5, 0.3]], [[0.9, 0.1, 0.3, 0.5]]])
+    sentence = _conclude(dice).sentence
+    assert "a and b rank first together" in sentence
+    assert "same on every patient" not in sentence
+    assert "but no difference from b is shown" in sentence
+    assert "needed" not in sentence
+
+
+def test_one_variant_has_nothing_to_be_compared_with() -> None:
+    sentence = _conclude(_draw(1, 1, 12)).sentence
+    assert sentence.startswith("Only a has test scores")
+    assert "ranks" not in sentence
+
+
+def test_one_patient_has_no_test() -> None:
+    sentence = _conclude(_draw(2, 1, 1)).sentence
+    assert "On 1 test patient with 1 seed" in sentence
+    assert "one patient has no interval and no test" in sentence
+
+
+def test_no_score_has_no_conclusion() -> None:
+    for dice in (np.empty((0, 0, 0)), np.empty((2, 1, 0))):
+        assert "nothing can be concluded" in _conclude(dice).sentence
+
+
+def test_failed_trials_are_counted() -> None:
+    dice = _draw(3, 1, 20, num_folds=10)
+    dice[0, :, ::10], dice[2] = NAN, NAN
+    conclusion = _conclude(dice, 10)
+    assert conclusion.caveats[0].startswith("11 of 30 trials without scores")
+    assert "ranked on the 18 patients" in conclusion.caveats[0]
+    assert "Without any score: c." in conclusion.caveats
+
+
+def test_a_variant_with_few_scores_is_named() -> None:
+    dice = _draw(3, 1, 20, num_folds=10)
+    dice[1, :, 3:] = NAN
+    caveats = _conclude(dice, 10).caveats
+    assert "Not ranked, for want of more than half of the scores: b." in caveats
+
+
+def test_variants_without_a_shared_patient_cannot_be_ranked() -> None:
+    dice = _draw(2, 1, 6)
+    dice[0, :, :3], dice[1, :, 3:] = NAN, NAN
+    assert "cannot be ranked" in _conclude(dice).sentence
+
+
+def test_a_first_place_lost_on_other_patients_is_told() -> None:
+    # a leads on the patients that all have, c on those that it shares with a alone.
+    dice = _draw(3, 3, 40) + np.array([0.05, 0, 0])[:, None, None]
+    dice[1, :, 20:] = NAN
+    dice[2, :, 20:] = dice[0, :, 20:] + 0.15
+    matrix = matrix_of(dice)
+    comparison = compare(matrix)
+    assert comparison.variants[0].variant == "a"
+    assert "although c scored better on the patients that both have" in _conclude(dice).sentence
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_a_difference_is_shown_by_test_and_interval_together(gain: float) -> None:
+    dice = _draw(2, 2, 30) + np.array([gain, 0])[:, None, None]
+    (pair,) = compare(matrix_of(dice)).pairs
+    assert is_shown(pair) == (gain > 0)
+    assert is_shown(pair) == (pair.p_holm < 0.05 and pair.difference.low > 0)
+
+
+def test_patients_on_whom_the_winner_was_searched_are_named_beside_its_rank() -> None:
+    matrix = replace(matrix_of(_draw(2, 3, 12), 4), variants=("raw", "winner-c0003"))
+    patients = matrix.patients
+    searched = [{"val": [*patients[:3], "of none"], "train": patients[2:10]}]
+    found = conclude(matrix, compare(matrix), searched=searched).sentence
+    assert "winner-c0003 judged candidates on 3 of these patients and trained them on 7" in found
+    assert "only 2 are new to it" in found
+    elsewhere = [{"val": ["of none"], "train": []}]
+    assert "search" not in conclude(matrix, compare(matrix), searched=elsewhere).sentence
+    grid = replace(matrix, variants=("raw", "preprocessed"))
+    assert "search" not in conclude(grid, compare(grid), searched=searched).sentence

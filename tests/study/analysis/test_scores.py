@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from brainseg.errors import StudyError
+from study.analysis.scores import read_factors, read_matrix
+
+
+def _row(variant: str, fold: int, seed: int, patient: str, **more: Any) -> dict[str, Any]:
+    row = {"variant": variant, "fold": str(fold), "seed": str(seed), "patient": patient}
+    return row | {"TP": "3", "FP": "1", "FN": "2", "TN": "94", "Dice": "0.66"} | more
+
+
+def test_rows_land_in_their_cells() -> None:
+    matrix = read_matrix([_row("b", 3, 45, "q", Dice="0.5"), _row("a", 0, 44, "p", TP="7")])
+    assert (matrix.variants, matrix.seeds, matrix.patients) == (("b", "a"), (44, 45), ("p", "q"))
+    assert matrix.dice[0, 1, 1] == 0.5
+    assert matrix.counts[1, 0, 0].tolist() == [7, 1, 2, 94]
+    assert matrix.folds.tolist() == [[0, -1], [-1, 3]]
+    assert matrix.tested.sum() == 2
+
+
+def test_a_failed_trial_is_missing_and_known() -> None:
+    trials = [{"variant": v, "fold": 0, "seed": 44} for v in ("a", "b")]
+    matrix = read_matrix([_row("a", 0, 44, "p")], trials)
+    assert matrix.variants == ("a", "b")
+    assert matrix.missing == ("b-fold0-seed44",)
+    assert matrix.num_trials == 2
+    assert not matrix.tested[1].any()
+
+
+def test_a_study_without_any_score_is_an_empty_matrix() -> None:
+    matrix = read_matrix([], [{"variant": "a", "fold": 0, "seed": 44}])
+    assert matrix.dice.shape == (1, 1, 0)
+    assert read_matrix([]).dice.shape == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("12.5", 12.5), ("", np.nan), (None, np.nan)])
+def test_a_distance_may_be_undefined(text: str | None, expected: float) -> None:
+    matrix = read_matrix([_row("a", 0, 44, "p", hd95=text)])
+    np.testing.assert_equal(matrix.hd95[0, 0, 0], expected)
+
+
+def test_a_distance_may_be_unmeasured() -> None:
+    assert np.isnan(read_matrix([_row("a", 0, 44, "p")]).hd95).all()
+
+
+def test_two_rows_of_one_cell_are_refused() -> None:
+    with pytest.raises(StudyError, match="two rows for variant a, seed 44, patient p"):
+        read_matrix([_row("a", 0, 44, "p"), _row("a", 0, 44, "p")])
+
+
+def test_a_patient_in_two_folds_of_one_seed_is_refused() -> None:
+    with pytest.raises(StudyError, match="folds 0 and 1"):
+        read_matrix([_row("a", 0, 44, "p"), _row("b", 1, 44, "p")])
+    matrix = read_matrix([_row("a", 0, 44, "p"), _row("a", 1, 45, "p")])
+    assert matrix.folds.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("column", "text"), [("TP", "many"), ("Dice", ""), ("Dice", "nan"), ("hd95", "far")]
+)
+def test_what_is_not_a_number_is_refused(column: str, text: str) -> None:
+    with pytest.raises(StudyError, match="patient p"):
+        read_matrix([_row("a", 0, 44, "p", **{column: text})])
+
+
+@pytest.mark.parametrize("yes", ["True", True])
+def test_factors_are_read_as_text_and_as_they_are(yes: object) -> None:
+    rows: list[dict[str, Any]] = [
+        {"variant": "a", "encoder": "resnet50", "preprocessed": yes},
+        {"variant": "b", "encoder": "resnet50", "preprocessed": "False"},
+    ]
+    assert read_factors(rows) == {"a": ("resnet50", True), "b": ("resnet50", False)}

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from brainseg.config import Experiment
+from brainseg.data.preprocess import resize_mask
+from brainseg.data.slice_store import SliceStore
+from brainseg.data.split import split_by_patient
+from brainseg.inference.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartPass
+from brainseg.inference.overlay import PREDICTED, TRUE
+from brainseg.metrics import Counts
+from brainseg.storage.files import write_text
+from study.report.examples import draw_examples
+from study.spec.grid import Trial, plan_trials
+from study.storage.probability_maps import save_probabilities
+from study.storage.tables import TrialFolder, collect
+
+SIZE = 32
+TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
+
+
+def _evaluation(data: SliceStore, missed: str) -> Evaluation:
+    """A network that finds every tumour but the one of a slice."""
+    numbers = split_by_patient(data.slices, 0, 44).numbers(data.slices, "test")
+    slices = tuple(data.slices[number] for number in numbers)
+    true = np.stack([resize_mask(data.mask(number), SIZE) > 0 for number in numbers])
+    found = true & (np.array([item.name for item in slices]) != missed)[:, None, None]
+    tp, fn = found.sum((1, 2)), (true & ~found).sum((1, 2))
+    counts: Counts = np.stack([tp, 0 * tp, fn, SIZE * SIZE - tp - fn], axis=1)
+    levels = np.where(found, 255, 0).astype(np.uint8)
+    stages = {PLAIN: counts, FLIPS: counts, LARGEST: counts}
+    hd95 = np.full(len(slices), np.nan)
+    part = PartPass(slices, stages, {0.5: counts}, levels, true, hd95, np.zeros((20, 3)))
+    return Evaluation(part, part, 0.5)
+
+
+def _missed(data: SliceStore) -> str:
+    tested = split_by_patient(data.slices, 0, 44).test
+    largest = max((s for s in data.slices if s.patient in tested), key=lambda s: s.tumour_pixels)
+    return largest.name
+
+
+def _finish(study: Path, trial: Trial, data: SliceStore, missed: str) -> None:
+    folder = TrialFolder(study / "trials" / trial.name)
+    folder.path.mkdir(parents=True)
+    evaluation = _evaluation(data, missed)
+    save_probabilities(folder.probabilities, evaluation)
+    write_text(folder.model, trial.name)
+    folder.write_success(trial, {"val_loss": 0.1}, evaluation.tables(data))
+
+
+@pytest.fixture
+def study(tmp_path: Path, data: SliceStore) -> Path:
+    """Raw misses a slice with both seeds, preprocessed none; its first seed never ended."""
+    for position, missed in ((0, _missed(data)), (2, _missed(data)), (3, "")):
+        _finish(tmp_path, TRIALS[position], data, missed)
+    collect(tmp_path, TRIALS)
+    draw_examples(tmp_path, TRIALS, data)
+    return tmp_path
+
+
+def _rows(study: Path, kind: str) -> list[dict[str, str]]:
+    with (study / "examples.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+
+
+def _has(picture: Path, colour: tuple[int, int, int]) -> bool:
+    pixels = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
+    assert pixels.shape == (256, 256, 3)
+    return bool((pixels == colour).all(axis=2).any())
+
+
+def test_the_slice_that_is_missed_is_the_worst_and_has_no_predicted_outline(
+    study: Path, data: SliceStore
+) -> None:
+    for kind in ("worst slice", "worst patient"):
+        first = [row for row in _rows(study, kind) if row["place"] == "1"]
+        assert {row["slice"] for row in first} == {_missed(data)}
+        assert [row["variant"] for row in first] == ["raw-lite0", "preprocessed-lite0"]
+        assert float(first[0]["Dice"]) == 0
+        assert _has(study / first[0]["picture"], TRUE)
+        assert not _has(study / first[0]["picture"], PREDICTED)
+        assert _has(study / first[1]["picture"], PREDICTED)
+
+
+def test_each_variant_has_its_best_median_and_worst_slice(study: Path, data: SliceStore) -> None:
+    for kind, dice in (("best", 1), ("median", 1), ("worst", 0)):
+        rows = {row["variant"]: row for row in _rows(study, kind)}
+        assert set(rows) == {"raw-lite0", "preprocessed-lite0"}
+        assert float(rows["raw-lite0"]["Dice"]) == dice
+        assert rows["raw-lite0"]["seed"] == "44"
+        assert rows["preprocessed-lite0"]["seed"] == "45"  # the first that ended
+
+
+def test_at_most_two_of_the_worst_slices_are_of_one_patient(study: Path) -> None:
+    rows = [row for row in _rows(study, "worst slice") if row["variant"] == "raw-lite0"]
+    patients = [row["patient"] for row in rows]
+    assert max(patients.count(patient) for patient in patients) == 2
+
+
+def test_drawing_again_changes_nothing_and_leaves_nothing_old(
+    study: Path, data: SliceStore
+) -> None:
+    def state() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in study.glob("examples*/**/*.png")}
+
+    before = state()
+    (study / "examples" / "raw-lite0" / "old.png").write_bytes(b"")
+    draw_examples(study, TRIALS, data)
+    assert state() == before
+
+
+def test_a_study_without_slices_has_no_pictures(tmp_path: Path, data: SliceStore) -> None:
+    collect(tmp_path, TRIALS)
+    draw_examples(tmp_path, TRIALS, data)
+    assert not (tmp_path / "examples").exists()
+    assert _rows(tmp_path, "best") == []

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import FixedTrial
+
+from brainseg.config import Experiment
+from brainseg.errors import ConfigError
+from study.spec.grid import GRIDS
+from study.spec.search_space import VARIANT, Space, load_space
+
+SEARCH = Path(__file__).parents[3] / "configs" / "search.yaml"
+BASE = Experiment()
+
+
+def _space(tmp_path: Path, text: str, grid: str = "lite", base: Experiment = BASE) -> Space:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    return load_space(path, GRIDS[grid], base)
+
+
+def _suggest(space: Space, **params: Any) -> dict[str, Any]:
+    return space.suggest(FixedTrial(params))[1]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_shipped_space_holds_the_protocol_and_the_setting_tried_by_hand(grid: str) -> None:
+    space = load_space(SEARCH, GRIDS[grid], BASE)
+    for values in ((1e-4, 1e-5), (1e-3, 5e-4)):
+        for stage, value in enumerate(values):
+            assert space.ranges[f"stages.{stage}.learning_rate"].holds(value)
+    for variant in GRIDS[grid]:
+        assert space.baseline(variant)[VARIANT] == variant
+
+
+def test_raw_slices_have_no_clip_limit(tmp_path: Path) -> None:
+    space = _space(
+        tmp_path, "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.enabled}"
+    )
+    assert _suggest(space, variant="raw-lite0") == GRIDS["lite"]["raw-lite0"]
+    drawn = _suggest(space, variant="preprocessed-lite0", **{"preprocess.clip_limit": 2.5})
+    assert drawn["preprocess.clip_limit"] == 2.5
+    assert "preprocess.clip_limit" not in space.baseline("raw-lite0")
+
+
+def test_what_the_grid_decides_is_not_varied_and_the_rest_is(tmp_path: Path) -> None:
+    text = (
+        "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.enabled}\n"
+        "preprocess.enabled: {choices: [true, false]}\n"
+        "model.encoder: {choices: [resnet50, resnet18]}\n"
+    )
+    lite = _space(tmp_path, text)
+    assert set(lite.fixed) == {"preprocess.enabled", "model.encoder"}
+    one = _space(tmp_path, text, grid="one")
+    params = {"preprocess.enabled": True, "model.encoder": "resnet18"}
+    drawn = _suggest(one, variant="configured", **params, **{"preprocess.clip_limit": 2.0})
+    assert drawn == {**params, "preprocess.clip_limit": 2.0}
+    assert [model.encoder for model in one.models()] == ["resnet50", "resnet18"]
+
+
+def test_a_key_that_one_variant_decides_varies_in_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("augment.strength: {low: 0.0, high: 2.0}")
+    space = load_space(path, {"free": {}, "weak": {"augment.strength": 0.5}}, BASE)
+    assert _suggest(space, variant="weak") == {"augment.strength": 0.5}
+    assert _suggest(space, variant="free", **{"augment.strength": 1.5})["augment.strength"] == 1.5
+
+
+def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
+    space = _space(tmp_path, "optimizer.batch_size: {low: 8, high: 64, log: true}")
+    drawn = _suggest(space, variant="raw-lite0", **{"optimizer.batch_size": 12})
+    assert isinstance(drawn["optimizer.batch_size"], int)
+    assert BASE.replaced(drawn).optimizer.batch_size == 12
+
+
+def test_a_value_is_that_of_all_candidates_and_not_of_the_grid(tmp_path: Path) -> None:
+    text = "augment.strength: {low: 0.0, high: 2.0}\nstages.0.epochs: {value: 1}"
+    space = _space(tmp_path, text)
+    drawn = _suggest(space, variant="raw-lite0", **{"augment.strength": 1.5})
+    assert drawn == GRIDS["lite"]["raw-lite0"] | {"augment.strength": 1.5, "stages.0.epochs": 1}
+    assert space.stage_epochs() == (1, 16)
+    assert space.base.stages[0].epochs == 5
+    assert space.baseline("raw-lite0") == {VARIANT: "raw-lite0", "augment.strength": 1.0}
+    assert space.to_record()["stages.0.epochs"] == {"value": 1}
+
+
+def test_the_longest_stages_are_found(tmp_path: Path) -> None:
+    text = "stages.0.epochs: {choices: [2, 8, 5]}\nstages.1.epochs: {low: 10, high: 30}"
+    assert _space(tmp_path, text).stage_epochs() == (8, 38)
+    assert _space(tmp_path, "augment.strength: {low: 0.0, high: 2.0}").stage_epochs() == (5, 20)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "value", "words"),
+    [
+        ("stages.1.learning_rate", "{low: 1.0e-5, high: 1.0e-3, log: true}", 1e-3, "high end"),
+        ("stages.1.learning_rate", "{low: 1.0e-5, high: 1.0e-3, log: true}", 1.1e-5, "low end"),
+        ("stages.1.learning_rate", "{low: 1.0e-5, high: 1.0e-3, log: true}", 1e-4, None),
+        ("augment.strength", "{low: 0.0, high: 1.5}", 1.49, "high end"),
+        ("augment.strength", "{low: 0.0, high: 1.5}", 0.01, None),  # below 0 there is nothing
+        ("optimizer.batch_size", "{choices: [8, 16, 32]}", 32, "high end"),
+        ("optimizer.batch_size", "{choices: [16, 8, 32]}", 16, None),
+        ("optimizer.batch_size", "{choices: [16, 2]}", 2, None),
+    ],
+)
+def test_a_winner_at_an_edge_says_that_the_range_is_too_narrow(
+    tmp_path: Path, key: str, values: str, value: Any, words: str | None
+) -> None:
+    found = _space(tmp_path, f"{key}: {values}").edges("raw-lite0", {key: value})
+    assert [words in sentence for sentence in found if words] == ([True] if words else [])
+    assert bool(found) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("augment.strenght: {low: 0.0, high: 1.0}", "did you mean augment.strength"),
+        ("augment.strength: {low: 1.0, high: 1.0}", "low must be below high"),
+        ("augment.strength: {low: 0.5, high: 3.0}", "augment.strength is 3.0"),
+        ("augment.strength: {low: 0.0, high: 1.0, log: true}", "needs low above 0"),
+        ("augment.strength: {low: 0.5}", "needs low and high, or choices"),
+        ("augment.strength: {low: 0.5, high: 1.0, choices: [1]}", "or choices, or value"),
+        ("augment.strength: {value: 1.0, choices: [1.0, 2.0]}", "or choices, or value"),
+        ("augment.strength: {value: 9.0}", "augment.strength is 9.0"),
+        ("augment.strength: {value: 1.0}", "nothing that the grid leaves"),
+        ("augment.strength: {choices: [1.0, 2.0], log: true}", "or choices, or value"),
+        ("augment.strength: {low: 0.5, hihg: 1.0}", "hihg"),
+        ("augment.strength: {choices: [1.0]}", "at least two"),
+        ("augment.strength: {low: 0.1, high: 0.5}", "own value 1.0 cannot be drawn"),
+        ("optimizer.batch_size: {low: 7.5, high: 16}", "whole numbers"),
+        ("model.encoder: {low: 1, high: 2}", "give choices"),
+        ("seed: {low: 1, high: 9}", "the search sets it"),
+        ("data.size: {choices: [64, 128]}", "no longer compare"),
+        ("augment.strength: {low: 0.5, high: 1.0, when: threshold}", "not true or false"),
+        ("preprocess.enabled: {choices: [true, false]}", "nothing that the grid leaves"),
+        ("- 1", "holds no ranges"),
+        ("a: [", "cannot read the search space"),
+    ],
+)
+def test_a_space_that_cannot_be_names_file_and_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=r"space\.yaml") as caught:
+        _space(tmp_path, text)
+    assert words in str(caught.value)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainseg.config import Experiment
+from brainseg.data.slice_store import Slice
+from brainseg.inference.evaluation import PLAIN, Evaluation, PartPass
+from brainseg.metrics import Counts
+from brainseg.storage.files import write_text
+from study.spec.grid import Trial, plan_trials
+from study.storage.probability_maps import (
+    LEVELS,
+    collect_ensembles,
+    load_probabilities,
+    save_probabilities,
+)
+from study.storage.tables import TABLES, TrialFolder
+
+TRUE = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], bool)
+SLICES = (Slice("a_1", "a", 2), Slice("b_1", "b", 0))
+
+
+def _evaluation(probabilities: list[float]) -> Evaluation:
+    """Two test slices of 2 x 2 pixels; the first has the given probabilities, the second none."""
+    levels = np.zeros((2, 2, 2), np.uint8)
+    levels[0] = (np.reshape(probabilities, (2, 2)) * 256).astype(np.uint8)
+    counts: dict[str, Counts] = {PLAIN: np.zeros((2, 4), np.int64)}
+    part = PartPass(SLICES, counts, {}, levels, TRUE, np.full(2, np.nan), np.zeros((20, 3)))
+    return Evaluation(part, part, 0.5)
+
+
+def _finish(study: Path, trial: Trial, probabilities: list[float]) -> None:
+    folder = TrialFolder(study / "trials" / trial.name)
+    folder.path.mkdir(parents=True)
+    save_probabilities(folder.probabilities, _evaluation(probabilities))
+    write_text(folder.model, "weights")
+    folder.write_success(trial, {}, {name: [] for name in TABLES})
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_probabilities_are_read_back_as_they_were(tmp_path: Path) -> None:
+    evaluation = _evaluation([0.1, 0.5, 0.49, 0.99])
+    for name in ("one.npz", "two.npz"):
+        save_probabilities(tmp_path / name, evaluation)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    maps = load_probabilities(tmp_path / "one.npz", "test")
+    assert (maps.slices, maps.patients) == (["a_1", "b_1"], ["a", "b"])
+    assert np.array_equal(maps.true, TRUE)
+    assert np.array_equal(maps.levels >= LEVELS // 2, evaluation.test.levels >= 128)
+    assert maps.levels[0].tolist() == [[6, 32], [31, 63]]
+
+
+def test_seeds_of_a_fold_vote_by_their_mean(tmp_path: Path) -> None:
+    trials = plan_trials("lite", Experiment(), folds=1, seeds=2)
+    votes = [[0.9, 0.2, 0.9, 0.1], [0.3, 0.6, 0.2, 0.1]]  # the mean: .6, .4, .55, .1
+    for trial, vote in zip((trials[0], trials[2]), votes, strict=True):
+        _finish(tmp_path, trial, vote)
+    collect_ensembles(tmp_path, trials)
+    rows = [row for row in _rows(tmp_path / "ensemble.csv") if row["part"] == "test"]
+    assert [(r["variant"], r["seed"], r["setting"]) for r in rows] == [
+        ("raw-lite0", "all", "2 seeds")
+    ] * 2
+    assert [[int(r[key]) for key in ("TP", "FP", "FN", "TN")] for r in rows] == [
+        [1, 1, 1, 1],
+        [0, 0, 0, 4],
+    ]
+    assert [float(r["Dice"]) for r in rows] == pytest.approx([0.5, 1])
+
+
+def test_one_seed_is_no_ensemble(tmp_path: Path) -> None:
+    trials = plan_trials("lite", Experiment(), folds=2, seeds=1)
+    for trial in trials:
+        _finish(tmp_path, trial, [0.9] * 4)
+    collect_ensembles(tmp_path, trials)
+    assert _rows(tmp_path / "ensemble.csv") == []

@@ -1,0 +1,289 @@
+"""Clusters that grow, shrink and start nodes by themselves: real raylets on this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from processes import kill_all, wait_until
+from ray import tune
+from ray.cluster_utils import Cluster as LocalCluster
+from rich.console import Console
+
+from brainseg.config import Experiment
+from brainseg.errors import StudyError
+from study.spec.grid import Node, Trial, TrialResources, share_cluster
+from study.tune.cluster import cluster, startable
+from study.tune.progress import Progress
+from study.tune.trainable import Task
+from study.tune.tuner import Reporter, fit
+from study.tune.waiting import Patience, _read_report
+
+HEAD_ID = "f" * 51 + "00000"
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_worker_niceness", "0")
+        root = str(Path(__file__).parents[3])
+        patch.setenv("PYTHONPATH", os.pathsep.join([root, *sys.path[:1]]))
+        yield
+
+
+class Machines:
+    """A head that takes no trials, and the nodes that joined it, each by `ray start`."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets lie below it
+        head = {"num_cpus": 0, "temp_dir": str(self.folder)}
+        self._head = LocalCluster(initialize_head=True, head_node_args=head)
+        self.address = self._head.address
+        self._joined: list[subprocess.Popen[bytes]] = []
+
+    def join(self, cpus: int, gpus: int = 0) -> subprocess.Popen[bytes]:
+        flags = [f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
+        self._joined.append(_ray_start(self.folder, *flags, "--object-store-memory=80000000"))
+        return self._joined[-1]
+
+    def leave(self) -> None:
+        while self._joined:
+            kill_all(self._joined.pop())
+
+    def shutdown(self) -> None:
+        self.leave()
+        self._head.shutdown()
+
+
+def _ray_start(folder: Path, *flags: str, **environment: str) -> subprocess.Popen[bytes]:
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", *flags]
+    environment = {**os.environ, **environment}
+    with (folder / "out.txt").open("ab") as out:
+        return subprocess.Popen(
+            [*command, "--disable-usage-stats"], env=environment, stdout=out, stderr=out
+        )
+
+
+@pytest.fixture(scope="module")
+def machines(quiet: None) -> Iterator[Machines]:
+    machines = Machines()
+    yield machines
+    machines.shutdown()
+
+
+@pytest.fixture
+def nodes(machines: Machines) -> Iterator[Machines]:
+    yield machines
+    machines.leave()
+    with cluster(machines.address):
+        wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
+
+
+class Stub:
+    """Trials that leave a marker, wait for the test's permission, and end."""
+
+    def __init__(self, folder: Path, trials: int, resources: TrialResources) -> None:
+        (folder / "trials").mkdir()
+        self.folder, self.text = folder, io.StringIO()
+        trial = [Trial(f"stub{n}", 0, 0, Experiment()) for n in range(trials)]
+        self.resources = resources
+        self.tasks = [Task(one, folder, folder, "", True, resources) for one in trial]
+
+    def run(self, story: Callable[[], None]) -> None:
+        """Run all trials, and beside them what happens to the cluster."""
+        folder = self.folder
+        failed: list[BaseException] = []
+
+        def train(config: dict[str, Any]) -> None:
+            name = Task.from_config(config["task"]).trial.name
+            marker = folder / f"{name}.{os.getpid()}"
+            marker.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+            while not (folder / "go").exists():
+                time.sleep(0.02)
+
+        def tell() -> None:
+            try:
+                story()
+            except BaseException as error:
+                failed.append(error)
+            (folder / "go").touch()
+
+        progress = Progress([t.trial.name for t in self.tasks], 1, Console(file=self.text))
+        reporter = Reporter(progress)
+        reporter._patience = Patience(progress.note, quiet=1.0)
+        configs = tune.grid_search([task.to_config() for task in self.tasks])
+        thread = threading.Thread(target=tell)
+        thread.start()
+        fit(train, self.resources, folder, reporter, 3, {"task": configs})
+        thread.join()
+        assert not failed, (failed, self.text.getvalue())
+
+    def started(self) -> list[Path]:
+        return sorted(self.folder.glob("stub*.*"))
+
+    def wait_for(self, number: int) -> None:
+        wait_until(lambda: len(self.started()) >= number)
+
+    def wait_for_text(self, words: str) -> None:
+        wait_until(lambda: words in self.text.getvalue())
+
+
+@pytest.mark.slow
+def test_two_small_trials_share_a_gpu(nodes: Machines, tmp_path: Path) -> None:
+    nodes.join(cpus=4, gpus=1)
+    with cluster(nodes.address):
+        wait_until(lambda: len(ray.nodes()) == 2)
+    with cluster(nodes.address) as there:
+        resources = share_cluster(there, 2, gpus=0.5)
+        stub = Stub(tmp_path, 2, resources)
+        stub.run(lambda: stub.wait_for(2))
+    assert (resources.concurrent, resources.cpus) == (2, 2)
+    assert [marker.read_text() for marker in stub.started()] == ["0", "0"]
+
+
+@pytest.mark.slow
+def test_trials_follow_nodes_that_join_and_wait_with_a_reason_for_one_that_is_lost(
+    nodes: Machines, tmp_path: Path
+) -> None:
+    resources = TrialResources(cpus=1, gpus=1, workers=0, concurrent=1, grows=True)
+    stub = Stub(tmp_path, 3, resources)
+
+    def story() -> None:
+        only = nodes.join(cpus=1, gpus=1)
+        stub.wait_for(1)
+        kill_all(only)
+        stub.wait_for_text("no node that is there can hold one")
+        nodes.join(cpus=3, gpus=3)
+        stub.wait_for(4)  # all three at once, one of them for the second time
+
+    with cluster(nodes.address):
+        stub.run(story)
+    said = stub.text.getvalue()
+    assert "waiting: 3 trials for 1 GPU and 1 CPU each; in use are 0 of 0 CPU and 0 of 0" in said
+    assert "goes on after a failure" in said
+
+
+@pytest.fixture
+def autoscaled(quiet: None) -> Iterator[str]:
+    """The address of a head without processors, whose autoscaler may start two nodes of one."""
+    folder = Path(tempfile.mkdtemp(prefix="ray"))
+    host = ray.util.get_node_ip_address()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    worker = {"CPU": 1, "object_store_memory": 80_000_000}
+    steps = ["initialization", "setup", "head_setup", "worker_setup"]
+    steps += ["head_start_ray", "worker_start_ray"]
+    config = {
+        "cluster_name": "fake",
+        "max_workers": 2,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "head_node_id": HEAD_ID,
+            "gcs_address": f"{host}:{port}",
+        },
+        "head_node_type": "ray.head.default",
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "small": {"resources": worker, "node_config": {}, "max_workers": 5},
+        },
+        "auth": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        **{f"{step}_commands": [] for step in steps},
+    }
+    (folder / "cluster.json").write_text(json.dumps(config))
+    flags = ["--head", "--num-cpus=0", f"--port={port}", f"--temp-dir={folder}"]
+    flags += [f"--autoscaling-config={folder / 'cluster.json'}", "--include-dashboard=false"]
+    flags += ["--object-store-memory=80000000", "--dashboard-agent-listen-port=0"]
+    environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment["RAY_OVERRIDE_NODE_ID_FOR_TESTING"] = HEAD_ID
+    head = _ray_start(folder, *flags, **environment)
+    wait_until(lambda: "Ray runtime started" in (folder / "out.txt").read_text())
+    yield f"{host}:{port}"
+    kill_all(head)
+
+
+@pytest.mark.slow
+def test_trials_wait_for_nodes_that_an_autoscaler_starts(autoscaled: str, tmp_path: Path) -> None:
+    with cluster(autoscaled) as there:
+        assert there == (Node(0, 0.0), *[Node(1, 0.0, exists=False)] * 2)
+        with pytest.raises(StudyError, match="which no node has at once"):
+            share_cluster(there, 4, cpus=2, grows=True)
+        resources = share_cluster(there, 4, grows=True)
+        assert (resources.cpus, resources.concurrent, resources.coming) == (1, 2, 2)
+        stub = Stub(tmp_path, 4, resources)
+        stub.run(lambda: stub.wait_for(2))
+    assert len(stub.started()) == 4
+
+
+def test_what_an_autoscaler_is_starting_is_read_from_its_report() -> None:
+    report = {"pending_launches": {"gpu": 2}, "pending_nodes": [["10.0.0.7", "gpu", "setting-up"]]}
+    assert _read_report(json.dumps({"autoscaler_report": report}).encode()) == {"gpu": 3}
+    assert not _read_report(json.dumps({"autoscaler_report": None}).encode())
+    assert not _read_report(None)
+
+
+def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> None:
+    config = {
+        "max_workers": 4,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 8}},
+            "cpu": {"resources": {"CPU": 16}, "max_workers": 10},
+            "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 2},
+        },
+    }
+    small, large = Node(16, 0.0, exists=False), Node(8, 1.0, exists=False)
+    assert startable(config, present=0) == (small, large, small, large)
+    assert startable(config, present=3) == (small,)
+    assert startable(config, present=4) == ()
+
+
+def test_a_wait_that_cannot_be_explained_is_said_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("the head does not answer")
+
+    monkeypatch.setattr(ray, "nodes", fail)
+    said: list[str] = []
+    patience = Patience(said.append, quiet=0.0)
+    asked = SimpleNamespace(required_resources={"CPU": 2.0, "GPU": 0.5})
+    patience.look([SimpleNamespace(status="PENDING", placement_group_factory=asked)] * 3)
+    assert said == ["waiting: 3 trials for 0.5 GPU and 2 CPU each (the head does not answer)"]
+
+
+def test_a_wait_is_said_at_growing_intervals_and_anew_after_a_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("study.tune.waiting.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("study.tune.waiting.describe_wait", lambda *_: f"at {now[0]:.0f}")
+    said: list[str] = []
+    patience = Patience(said.append)
+    asked = SimpleNamespace(required_resources={"CPU": 1.0})
+    trials = [SimpleNamespace(status="PENDING", placement_group_factory=asked)]
+    for second in range(200):
+        now[0] = float(second)
+        if second == 110:
+            patience.started()
+        patience.look(trials)
+    assert said == ["at 15", "at 45", "at 105", "at 125", "at 155"]

@@ -1,0 +1,173 @@
+"""Tune's schedulers with a memory: asked in any order, rebuilt at any moment."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from stubs import BASE, build_search
+
+from study.storage.candidates import SCORE, Search
+from study.tune.schedulers import CONTINUE, STOP, Decisions, build_scheduler
+
+EPOCHS = 14
+
+
+@pytest.fixture
+def search(tmp_path: Path) -> Search:
+    return build_search(tmp_path, 30)
+
+
+def _trial(number: int) -> Any:
+    return SimpleNamespace(config={"task": {"candidate": (number, 1)}})
+
+
+def _result(epoch: int, value: float, epochs: int = EPOCHS) -> dict[str, Any]:
+    return {"epoch": epoch, SCORE: value, "epochs": epochs}
+
+
+def _reports(seed: int, candidates: int = 20) -> list[tuple[int, int, float]]:
+    """Reports of candidates that run four at a time, in mixed order, their curves rising."""
+    rng = random.Random(seed)
+    merits = [rng.random() for _ in range(candidates)]
+    queues = {
+        number: [(e, merit + 0.3 * rng.random() + e / 40) for e in range(1, EPOCHS + 1)]
+        for number, merit in enumerate(merits)
+    }
+    order, running, waiting = [], list(range(4)), list(range(4, candidates))
+    while running:
+        number = rng.choice(running)
+        epoch, value = queues[number].pop(0)
+        order.append((number, epoch, value))
+        if not queues[number]:
+            running.remove(number)
+            running += waiting[:1]
+            waiting = waiting[1:]
+    return order
+
+
+def _decide(
+    search: Search, path: Path, reports: list[tuple[int, int, float]], restarts: int = 0
+) -> dict[tuple[int, int], str]:
+    """Feed reports of candidates that are not stopped; start anew so many times."""
+    decided: dict[tuple[int, int], str] = {}
+    scheduler = build_scheduler(search, Decisions(path))
+    for position, (number, epoch, value) in enumerate(reports):
+        if restarts and position % (len(reports) // restarts) == 7:
+            scheduler = build_scheduler(search, Decisions(path))
+            for known_epoch in range(1, epoch):  # a resumed candidate reports its past again
+                if (number, known_epoch) in decided:
+                    again = scheduler.on_trial_result(
+                        None, _trial(number), _result(known_epoch, 0)
+                    )
+                    assert again == decided[number, known_epoch]
+        if STOP not in (decided.get((number, e)) for e in range(1, epoch)):
+            answer = scheduler.on_trial_result(None, _trial(number), _result(epoch, value))
+            decided[number, epoch] = answer
+    return decided
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+def test_a_rebuilt_scheduler_decides_as_if_nothing_had_happened(
+    tmp_path: Path, scheduler: str
+) -> None:
+    search = build_search(tmp_path, 30, scheduler=scheduler)
+    for seed in range(3):
+        reports = _reports(seed)
+        quiet = _decide(search, tmp_path / f"quiet{seed}.csv", reports)
+        assert STOP in quiet.values()
+        killed = _decide(search, tmp_path / f"killed{seed}.csv", reports, restarts=20)
+        assert killed == quiet
+        left, right = (tmp_path / f"{name}{seed}.csv" for name in ("quiet", "killed"))
+        assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_scheduler_that_forgets_is_noticed(tmp_path: Path, search: Search) -> None:
+    reports = _reports(0)
+    quiet = _decide(search, tmp_path / "quiet.csv", reports)
+    half = len(reports) // 2
+    _decide(search, tmp_path / "killed.csv", reports[:half])
+    (tmp_path / "killed.csv").unlink()
+    rest = _decide(search, tmp_path / "killed.csv", reports[half:])
+    assert any(rest[key] != quiet[key] for key in rest if key in quiet)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("frozen", [0, 1, 4])
+def test_nobody_is_stopped_before_two_unfrozen_epochs(
+    tmp_path: Path, scheduler: str, frozen: int
+) -> None:
+    text = f"stages.0.epochs: {{choices: [{frozen}, 1]}}" if frozen != 1 else (
+        "augment.strength: {low: 0.0, high: 2.0}"
+    )  # fmt: skip
+    search = build_search(tmp_path, 30, text=text, scheduler=scheduler)
+    longest = max(frozen, 1)
+    decided = _decide(search, tmp_path / "decisions.csv", _reports(1))
+    stopped = [epoch for (_, epoch), answer in decided.items() if answer == STOP]
+    assert stopped
+    assert min(stopped) >= longest + 2
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
+def test_without_unfrozen_epochs_nobody_is_stopped(tmp_path: Path, scheduler: str) -> None:
+    base = BASE.replaced({"stages.0.epochs": 5, "stages.1.epochs": 0})
+    search = build_search(tmp_path, 8, base=base, scheduler=scheduler)
+    decider = build_scheduler(search, Decisions(tmp_path / "decisions.csv"))
+    for number in range(8):
+        for epoch in range(1, 6):
+            answer = decider.on_trial_result(None, _trial(number), _result(epoch, -number, 5))
+            assert answer == CONTINUE
+
+
+def test_a_candidate_at_its_last_epoch_goes_on_to_write_its_result(
+    tmp_path: Path, search: Search
+) -> None:
+    scheduler = build_scheduler(search, Decisions(tmp_path / "decisions.csv"))
+    for number, epochs in ((0, EPOCHS), (1, EPOCHS), (2, 3)):
+        answer = scheduler.on_trial_result(None, _trial(number), _result(3, 1 - number, epochs))
+        assert answer == (STOP if number == 1 else CONTINUE)
+
+
+def test_an_epoch_that_nobody_decided_is_decided_though_it_is_replayed(
+    tmp_path: Path, search: Search
+) -> None:
+    path = tmp_path / "decisions.csv"
+    scheduler = build_scheduler(search, Decisions(path))
+    assert scheduler.on_trial_result(None, _trial(0), _result(3, 0.9)) == CONTINUE
+    scheduler = build_scheduler(search, Decisions(path))
+    replayed = _result(3, 0.1) | {"replayed": True}
+    assert scheduler.on_trial_result(None, _trial(1), replayed) == STOP
+    assert Decisions(path).is_stopped(1)
+
+
+def test_a_decision_that_was_cut_off_is_no_decision(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.csv"
+    decisions = Decisions(path)
+    decisions.add(0, 3, 0.5, CONTINUE)
+    decisions.add(1, 3, 0.1, STOP)
+    whole = path.read_bytes()
+    for cut in range(1, len(whole)):
+        path.write_bytes(whole[:-cut])
+        again = Decisions(path)
+        assert not again.is_stopped(1)
+        again.add(1, 3, 0.1, STOP)
+        assert Decisions(path).is_stopped(1)
+    assert list(Decisions(path))[-1] == (1, 3, 0.1, STOP)
+
+
+def test_brackets_depend_on_the_candidate_and_not_on_global_random_numbers(
+    tmp_path: Path,
+) -> None:
+    search = build_search(tmp_path, 30, scheduler="hyperband")
+    brackets = []
+    for order in (range(30), reversed(range(30))):
+        scheduler: Any = build_scheduler(search, Decisions(tmp_path / "none.csv"))
+        for number in order:
+            scheduler.meet(number)
+        info = scheduler._trial_info
+        brackets.append([scheduler._brackets.index(info[str(n)]) for n in range(30)])
+    assert brackets[0] == brackets[1]
+    assert len(set(brackets[0])) > 1

@@ -1,0 +1,228 @@
+"""The searcher and the scheduler together, over curves whose optimum is known; nothing trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
+
+from study.spec.search_space import Space
+from study.storage.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_folder
+from study.storage.leaderboard import ranked
+from study.storage.tables import Row
+
+
+def _best(rows: list[Row]) -> float:
+    return float(ranked(rows)[0][SCORE])
+
+
+def _epochs(rows: list[Row]) -> int:
+    return sum(int(row["epochs"]) for row in rows)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that was left alone."""
+    folder = tmp_path_factory.mktemp("search") / "quiet"
+    with pytest.MonkeyPatch.context() as patch:
+        rows = Drive(build_search(folder, 14), folder).run(patch)
+    assert {row["status"] for row in rows} >= {"finished", "stopped"}
+    return folder
+
+
+def _same(one: Path, other: Path) -> bool:
+    files = ("candidates.csv", "best.yaml", "search/decisions.csv")
+    return history_of(one) == history_of(other) and all(
+        (one / name).read_bytes() == (other / name).read_bytes() for name in files
+    )
+
+
+def _kill(folder: Path, step: int, candidates: int, patch: pytest.MonkeyPatch) -> bool:
+    """Run until killed before a step; return whether it came that far."""
+    try:
+        Drive(build_search(folder, candidates), folder, step).run(patch)
+    except KilledError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_tpe_finds_the_optimum_and_random_does_not_with_as_many_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regret: dict[str, list[float]] = {"tpe": [], "random": []}
+    for seed in range(4):
+        base = BASE.replaced({"seed": seed})
+        for sampler, candidates in (("tpe", 40), ("random", 60)):
+            folder = tmp_path / f"{sampler}{seed}"
+            search = build_search(folder, candidates, sampler=sampler, base=base)
+            rows = Drive(search, folder).run(monkeypatch)
+            if sampler == "tpe":
+                budget = _epochs(rows)
+            while _epochs(rows) > budget:
+                rows.pop()
+            regret[sampler].append(OPTIMUM - _best(rows))
+    assert max(regret["tpe"]) < 0.02
+    assert fmean(regret["tpe"]) < fmean(regret["random"]) / 2
+
+
+def test_the_grids_variants_are_the_first_candidates(quiet: Path) -> None:
+    first, second = history_of(quiet)[:2]
+    assert first[3] == {
+        "variant": "raw-lite0",
+        "stages.0.learning_rate": 1e-4,
+        "stages.1.learning_rate": 1e-5,
+        "augment.strength": 1.0,
+    }
+    assert second[3] == {**first[3], "variant": "preprocessed-lite0", "preprocess.clip_limit": 3.0}
+
+
+def test_raw_candidates_have_no_clip_limit(quiet: Path) -> None:
+    params = [trial[3] for trial in history_of(quiet)]
+    assert {p["variant"] for p in params} == {"raw-lite0", "preprocessed-lite0"}
+    for p in params:
+        assert ("preprocess.clip_limit" in p) == (p["variant"] == "preprocessed-lite0")
+
+
+def test_optuna_is_told_how_each_candidate_ended(quiet: Path) -> None:
+    states = {"finished": "COMPLETE", "stopped": "PRUNED", "diverged": "FAIL"}
+    seen = set()
+    for number, state, value, _, epochs in history_of(quiet):
+        row = candidate_folder(quiet, number).read()
+        assert row is not None
+        seen.add(row["status"])
+        assert state == states[row["status"]]
+        assert value == (row[SCORE] if state != "FAIL" else None)
+        assert len(epochs) == row["epochs"]
+    assert {"finished", "stopped"} <= seen
+
+
+def test_a_diverged_candidate_is_failed_and_has_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "stages.1.learning_rate: {low: 0.00001, high: 1.0, log: true}"
+    base = BASE.replaced({"augment.strength": 0.0})
+    rows = Drive(build_search(tmp_path, 6, text=text, base=base), tmp_path).run(monkeypatch)
+    diverged = [row["candidate"] for row in rows if row["status"] == "diverged"]
+    assert diverged
+    assert all(rows[number][SCORE] == "" for number in diverged)
+    told = history_of(tmp_path)
+    assert [trial[0] for trial in told if trial[1] == "FAIL"] == diverged
+    assert ranked(rows)
+
+
+def test_a_search_killed_anywhere_goes_on_to_the_same_candidates(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = 0
+    for step in range(1, 400, 53):
+        folder = tmp_path / f"killed{step}"
+        if not _kill(folder, step, 14, monkeypatch):
+            break
+        kills += 1
+        Drive(build_search(folder, 14), folder).run(monkeypatch)
+        assert _same(folder, quiet), f"killed before step {step}"
+    assert kills > 3
+
+
+@pytest.mark.parametrize(
+    ("step", "times"),
+    [*(("suggest", times) for times in (0, 1, 9)), *(("_draw", times) for times in (1, 3, 30))],
+)
+def test_a_search_killed_before_or_while_it_draws_goes_on_to_the_same_candidates(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch, step: str, times: int
+) -> None:
+    whole, left = getattr(Space, step), iter(range(times))
+
+    def fail_late(*args: Any) -> Any:
+        if next(left, None) is None:
+            raise KilledError
+        return whole(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Space, step, fail_late)
+        Drive(build_search(tmp_path, 14), tmp_path).run(patch)
+    (drawn,) = [trial[3] for trial in history_of(tmp_path) if trial[1] == "RUNNING"]
+    assert bool(drawn) == (step == "_draw")
+    rows = Drive(build_search(tmp_path, 14), tmp_path).run(monkeypatch)
+    assert len(rows) == 14
+    assert _same(tmp_path, quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_a_search_killed_again_and_again_goes_on_to_the_same_candidates(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, kills = tmp_path / "killed", 0
+    # At least 32 steps: a candidate's 14 epochs are told again, before it can come any further.
+    while _kill(folder, 33 + 5 * kills % 13, 14, monkeypatch):
+        kills += 1
+    assert kills > 3
+    assert _same(folder, quiet)
+
+
+def test_another_seed_is_noticed(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "other"
+    search = build_search(folder, 14, base=BASE.replaced({"seed": 45}))
+    Drive(search, folder).run(monkeypatch)
+    assert not _same(folder, quiet)
+
+
+def test_forgotten_rungs_are_noticed(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the decisions of before, others would be stopped: the memory is needed."""
+    folder = tmp_path / "forgetful"
+    assert _kill(folder, 120, 14, monkeypatch)
+    (folder / "search" / "decisions.csv").unlink()
+    Drive(build_search(folder, 14), folder).run(monkeypatch)
+    assert not _same(folder, quiet)
+
+
+def test_a_larger_number_extends_a_search(
+    tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "extended"
+    for candidates in (1, 5, 14):
+        rows = Drive(build_search(folder, candidates), folder).run(monkeypatch)
+        assert len(rows) == candidates
+        assert all(row["status"] != "unfinished" for row in rows)
+    assert _same(folder, quiet)
+
+
+def test_a_lost_or_damaged_journal_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = build_search(tmp_path, 6)
+    rows = Drive(search, tmp_path).run(monkeypatch)
+    expected, journal = history_of(tmp_path), tmp_path / "search" / "journal.log"
+    journal.unlink()
+    assert Drive(search, tmp_path).run(monkeypatch) == rows
+    assert history_of(tmp_path) == expected
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:3]) + b"{nonsense}\n" + b"".join(lines[3:]))
+    with pytest.warns(UserWarning, match=r"journal\.log is damaged"):
+        Drive(search, tmp_path).run(monkeypatch)
+    assert history_of(tmp_path) == expected
+    journal.write_bytes(journal.read_bytes()[:-20])
+    journal.with_name("journal.log.lock").symlink_to("nobody")
+    Drive(search, tmp_path).run(monkeypatch)
+    assert history_of(tmp_path) == expected
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_sampler_works_with_every_scheduler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, scheduler: str
+) -> None:
+    search = build_search(tmp_path, 5, sampler=sampler, scheduler=scheduler)
+    rows = Drive(search, tmp_path).run(monkeypatch)
+    assert len(rows) == 5
+    assert {row["status"] for row in rows} <= {"finished", "stopped", "diverged"}
+    assert scheduler != "none" or all(row["status"] != "stopped" for row in rows)

@@ -1,0 +1,98 @@
+"""Trials that share a process end as those that had one each; trouble ends the process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ray import tune
+from rich.console import Console
+
+from brainseg.config import Experiment
+from brainseg.data.slice_store import SliceStore
+from brainseg.model.model_file import load_model
+from study.spec.grid import Trial, TrialResources
+from study.storage.tables import TABLES, TrialFolder
+from study.tune.cluster import cluster
+from study.tune.progress import Progress
+from study.tune.trainable import Task, run_trial
+from study.tune.tuner import Reporter, Reuse, fit
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ONE_AT_ONCE = TrialResources(cpus=1, gpus=0, workers=0, concurrent=1)
+CHANGES: dict[str, dict[str, Any]] = {
+    "raw": {},
+    "halved": {},
+    "wild": {"stages.1.learning_rate": 1e30},
+    "strong": {"augment.strength": 2.0, "preprocess.enabled": True},
+    "again": {},
+}
+
+
+def _run(folder: Path, data: SliceStore, experiments: dict[str, Experiment]) -> None:
+    """Run trials one after the other; each notes its process."""
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+
+    def train(config: dict[str, Any]) -> None:
+        run_trial(config)
+        process = psutil.Process()
+        seen = {"pid": os.getpid(), "rss": process.memory_info().rss // 2**20}
+        seen |= {"threads": process.num_threads(), "torch": torch.get_num_threads()}
+        path = Task.from_config(config["task"]).folder.path / "process.json"
+        path.write_text(json.dumps(seen))
+
+    trials = [Trial(name, 0, 44, experiment) for name, experiment in experiments.items()]
+    tasks = [Task(t, folder, data.root, data.fingerprint, True, ONE_AT_ONCE) for t in trials]
+    configs = tune.grid_search([task.to_config() for task in tasks])
+    progress = Progress([trial.name for trial in trials], 1, Console(file=io.StringIO()))
+    options: dict[str, Any] = {"reuse_actors": True, "scheduler": Reuse()}
+    fit(train, ONE_AT_ONCE, folder, Reporter(progress), 0, {"task": configs}, **options)
+
+
+def _processes(folder: Path) -> dict[str, dict[str, int]]:
+    paths = folder.glob("trials/*/process.json")
+    return {path.parent.name.partition("-")[0]: json.loads(path.read_text()) for path in paths}
+
+
+def test_trials_of_one_process_have_the_bits_of_trials_alone_and_trouble_ends_the_process(
+    tmp_path: Path, data: SliceStore, tiny: Experiment
+) -> None:
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    experiments = {name: tiny.replaced(changes) for name, changes in CHANGES.items()}
+    halved = TrialFolder(shared / "trials" / "halved-fold0-seed44")
+    halved.path.mkdir(parents=True)
+    halved.halve_batches("as the test wants it")
+    with cluster(None):
+        _run(shared, data, experiments)
+        for name in ("strong", "again"):
+            _run(alone, data, {name: experiments[name]})
+    seen = _processes(shared)
+    assert seen["raw"]["pid"] == seen["halved"]["pid"] != seen["wild"]["pid"]
+    assert seen["wild"]["pid"] != seen["strong"]["pid"] == seen["again"]["pid"]
+    assert {row["torch"] for row in seen.values()} == {1}
+    pids = [row["pid"] for row in _processes(alone).values()]
+    assert len({*pids, seen["strong"]["pid"]}) == 3
+    for name in ("strong", "again"):
+        here, there = (f / "trials" / f"{name}-fold0-seed44" for f in (shared, alone))
+        for table in (*(f"{table}.csv" for table in TABLES), "probabilities.npz"):
+            assert (here / table).read_bytes() == (there / table).read_bytes()
+        weights = [load_model(path / "model.safetensors")[0] for path in (here, there)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.exhaustive
+def test_a_process_does_not_grow_from_trial_to_trial(
+    tmp_path: Path, data: SliceStore, tiny: Experiment
+) -> None:
+    with cluster(None):
+        _run(tmp_path, data, {f"trial{number}": tiny for number in range(5)})
+    seen = [row for _, row in sorted(_processes(tmp_path).items())]
+    assert len({row["pid"] for row in seen}) == 1
+    assert seen[-1]["threads"] <= seen[1]["threads"]
+    assert seen[-1]["rss"] < 1.1 * seen[1]["rss"]

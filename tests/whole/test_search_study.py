@@ -1,0 +1,84 @@
+"""A search that really trains, by the command, killed for real; its winner among the variants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Study, assert_equal, wait_until
+
+from brainseg.config import Experiment, load_experiment
+from study.storage.leaderboard import ranked
+from study.storage.tables import read_csv
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SPACE = """
+stages.0.learning_rate: {low: 1.0e-5, high: 1.0e-2, log: true}
+stages.1.learning_rate: {low: 1.0e-5, high: 1.0e-2, log: true}
+augment.strength: {low: 0.0, high: 2.0}
+"""
+LIMITS = ["--concurrent", "1", "--cpus-per-trial", "1"]
+
+
+def _study(folder: Path, data: Path, tiny: Experiment, candidates: int) -> Study:
+    changes = {"stages.0.learning_rate": 1e-5, "stages.1.learning_rate": 1e-5}
+    study = Study(folder, data, tiny.replaced(changes | {"stages.1.epochs": 3}))
+    (folder / "space.yaml").write_text(SPACE)
+    flags = ["--search", str(candidates), "--space", "space.yaml", "--search-folds", "2"]
+    study.command += [*flags, *LIMITS]
+    return study
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory, phantom_root: Path, tiny: Experiment) -> Study:
+    """A search that was left alone."""
+    study = _study(tmp_path_factory.mktemp("quiet"), phantom_root, tiny, 3)
+    study.finish()
+    return study
+
+
+@pytest.fixture
+def searching(tmp_path: Path, phantom_root: Path, tiny: Experiment) -> Iterator[Study]:
+    """The same search, not started yet."""
+    study = _study(tmp_path / "study", phantom_root, tiny, 3)
+    yield study
+    study.end()
+
+
+def _wait_for_candidate(study: Study, number: int, epochs: int) -> None:
+    path = study.results / "search" / "candidates" / f"{number:04d}" / "history.csv"
+    wait_until(lambda: path.exists() and len(path.read_text().splitlines()) > epochs)
+
+
+def test_the_winner_stands_beside_the_variants(quiet: Study) -> None:
+    rows = read_csv(quiet.results / "candidates.csv")
+    best = ranked(rows)[0]
+    winner = f"winner-c{int(best['candidate']):04d}"
+    trials = read_csv(quiet.results / "trials.csv")
+    assert [row["variant"] for row in trials] == ["raw-lite0", "preprocessed-lite0", winner]
+    assert {row["status"] for row in trials} == {"finished"}
+    assert {row["seed"] for row in trials} == {"44"}
+    trained = load_experiment(quiet.results / "trials" / f"{winner}-fold0-seed44/experiment.yaml")
+    assert trained == load_experiment(quiet.results / "best.yaml")
+    report = (quiet.results / "report.md").read_text()
+    assert "## Search" in report
+    assert winner in report
+    left = {path.name for path in (quiet.results / "search" / "candidates").glob("*/*")}
+    assert left <= {"params.json", "history.csv", "result.json", "experiment.yaml"}
+
+
+@pytest.mark.exhaustive
+def test_a_killed_search_goes_on_to_the_same_winner_and_the_same_bits(
+    quiet: Study, searching: Study
+) -> None:
+    for number, epochs in ((0, 1), (2, 2)):
+        searching.start()
+        _wait_for_candidate(searching, number, epochs)
+        searching.kill()
+    searching.finish()
+    assert "goes on after epoch" in searching.log()
+    for name in ("candidates.csv", "search/decisions.csv", "best.yaml"):
+        assert (searching.results / name).read_bytes() == (quiet.results / name).read_bytes()
+    assert_equal(searching, quiet)
