@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from brainseg.errors import ConfigError
-from brainseg.storage.urls import name_of, to_place
+from brainseg.storage.urls import name_of, to_location
 
 NUM_FOLDS = 10
 """Folds that the patients are dealt into; a rotation r in [0, 10) says which are tested."""
@@ -111,7 +111,7 @@ class ModelConfig(_Section):
     @field_validator("encoder_weights")
     @classmethod
     def _imagenet_none_or_path(cls, value: str) -> str:
-        if value not in ("imagenet", "none") and not name_of(to_place(value)).endswith(
+        if value not in ("imagenet", "none") and not name_of(to_location(value)).endswith(
             ".safetensors"
         ):
             raise ValueError("must be imagenet, none, or the path or URL of a .safetensors file")

@@ -31,7 +31,7 @@ from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader
 from brainseg.model.networks import infer_logits, normalise
-from brainseg.storage.urls import to_place
+from brainseg.storage.urls import to_location
 
 TOLERANCE = 1e-3
 """Largest difference of a probability that is put down to rounding."""
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=to_place,
+        type=to_location,
         metavar="DIR",
         help="slices to compare on (default: $BRAINSEG_DATA, else ./data/kaggle_3m, else "
         "generated phantoms)",

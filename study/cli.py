@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.storage.urls import to_place
+from brainseg.storage.urls import to_location
 from study.spec.grid import GRIDS, ONE
 from study.storage.candidates import SAMPLERS, SCHEDULERS
 
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--storage",
-        type=to_place,
+        type=to_location,
         default=Path("results"),
         metavar="DIR",
         help="folder of all studies, or its URL: s3://BUCKET/PREFIX or what else pyarrow opens "
@@ -113,7 +113,7 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--data",
-        type=to_place,
+        type=to_location,
         metavar="DIR",
         help="the kaggle_3m folder, its parent, or the Kaggle archive's root; or its URL, fetched "
         "once per node (default: "

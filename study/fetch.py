@@ -9,7 +9,7 @@ from pathlib import Path
 
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.errors import ConfigError, StudyError
-from brainseg.storage.files import patiently, write_text
+from brainseg.storage.files import retry_storage, write_text
 from brainseg.storage.remote import RemoteFolder, pull
 from brainseg.storage.urls import is_url
 from study.storage.sync import is_for_readers
@@ -61,7 +61,7 @@ def _fetch(url: str, folder: Path) -> int:
     write_text(folder / _MARKER, f"{url}\n")
     before = _times(folder)
     # What a running study has changed since it was listed is refused, and listed anew.
-    patiently(
+    retry_storage(
         lambda: pull(remote, folder, is_for_readers, what="fetching the study"),
         f"the copy of {url}",
     )

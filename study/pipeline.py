@@ -19,7 +19,7 @@ from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_unet
 from brainseg.storage.files import hash_file, write_text
 from brainseg.storage.remote import require_store
-from brainseg.storage.urls import Place, is_url, join_place
+from brainseg.storage.urls import Location, is_url, join_location
 from study.spec.grid import GRIDS, WINNER, Trial, TrialResources, plan_trials, refuse_grid_keys
 from study.spec.search_space import load_space
 from study.storage.candidates import Search, check_search
@@ -37,13 +37,13 @@ class Request:
     """What the user asked for; see `python -m study.run --help`."""
 
     grid: str
-    data: Place | None
+    data: Location | None
     config: Path | None
     changes: dict[str, Any]
     folds: int
     seeds: int
     name: str | None
-    storage: Place
+    storage: Location
     search: int | None = None
     space: Path | None = None
     sampler: str = "tpe"
@@ -225,7 +225,7 @@ def _load_base(request: Request, *, synthetic: bool) -> Experiment:
     return load_experiment(request.config or default).replaced(request.changes)
 
 
-def _open_data(path: Place | None, say: Say) -> SliceStore:
+def _open_data(path: Location | None, say: Say) -> SliceStore:
     source = path or find_default_root()
     if source is None:
         say(
@@ -263,7 +263,7 @@ def _mirror_for(request: Request, synthetic: bool, *, reading: bool) -> Mirror:
         return Mirror((request.storage.expanduser() / name).resolve())
     if any(mark in name for mark in "?#"):
         raise ConfigError(f"--name is {name!r}; in a URL it must be without ? and #")
-    return Mirror(join_place(request.storage, name), reading=reading)
+    return Mirror(join_location(request.storage, name), reading=reading)
 
 
 def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str, int]:

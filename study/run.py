@@ -14,7 +14,7 @@ from rich.console import Console
 from brainseg.config import parse_changes
 from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
 from brainseg.storage.remote import require_store
-from brainseg.storage.urls import is_url, join_place
+from brainseg.storage.urls import is_url, join_location
 from study.cli import parse_options
 from study.report.build import write_report
 from study.report.provenance import describe_study, published_rows
@@ -278,7 +278,7 @@ def _existing(args: argparse.Namespace) -> Mirror:
     require_store(args.storage)
     both = [default_name(args.grid, args.config, synthetic=which) for which in (False, True)]
     names = [args.name] if args.name else both
-    mirrors = [Mirror(join_place(args.storage, name), reading=True) for name in names]
+    mirrors = [Mirror(join_location(args.storage, name), reading=True) for name in names]
     mirror = next((mirror for mirror in mirrors if mirror.exists()), mirrors[0])
     mirror.pull()
     return mirror

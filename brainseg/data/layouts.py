@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.errors import DataError
-from brainseg.storage.urls import Place, is_url
+from brainseg.storage.urls import Location, is_url
 
 MASK_SUFFIX = "_mask.tif"
 ENVIRONMENT_VARIABLE = "BRAINSEG_DATA"
@@ -34,7 +34,7 @@ class SliceFile:
     mask: Path
 
 
-def find_default_root() -> Place | None:
+def find_default_root() -> Location | None:
     """Return the dataset that a command without `--data` uses, or None where there is none.
 
     Raises:

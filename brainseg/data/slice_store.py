@@ -24,9 +24,9 @@ from tqdm import tqdm
 from brainseg.data.layouts import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError
-from brainseg.storage.files import FAR_WAITS, cache_folder, patiently
+from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
 from brainseg.storage.remote import RemoteFolder, pull, require_store
-from brainseg.storage.urls import Place, is_url
+from brainseg.storage.urls import Location, is_url
 
 _FORMAT = 1
 _PIXELS, _TABLE = "slices.npy", "table.json"
@@ -62,7 +62,7 @@ class SliceStore:
 
     folder: Path
     root: Path
-    source: Place
+    source: Location
     fingerprint: str
     size: int
     synthetic: bool
@@ -92,7 +92,7 @@ class SliceStore:
         return {key: value for key, value in self.__dict__.items() if key != "pixels"}
 
 
-def open_dataset(path: Place) -> SliceStore:
+def open_dataset(path: Location) -> SliceStore:
     """Check a dataset and open its slice store, which is built first where there is none.
 
     Args:
@@ -112,7 +112,7 @@ def open_dataset(path: Place) -> SliceStore:
     return _open(folder, root, path if is_url(path) else root, tuple(notes))
 
 
-def open_default(path: Place | None) -> SliceStore:
+def open_default(path: Location | None) -> SliceStore:
     """Open the dataset that a command was given; without one the default, else phantoms.
 
     Raises:
@@ -139,7 +139,7 @@ def _fetch(url: str) -> Path:
             remote.require()  # a bucket that is gone would pass for an empty one
             return len(pull(remote, folder, _is_fetched, what="fetching slices"))
 
-        if not patiently(fetch, f"the copy of {url}", FAR_WAITS):
+        if not retry_storage(fetch, f"the copy of {url}", FAR_WAITS):
             raise DataError(f"nothing is below {url}: give the URL of the kaggle_3m folder")
     return folder
 
@@ -166,7 +166,7 @@ def _is_whole(folder: Path) -> bool:
         return False  # not built yet, or damaged: built anew
 
 
-def _open(folder: Path, root: Path, source: Place, notes: tuple[str, ...]) -> SliceStore:
+def _open(folder: Path, root: Path, source: Location, notes: tuple[str, ...]) -> SliceStore:
     table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
     return SliceStore(
         folder=folder,

@@ -18,7 +18,7 @@ from brainseg.demo.catalog import describe_source, find_models, write_patient, w
 from brainseg.demo.handlers import Desk
 from brainseg.errors import ConfigError
 from brainseg.model.device import Compute
-from brainseg.storage.urls import to_place
+from brainseg.storage.urls import to_location
 
 PASSWORD = "BRAINSEG_DEMO_PASSWORD"
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=to_place,
+        type=to_location,
         metavar="DIR",
         help="take the example slices from this dataset (default: $BRAINSEG_DATA, else "
         "./data/kaggle_3m, else generated phantoms)",

@@ -82,7 +82,7 @@ class Desk:
             seen = self._predict(reads, first, second)
         except BrainsegError as error:
             return [], panels.show_alert([str(error)])
-        scores = [panels.spell_patient(name, counts) for name, counts in _count(seen).items()]
+        scores = [panels.format_patient(name, counts) for name, counts in _count(seen).items()]
         return seen, "".join([panels.show_alert(problems) if problems else "", *scores])
 
     def find_largest(self, seen: Sequence[SeenSlice]) -> int:

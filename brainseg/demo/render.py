@@ -99,7 +99,7 @@ def place_side_by_side(title: str, panels: Sequence[str]) -> str:
     )
 
 
-def spell_patient(model: str, counts: NDArray[np.int64]) -> str:
+def format_patient(model: str, counts: NDArray[np.int64]) -> str:
     """Return a patient's scores as a sentence.
 
     Args:

@@ -18,7 +18,7 @@ from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.data.slice_store import open_default
 from brainseg.explore.page import Exhibit, compose_page, explore, list_exhibits, list_late_exhibits
 from brainseg.storage.files import new_folder
-from brainseg.storage.urls import to_place
+from brainseg.storage.urls import to_location
 
 _DPI = 110
 
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=to_place,
+        type=to_location,
         metavar="DIR",
         help="the kaggle_3m folder, its parent, or the Kaggle archive's root (default: "
         "$BRAINSEG_DATA, else ./data/kaggle_3m, else generated phantoms)",

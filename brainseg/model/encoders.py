@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from brainseg.config import ModelConfig
 from brainseg.errors import ConfigError, WeightsError
-from brainseg.storage.files import FAR_WAITS, cache_folder, patiently
+from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
 from brainseg.storage.remote import RemoteFolder, is_current
 from brainseg.storage.urls import is_url, name_of
 
@@ -114,7 +114,7 @@ def _fetch_file(url: str) -> Path:
                 remote.fetch({name: entry}, folder, "")
             return entry is not None
 
-        if not patiently(fetch, f"the copy of {url}", FAR_WAITS):
+        if not retry_storage(fetch, f"the copy of {url}", FAR_WAITS):
             raise WeightsError(f"model.encoder_weights is {url}, where there is no such file")
     return folder / name
 

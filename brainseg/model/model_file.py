@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError
-from brainseg.storage.files import patiently, sync_file
+from brainseg.storage.files import retry_storage, sync_file
 
 Tensors = dict[str, torch.Tensor]
 
@@ -91,7 +91,7 @@ def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:
             raise
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    patiently(write, f"the model file {path}")
+    retry_storage(write, f"the model file {path}")
 
 
 def load_model(path: Path) -> tuple[Tensors, ModelHeader]:

@@ -31,7 +31,7 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def patiently(write: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:
+def retry_storage(write: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:
     """Try a write again for a while if the disk refuses it.
 
     Args:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
-from brainseg.storage.urls import Place, is_url
+from brainseg.storage.urls import Location, is_url
 
 _AT_ONCE = 16
 _BLOCK = 8 * 2**20
@@ -260,7 +260,7 @@ class RemoteFolder:
         return found
 
 
-def require_store(place: Place) -> None:
+def require_store(place: Location) -> None:
     """Make sure, within seconds, that a place can be reached if it is a URL.
 
     What comes after may wait for a store that is gone for a moment; a command that begins should

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from brainseg.config import Experiment, differences
 from brainseg.errors import CheckpointError, CheckpointWarning
 from brainseg.model.model_file import Tensors, save_tensors, versions
-from brainseg.storage.files import hash_file, patiently, sync_file, sync_folder
+from brainseg.storage.files import hash_file, retry_storage, sync_file, sync_folder
 
 _MANIFEST = "manifest.json"
 _BEST = "best.safetensors"
@@ -79,7 +79,7 @@ class CheckpointFolder:
             StorageError: If the disk refuses; earlier checkpoints are as they were.
         """
         final = self._folder / f"stage{state.stage}-epoch{state.epoch:04d}"
-        patiently(lambda: self._write_aside(final, state), f"the checkpoint {final}")
+        retry_storage(lambda: self._write_aside(final, state), f"the checkpoint {final}")
         for old in self._list()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return final

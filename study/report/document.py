@@ -158,7 +158,7 @@ def spell(value: float, decimals: int = 3) -> str:
     return NONE if math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def spell_estimate(estimate: Estimate | None, decimals: int = 3) -> str:
+def format_estimate(estimate: Estimate | None, decimals: int = 3) -> str:
     """Return `0.812 (0.790 to 0.831)`; the point alone where there is no interval."""
     if estimate is None:
         return NONE
@@ -168,7 +168,7 @@ def spell_estimate(estimate: Estimate | None, decimals: int = 3) -> str:
     return f"{point} ({estimate.low:.{decimals}f} to {estimate.high:.{decimals}f})"
 
 
-def spell_change(estimate: Estimate) -> str:
+def format_change(estimate: Estimate) -> str:
     """Return a difference with its sign: `+0.014 (+0.009 to +0.020)`."""
     if math.isnan(estimate.point):
         return NONE
@@ -177,7 +177,7 @@ def spell_change(estimate: Estimate) -> str:
     return f"{estimate.point:+.3f} ({estimate.low:+.3f} to {estimate.high:+.3f})"
 
 
-def spell_p(p: float) -> str:
+def format_p(p: float) -> str:
     """Return a p-value; very small ones as a bound."""
     return NONE if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from brainseg.storage.files import write_text
 from study.analysis.comparison import VariantScores
-from study.report.document import markdown_table, spell, spell_estimate
+from study.report.document import format_estimate, markdown_table, spell
 from study.report.results import Records
 from study.storage.tables import Row, kept_models
 
@@ -75,7 +75,7 @@ def _describe_scores(records: Records, row: Row, scores: VariantScores) -> Itera
         "in pixels."
     )
     table = {
-        name: spell_estimate(estimate, 1 if name == "HD95" else 3)
+        name: format_estimate(estimate, 1 if name == "HD95" else 3)
         for name, estimate in scores.scores.items()
     }
     yield markdown_table([{"score": name, "value": value} for name, value in table.items()])
@@ -119,7 +119,7 @@ def _weakest(records: Records, variant: str) -> Iterator[str]:
         groups = [group for group in found.groups if variant in group.dice]
         if groups:
             weakest = min(groups, key=lambda group: group.dice[variant].point)
-            score = spell_estimate(weakest.dice[variant])
+            score = format_estimate(weakest.dice[variant])
             yield (
                 f"Weakest group by {found.title[0].lower()}{found.title[1:]}: {weakest.name}, "
                 f"Dice/patient {score} on {weakest.num_patients} patients."
@@ -130,7 +130,7 @@ def _alarms(records: Records, variant: str) -> Iterator[str]:
     for item in records.alarms:
         if item.variant == variant:
             yield (
-                f"False alarms on {spell_estimate(item.false_alarms)} of tumour-free slices; "
-                f"{spell_estimate(item.missed)} of tumour slices missed (shares, means over "
+                f"False alarms on {format_estimate(item.false_alarms)} of tumour-free slices; "
+                f"{format_estimate(item.missed)} of tumour slices missed (shares, means over "
                 "patients)."
             )

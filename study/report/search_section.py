@@ -35,9 +35,9 @@ from study.report.document import (
     Section,
     Table,
     Text,
+    format_change,
+    format_p,
     spell,
-    spell_change,
-    spell_p,
 )
 from study.report.figures import COLOURS, Drawer
 from study.report.results import History, Records
@@ -202,8 +202,8 @@ def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
         "test patients": group,
         "number": str(pair.num_patients),
         "against": pair.second if is_first else pair.first,
-        "difference in Dice/patient": spell_change(found),
-        "p": spell_p(pair.p),
+        "difference in Dice/patient": format_change(found),
+        "p": format_p(pair.p),
     }
 
 

@@ -20,10 +20,10 @@ from study.report.document import (
     Table,
     Text,
     Tile,
+    format_change,
+    format_estimate,
+    format_p,
     spell,
-    spell_change,
-    spell_estimate,
-    spell_p,
 )
 from study.report.figures import Drawer
 from study.report.results import Records
@@ -65,7 +65,7 @@ def ranked_rows(records: Records) -> list[dict[str, str]]:
         rows.append({"": place, "variant": item.variant})
         own = {**item.scores, "Dice/slice": records.slice_dice.get(item.variant)}
         for name, decimals in _SCORES.items():
-            rows[-1][name] = spell_estimate(own.get(name), decimals)
+            rows[-1][name] = format_estimate(own.get(name), decimals)
         finished, asked = records.finished(item.variant), records.trials_of(item.variant)
         losses = [float(row["val_loss"]) for row in finished]
         rows[-1] |= {
@@ -97,9 +97,9 @@ def _differences(records: Records, drawer: Drawer) -> Section:
         rows = [
             {
                 "first - second": f"{pair.first} - {pair.second}",
-                "difference": spell_change(pair.difference),
-                "p": spell_p(pair.p),
-                "p (Holm)": spell_p(pair.p_holm),
+                "difference": format_change(pair.difference),
+                "p": format_p(pair.p),
+                "p (Holm)": format_p(pair.p_holm),
                 "higher mean": spell(pair.share_better, 2),
                 "better on a patient": spell(pair.improvement, 2),
                 "patients": str(pair.num_patients),
@@ -112,8 +112,8 @@ def _differences(records: Records, drawer: Drawer) -> Section:
         effects = [
             {
                 "factor": effect.name,
-                "effect on Dice/patient": spell_change(effect.difference),
-                "p": spell_p(effect.p),
+                "effect on Dice/patient": format_change(effect.difference),
+                "p": format_p(effect.p),
             }
             for effect in comparison.effects
         ]
@@ -171,9 +171,9 @@ def _breakdowns(records: Records) -> Section:
         rows = [
             {
                 "variant": item.variant,
-                "tumour-free slices with a false alarm": spell_estimate(item.false_alarms),
-                "false pixels per tumour-free slice": spell_estimate(item.false_pixels, 1),
-                "tumour slices missed": spell_estimate(item.missed),
+                "tumour-free slices with a false alarm": format_estimate(item.false_alarms),
+                "false pixels per tumour-free slice": format_estimate(item.false_pixels, 1),
+                "tumour slices missed": format_estimate(item.missed),
             }
             for item in records.alarms
         ]
@@ -187,7 +187,7 @@ def _breakdown(found: Breakdown, variants: Sequence[str]) -> Table:
             "group": group.name,
             "patients": str(group.num_patients),
             "slices": f"{group.num_slices:,}",
-            **{variant: spell_estimate(group.dice.get(variant)) for variant in variants},
+            **{variant: format_estimate(group.dice.get(variant)) for variant in variants},
         }
         for group in found.groups
     ]
@@ -225,8 +225,8 @@ def _stages(records: Records, drawer: Drawer) -> Section:
                 "setting": effect.settings or NONE,
                 "change on validation": f"{effect.val_difference:+.3f}",
                 "chosen on validation": f"{effect.num_chosen} of {effect.num_trials}",
-                "change on test, always": spell_change(effect.always),
-                "change on test, where chosen": spell_change(effect.as_chosen),
+                "change on test, always": format_change(effect.always),
+                "change on test, where chosen": format_change(effect.as_chosen),
             }
             for effect in effects
         ]

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from brainseg.storage.files import FAR_WAITS, cache_folder, patiently
+from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
 from brainseg.storage.remote import Entry, RemoteFolder, is_current, local_files, pull
-from brainseg.storage.urls import Place, is_url, name_of
+from brainseg.storage.urls import Location, is_url, name_of
 from study.storage.study_folder import move_aside
 from study.storage.tables import ELSEWHERE
 
@@ -34,7 +34,7 @@ class Mirror:
         reading: Work on a copy of its own, beside that of a study that may be running here.
     """
 
-    def __init__(self, place: Place, *, reading: bool = False) -> None:
+    def __init__(self, place: Location, *, reading: bool = False) -> None:
         """Touch nothing behind a URL yet."""
         self.place = place
         self._remote = RemoteFolder(str(place)) if is_url(place) else None
@@ -125,7 +125,7 @@ class Mirror:
             name = path.relative_to(self.folder).as_posix()
             self._patiently(self._remote.send, self.folder, [name], what=name)
 
-    def move_aside(self) -> Place | None:
+    def move_aside(self) -> Location | None:
         """Rename the study; return where it is now, or None if there is none."""
         if self._remote is None:
             return move_aside(self.folder)
@@ -147,7 +147,7 @@ class Mirror:
         def work() -> dict[str, Entry]:
             return pull(remote, self.folder, is_wanted, below=below.rstrip("/"))
 
-        listing = patiently(work, f"the copy of {self.place}", FAR_WAITS)
+        listing = retry_storage(work, f"the copy of {self.place}", FAR_WAITS)
         self._known |= listing
         return listing
 
@@ -185,7 +185,7 @@ class Mirror:
             self._known |= remote.send(self.folder, part)
 
     def _patiently(self, work: Callable[..., object], *args: object, what: str) -> None:
-        patiently(lambda: work(*args), what, FAR_WAITS)
+        retry_storage(lambda: work(*args), what, FAR_WAITS)
 
     def _note_elsewhere(self, listed: str, listing: dict[str, Entry]) -> None:
         """Let the folder of each trial that was listed say that its model was left there."""

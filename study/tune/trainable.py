@@ -35,8 +35,8 @@ from brainseg.inference.predictor import Predictor
 from brainseg.metrics import summarise
 from brainseg.model.device import Compute
 from brainseg.model.encoders import describe_weights, find_encoder_weights
-from brainseg.storage.files import hash_file, patiently
-from brainseg.storage.urls import Place, is_url, to_place
+from brainseg.storage.files import hash_file, retry_storage
+from brainseg.storage.urls import Location, is_url, to_location
 from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import TrainResult, train_epochs, train_two_stage
 from study.spec.grid import Trial, TrialResources
@@ -57,8 +57,8 @@ class Task:
     """A trial or a candidate and its surroundings, as it travels to a worker process."""
 
     trial: Trial
-    place: Place
-    data: Place
+    place: Location
+    data: Location
     fingerprint: str
     synthetic: bool
     resources: TrialResources
@@ -106,8 +106,8 @@ class Task:
             trial = Candidate(**vars(trial), number=number, inner_folds=inner_folds)
         return cls(
             trial,
-            to_place(config["place"]),
-            to_place(config["data"]),
+            to_location(config["place"]),
+            to_location(config["data"]),
             config["fingerprint"],
             config["synthetic"],
             TrialResources(**config["resources"]),
@@ -162,7 +162,7 @@ def attempt(task: Task, run: Callable[[], None]) -> None:
     folder = task.folder
     try:
         task.mirror.pull_trial(task.trial.path, whole=True)
-        patiently(folder.begin, f"the trial's folder {folder.path}")
+        retry_storage(folder.begin, f"the trial's folder {folder.path}")
         task.send()
         _limit_threads(task.resources)
         _run_in_memory(folder, run)
@@ -282,7 +282,7 @@ def _train(task: Task, data: SliceStore, board: Board, notes: Notes) -> TrainRes
     folder = task.folder
 
     def on_epoch(report: EpochReport) -> None:
-        patiently(lambda: folder.write_history([*history, report.row]), "history.csv")
+        retry_storage(lambda: folder.write_history([*history, report.row]), "history.csv")
         history.append(report.row)
         board.write(report)
         if not report.replayed:
@@ -351,7 +351,7 @@ def train_folds(task: Task) -> Iterator[Sequence[EpochReport]]:
     """Train on all inner folds in turn, an epoch of each before the next of any."""
     assert isinstance(task.trial, Candidate)
     data, checkpoints = task.open_data(), task.folder.checkpoints
-    patiently(lambda: checkpoints.mkdir(exist_ok=True), f"the folder {checkpoints}")
+    retry_storage(lambda: checkpoints.mkdir(exist_ok=True), f"the folder {checkpoints}")
     folds = [
         train_epochs(
             experiment,
@@ -414,7 +414,7 @@ def _train_objective(
     for reports in epochs(task):
         report = average(reports, max((row["val_dice"] for row in history), default=-1.0))
         history.append(report.row)
-        patiently(lambda: folder.write_history(history), "history.csv")
+        retry_storage(lambda: folder.write_history(history), "history.csv")
         board.write(report)
         if not report.replayed:
             task.send()

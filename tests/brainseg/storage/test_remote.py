@@ -16,7 +16,7 @@ from brainseg.errors import ConfigError, DataError, StorageError, WeightsError
 from brainseg.model.encoders import find_encoder_weights
 from brainseg.storage.files import cache_folder
 from brainseg.storage.remote import RemoteFolder, local_files, pull
-from brainseg.storage.urls import join_place, name_of
+from brainseg.storage.urls import join_location, name_of
 from study.run import KNOWN_ERROR, main
 
 URL = "s3://bucket/studies?endpoint_override=127.0.0.1:9&scheme=http"
@@ -29,8 +29,8 @@ def folder(store: Store, tmp_path: Path) -> RemoteFolder:
 
 def test_what_lies_below_a_url_is_named_before_its_query() -> None:
     joined = "s3://bucket/studies/lite?endpoint_override=127.0.0.1:9&scheme=http"
-    assert join_place(URL, "lite") == joined
-    assert join_place(Path("results"), "lite") == Path("results/lite")
+    assert join_location(URL, "lite") == joined
+    assert join_location(Path("results"), "lite") == Path("results/lite")
     assert name_of(joined) == "lite"
     assert name_of("weights/lite?.safetensors") == "lite?.safetensors"
 
