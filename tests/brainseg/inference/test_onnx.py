@@ -11,7 +11,8 @@ from brainseg import export
 from brainseg.config import Experiment
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import CheckpointError, ConfigError
-from brainseg.export import describe_input, export_onnx
+from brainseg.inference import onnx as onnx_export
+from brainseg.inference.onnx import describe_input, export_onnx
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 
@@ -68,7 +69,7 @@ def test_the_model_file_is_whole_in_the_metadata(exported: Path, model_file: Pat
 def test_a_difference_beyond_rounding_writes_nothing(
     exported: Path, model_file: Path, data: SliceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     path = exported.with_name("other.onnx")
     with pytest.raises(CheckpointError, match="nothing was written"):
         export_onnx(Predictor.load(model_file, CPU), path, data)
@@ -81,7 +82,7 @@ def test_an_existing_file_is_kept(
     path = tmp_path / "model.onnx"
     path.write_text("precious")
     assert export.main([str(model_file), "--onnx", str(path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert path.read_text() == "precious"
 
 

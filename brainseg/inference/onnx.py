@@ -1,0 +1,159 @@
+"""Export of a trained network to ONNX, checked against torch.
+
+The graph takes preprocessed slices as bytes and returns probabilities: normalisation is part of
+it, filters and resizing are not. The file's metadata describe them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from brainseg.config import Experiment
+from brainseg.data.preprocess import preprocess
+from brainseg.data.slice_store import SliceStore
+from brainseg.errors import CheckpointError, ConfigError
+from brainseg.inference.predictor import Predictor
+from brainseg.model.model_file import ModelHeader
+from brainseg.model.networks import infer_logits, normalise
+
+TOLERANCE = 1e-3
+"""The largest difference of a probability that counts as rounding."""
+
+_NUM_SLICES = 32
+_CPU = torch.device("cpu")
+
+
+class Comparison(NamedTuple):
+    """How far onnxruntime's output is from torch's.
+
+    Attributes:
+        difference: The largest difference of a probability.
+        pixels: The number of pixels whose mask differs.
+        num_slices: The number of slices that were compared.
+    """
+
+    difference: float
+    pixels: int
+    num_slices: int
+
+
+def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Comparison:
+    """Write an ONNX file and compare it with torch; the file is kept if they agree.
+
+    Args:
+        predictor: The trained network, on the CPU.
+        path: The new file.
+        data: The dataset to compare on; slices with tumour are taken from it.
+
+    Raises:
+        CheckpointError: If the two differ by more than rounding.
+        ConfigError: If the packages of the extra `export` are not installed.
+    """
+    onnx, onnxruntime, _ = (_import(name) for name in ("onnx", "onnxruntime", "onnxscript"))
+    experiment = predictor.experiment
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_graph(predictor.network, experiment.data.size, aside)
+        graph = onnx.load(aside)
+        onnx.helper.set_model_props(graph, _metadata(predictor.header))
+        onnx.save(graph, aside)
+        slices = _choose_slices(data, experiment)
+        expected = torch.sigmoid(infer_logits(predictor.network, slices, _CPU)).numpy()
+        session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
+        found: NDArray[np.float32] = session.run(None, {"slices": slices.numpy()})[0]
+        difference = float(np.abs(found - expected).max())
+        if not difference <= TOLERANCE:
+            raise CheckpointError(
+                f"onnxruntime differs from torch by {difference:.1e} in a probability, more than "
+                f"the {TOLERANCE:g} of rounding; nothing was written"
+            )
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    differs = (found >= experiment.threshold) != (expected >= experiment.threshold)
+    return Comparison(difference, int(differs.sum()), len(slices))
+
+
+def describe_input(experiment: Experiment) -> str:
+    """Return how to prepare a slice for the graph and how to turn its output into a mask."""
+    config, size = experiment.preprocess, experiment.data.size
+    filters = (
+        f"median filter {config.median_kernel} x {config.median_kernel}, then CLAHE on L of LAB "
+        f"(clip limit {config.clip_limit:g}, {config.tile_grid} x {config.tile_grid} tiles), both "
+        "at the slice's own size"
+        if config.enabled
+        else "no filters"
+    )
+    return (
+        "Channels pre-contrast, FLAIR, post-contrast as uint8; a slice that is not square is "
+        f"padded with 0 on both sides to a square; {filters}; resized to {size} x {size} by "
+        "bilinear interpolation (OpenCV INTER_LINEAR). Normalisation is in the graph. Tumour is "
+        f"where the probability is at least {experiment.threshold:g}."
+    )
+
+
+class _Probabilities(torch.nn.Module):
+    """The network from bytes to probabilities."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, slices: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.network(normalise(slices, _CPU))[:, 0])
+
+
+def _write_graph(network: torch.nn.Module, size: int, path: Path) -> None:
+    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated calls
+        program = torch.onnx.export(
+            _Probabilities(network).eval(),
+            (example,),
+            dynamo=True,
+            verbose=False,
+            input_names=["slices"],
+            output_names=["probabilities"],
+            dynamic_shapes={"slices": {0: torch.export.Dim("batch", min=1, max=4096)}},
+        )
+        assert program is not None
+        program.save(path)
+
+
+def _metadata(header: ModelHeader) -> dict[str, str]:
+    return {
+        "brainseg": header.model_dump_json(),
+        "preprocessing": describe_input(header.experiment),
+        "settings": json.dumps(header.experiment.preprocess.model_dump()),
+        "input": "slices: uint8 (batch, rows, columns, 3)",
+        "output": "probabilities: float32 (batch, rows, columns) in [0, 1]",
+        "use": "research; not for clinical use",
+        "synthetic": "trained on generated phantoms" if header.synthetic else "no",
+    }
+
+
+def _choose_slices(data: SliceStore, experiment: Experiment) -> torch.Tensor:
+    """Return preprocessed slices, uint8 (N, S, S, 3), spread evenly over those with tumour."""
+    tumour = [index for index, item in enumerate(data.slices) if item.tumour_pixels]
+    chosen = np.linspace(0, len(tumour) - 1, min(_NUM_SLICES, len(tumour))).astype(int)
+    size, config = experiment.data.size, experiment.preprocess
+    images = [preprocess(data.image(tumour[index]), config, size) for index in chosen]
+    return torch.from_numpy(np.stack(images))
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f'{name} is not installed: pip install "brainseg[export]"') from error
