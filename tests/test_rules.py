@@ -22,14 +22,18 @@ from study.spec.search_space import load_space
 
 ROOT = Path(__file__).parents[1]
 ARROWS = (
-    "brainseg.errors brainseg.storage brainseg.cli brainseg.config brainseg.metrics brainseg.data",
-    "brainseg.model brainseg.training brainseg.inference brainseg.explore brainseg.demo",
-    "brainseg.predict brainseg.export brainseg study.spec study.storage study.analysis",
-    "study.report study.cli study.tune study.pipeline study.estimate study.run study.fetch",
+    "brainseg.errors brainseg.storage brainseg.cli brainseg.config brainseg.metrics",
+    "brainseg.document brainseg.data brainseg.model brainseg.training brainseg.inference",
+    "brainseg.explore brainseg.demo brainseg.predict brainseg.export brainseg",
+    "study.spec study.storage study.analysis study.report study.cli study.tune study.pipeline",
+    "study.estimate study.run study.fetch",
 )
 ORDER = " ".join(ARROWS).split()
 """What may import what: a package or a module at the top imports from its left."""
-LIGHT = ("study.spec", "study.storage", "study.analysis", "study.report", "study.cli")
+LIGHT = (
+    *("brainseg.document", "study.spec", "study.storage"),
+    *("study.analysis", "study.report", "study.cli"),
+)
 COMMANDS = (run, fetch, explore, predict, export, demo)
 MODULES = [
     path

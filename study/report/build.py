@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from brainseg.document import Document, Table, to_html, to_latex, to_markdown
 from brainseg.storage.files import write_text
-from study.report.document import Document, to_html, to_latex, to_markdown
 from study.report.figures import Drawer
 from study.report.model_cards import write_cards
 from study.report.provenance import describe_basis, describe_study
@@ -43,7 +43,7 @@ def write_report(study: Path) -> Records:
 def _table(records: Records) -> str:
     rows = [{key: row[key] for key in _MANUSCRIPT} for row in ranked_rows(records)]
     caption = f"Test scores with 95 % intervals; HD95 in pixels. {describe_study(records.about)}."
-    return to_latex(rows, caption, records.labels)
+    return to_latex(Table(caption, rows), records.labels)
 
 
 def _compose(records: Records) -> Document:

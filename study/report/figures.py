@@ -75,7 +75,7 @@ class Drawer:
                 axis.set(title=title, xlabel="epoch (shaded: encoder frozen)")
                 axis.xaxis.get_major_locator().set_params(integer=True)
             self._legend(figure, axes[0])
-        return "figures/learning_curves"
+        return "figures/learning_curves.png"
 
     def differences(self, pairs: Sequence[Pair], effects: Sequence[Effect]) -> str:
         """Draw the paired differences of all variants, and below them the factors' effects."""
@@ -84,7 +84,7 @@ class Drawer:
         with self.drawing("differences", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
             _forest(axis, rows)
             axis.set_xlabel("difference in Dice/patient, 95 % interval")
-        return "figures/differences"
+        return "figures/differences.png"
 
     def stages(self, effects: Sequence[StageEffect]) -> str:
         """Draw what each optional stage changes."""
@@ -95,7 +95,7 @@ class Drawer:
         with self.drawing("stages", 0.9 + 0.24 * len(rows)) as (_, (axis,)):
             _forest(axis, rows)
             axis.set_xlabel("change of Dice/patient on test, 95 % interval")
-        return "figures/stages"
+        return "figures/stages.png"
 
     def ranks(self, comparison: Comparison) -> str:
         """Draw the probability of each rank."""
@@ -114,7 +114,7 @@ class Drawer:
             axis.invert_yaxis()
             axis.set(xlim=(0, 1), xlabel="probability of each rank (1 is best)")
             axis.grid(False)
-        return "figures/ranks"
+        return "figures/ranks.png"
 
     def variance(self, shares: Mapping[str, float]) -> str:
         """Draw what the spread of Dice/patient is made of."""
@@ -124,7 +124,7 @@ class Drawer:
             axis.bar_label(bars, [f"{share:.1%}" for share in known.values()], padding=3)
             axis.invert_yaxis()
             axis.set(xlim=(0, 1.12), xlabel="share of the variance of Dice/patient")
-        return "figures/variance"
+        return "figures/variance.png"
 
     def patients(self, records: Records) -> str:
         """Draw each test patient's Dice with each variant, the hardest patient first."""
@@ -143,7 +143,7 @@ class Drawer:
                 names = [matrix.patients[p] for p in order]
                 axis.set_xticks(range(len(order)), names, rotation=90, fontsize=7)
             self._legend(figure, axis)
-        return "figures/patients"
+        return "figures/patients.png"
 
     def calibration(self, calibrations: Sequence[Calibration]) -> str:
         """Draw the reliability diagram, and how many pixels it stands on."""
@@ -159,7 +159,7 @@ class Drawer:
             axes[0].set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
             axes[1].set(yscale="log", xlabel="predicted probability", ylabel="test pixels")
             self._legend(figure, axes[0])
-        return "figures/calibration"
+        return "figures/calibration.png"
 
     def _legend(self, figure: Figure, axis: Axes) -> None:
         handles, names = axis.get_legend_handles_labels()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from brainseg.document import format_estimate, format_number, markdown_table
 from brainseg.storage.files import write_text
 from study.analysis.comparison import VariantScores
-from study.report.document import format_estimate, markdown_table, spell
 from study.report.results import Records
 from study.storage.tables import Row, kept_models
 
@@ -104,7 +104,7 @@ def _describe_limits(records: Records, variant: str) -> Iterator[str]:
     ]
     for item in records.calibrations:
         if item.variant == variant:
-            error = spell(item.error_unsure)
+            error = format_number(item.error_unsure)
             lines.append(f"Calibration error where the probability is 0.05 or more: {error}.")
     yield "\n".join(f"- {line}" for line in lines)
     if not records.about["synthetic"]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from study.report.document import NONE, Block, Listing, Section, Table, Text
+from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
 from study.report.results import SYNTHETIC, Records
 from study.storage.tables import Row
 
@@ -104,7 +104,7 @@ def _trials(records: Records) -> Section:
     failed = [row for row in records.trials if row["status"] != "finished"]
     halved = [row for row in records.trials if row.get("batch_parts") not in (None, "", "1")]
     finished = len(records.trials) - len(failed)
-    blocks: list[Block] = [Text(f"{finished} of {len(records.trials)} trials finished.")]
+    blocks: list[Block] = [Paragraph(f"{finished} of {len(records.trials)} trials finished.")]
     if failed:
         keys = ("variant", "fold", "seed", "status", "error")
         rows = [{key: row[key] or NONE for key in keys} for row in failed]
@@ -112,7 +112,7 @@ def _trials(records: Records) -> Section:
     if halved:
         names = ", ".join(f"{r['variant']} fold {r['fold']} seed {r['seed']}" for r in halved)
         blocks.append(
-            Text(f"Batches in parts for want of memory, which changes numbers: {names}.")
+            Paragraph(f"Batches in parts for want of memory, which changes numbers: {names}.")
         )
     return Section("trials", "Trials", blocks)
 
@@ -122,7 +122,7 @@ def _published(records: Records) -> Section:
     blocks: list[Block] = []
     if rows:
         table = Table("Published by others, not measured here.", rows, is_result=False)
-        blocks = [Text(_PUBLISHED_NOTE), table]
+        blocks = [Paragraph(_PUBLISHED_NOTE), table]
     return Section("published", "Published results, for comparison", blocks)
 
 
@@ -130,7 +130,7 @@ def _cost(records: Records) -> Section:
     rows = [_cost_row(records, variant) for variant in records.variants]
     rows.append(_cost_row(records, None))
     caption = "What training took; preparation, testing and waiting are not counted."
-    return Section("cost", "Cost", [Table(caption, rows), Text("Energy was not measured.")])
+    return Section("cost", "Cost", [Table(caption, rows), Paragraph("Energy was not measured.")])
 
 
 def _cost_row(records: Records, variant: str | None) -> dict[str, str]:
@@ -160,9 +160,9 @@ def _data(records: Records) -> Section:
         "fingerprint": str(about["fingerprint"]),
         **_count_patients(patients),
     }
-    blocks: list[Block] = [_facts("The dataset.", facts)]
+    blocks: list[Block] = [facts_table("The dataset.", facts)]
     if not about["synthetic"]:
-        blocks.append(Text(_LICENCE))
+        blocks.append(Paragraph(_LICENCE))
     checks = check_split(records)
     if checks:
         rows = [{"check": text, "result": "holds" if ok else "FAILS"} for text, ok in checks]
@@ -195,19 +195,14 @@ def _repeat(records: Records) -> Section:
     )
     blocks: list[Block] = [
         Listing("The command:", start["command"]),
-        _facts("Versions.", versions),
+        facts_table("Versions.", versions),
         Listing("The variants, and the keys in which they differ:", differences),
     ]
     if shared.exists():
         text = shared.read_text(encoding="utf-8")
         blocks.append(Listing("The configuration that they share:", text, is_folded=True))
-    blocks.append(Text(_FILES))
+    blocks.append(Paragraph(_FILES))
     return Section("repeat", "How to repeat it", blocks)
-
-
-def _facts(caption: str, facts: Mapping[str, str]) -> Table:
-    rows = [{"": name, "value": value} for name, value in facts.items()]
-    return Table(caption, rows, is_result=False)
 
 
 _PUBLISHED_NOTE = """\

@@ -23,22 +23,22 @@ from optuna.importance import (
 )
 from optuna.trial import FixedTrial, create_trial
 
-from study.analysis.bootstrap import Estimate
-from study.analysis.comparison import Pair, compare
-from study.analysis.conclusion import patients_of
-from study.analysis.scores import ScoreMatrix
-from study.report.document import (
+from brainseg.document import (
     NONE,
     Block,
     Figure,
     Listing,
+    Paragraph,
     Section,
     Table,
-    Text,
     format_change,
+    format_number,
     format_p,
-    spell,
 )
+from study.analysis.bootstrap import Estimate
+from study.analysis.comparison import Pair, compare
+from study.analysis.conclusion import patients_of
+from study.analysis.scores import ScoreMatrix
 from study.report.figures import COLOURS, Drawer
 from study.report.results import History, Records
 from study.spec.grid import WINNER
@@ -71,7 +71,7 @@ def describe_search(records: Records, drawer: Drawer) -> list[Section]:
     if not records.about.get("search") or not rows:
         return []
     search, params = Search.of_record(records.about), read_params(records.study)
-    blocks: list[Block] = [Text(_summary(search, rows, params)), Text(_HOW)]
+    blocks: list[Block] = [Paragraph(_summary(search, rows, params)), Paragraph(_HOW)]
     blocks += [*_top(search, rows, params), *_winner(records), *_saved(records, search, rows)]
     blocks += _drawings(records, search, rows, params, drawer)
     return [Section("search", "Search", blocks)]
@@ -153,7 +153,7 @@ def _top(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> list
         {
             "": str(place),
             "candidate": row["candidate"],
-            "val Dice": spell(float(row[SCORE])),
+            "val Dice": format_number(float(row[SCORE])),
             **{key: _short(row[key]) for key in (VARIANT, *search.space.ranges)},
         }
         for place, row in enumerate(full, 1)
@@ -168,7 +168,7 @@ def _top(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> list
     best = params[int(full[0]["candidate"])]
     narrow = search.space.edges(best[VARIANT], best)
     if narrow:
-        blocks.append(Text(f"Ranges that look too narrow: {'; '.join(narrow)}."))
+        blocks.append(Paragraph(f"Ranges that look too narrow: {'; '.join(narrow)}."))
     return blocks
 
 
@@ -217,7 +217,7 @@ def _saved(records: Records, search: Search, rows: Sequence[Row]) -> list[Block]
             "": "trained",
             "epochs": f"{spent.epochs:,}",
             "hours": f"{spent.seconds / _HOUR:.2f}",
-            "share": spell(spent.epochs / spent.epochs_in_full, 2),
+            "share": format_number(spent.epochs / spent.epochs_in_full, 2),
         },
         {
             "": "all candidates in full",
@@ -228,15 +228,15 @@ def _saved(records: Records, search: Search, rows: Sequence[Row]) -> list[Block]
     ]
     rungs = ", ".join(map(str, search.halving.rungs())) or "none"
     note = f"Rungs after epochs: {rungs}. About {expected:,.0f} epochs were to be expected."
-    blocks: list[Block] = [Table("What stopping early saved.", table), Text(note)]
+    blocks: list[Block] = [Table("What stopping early saved.", table), Paragraph(note)]
     agreements = measure_agreement(rows, search.rungs)
     if agreements:
         table = [
             {
                 "after epoch": str(item.rung),
                 "candidates run in full": str(item.candidates),
-                "Spearman": spell(item.spearman, 2),
-                "Kendall": spell(item.kendall, 2),
+                "Spearman": format_number(item.spearman, 2),
+                "Kendall": format_number(item.kendall, 2),
                 "place of the final best": str(item.place),
             }
             for item in agreements
@@ -367,7 +367,7 @@ class SearchDrawer:
             for style in _STYLES.values():
                 axes[1].plot([], [], linestyle="", **style)
             figure.legend(*axes[1].get_legend_handles_labels(), **_LEGEND)
-        return "figures/search_progress"
+        return "figures/search_progress.png"
 
     def importance(self, importances: Mapping[str, Mapping[str, float]]) -> str:
         """Draw how much each parameter mattered, by each method."""
@@ -382,7 +382,7 @@ class SearchDrawer:
             axis.invert_yaxis()
             axis.set_xlabel(f"share of what makes it differ: {self._name}")
             fig.legend(*axis.get_legend_handles_labels(), **_LEGEND)
-        return "figures/search_importance"
+        return "figures/search_importance.png"
 
     def slices(self) -> str:
         """Draw the score against each parameter, all candidates after as many epochs."""
@@ -397,7 +397,7 @@ class SearchDrawer:
             for axis in axes[::_PANELS]:
                 axis.set_ylabel(self._name, fontsize=8)
             figure.legend(*axes[0].get_legend_handles_labels(), **_LEGEND)
-        return "figures/search_slices"
+        return "figures/search_slices.png"
 
     def parallel(self) -> str:
         """Draw each candidate as a line through its parameters, coloured by its score."""
@@ -417,7 +417,7 @@ class SearchDrawer:
             axis.grid(axis="y", alpha=0)
             title = f"{self._name}: {low:.3f} (dark) to {high:.3f} (bright)"
             figure.suptitle(title, fontsize=8)
-        return "figures/search_parallel"
+        return "figures/search_parallel.png"
 
     def _slice(self, axis: Any, name: str) -> None:
         values = self._search.space.ranges.get(name)

@@ -10,21 +10,21 @@ from statistics import fmean
 
 import numpy as np
 
-from study.analysis.subgroups import Breakdown
-from study.report.document import (
+from brainseg.document import (
     NONE,
     Block,
     Figure,
     Gallery,
+    Paragraph,
     Section,
     Table,
-    Text,
     Tile,
     format_change,
     format_estimate,
+    format_number,
     format_p,
-    spell,
 )
+from study.analysis.subgroups import Breakdown
 from study.report.figures import Drawer
 from study.report.results import Records
 from study.storage.tables import Row
@@ -69,7 +69,7 @@ def ranked_rows(records: Records) -> list[dict[str, str]]:
         finished, asked = records.finished(item.variant), records.trials_of(item.variant)
         losses = [float(row["val_loss"]) for row in finished]
         rows[-1] |= {
-            "val loss": spell(fmean(losses)) if losses else NONE,
+            "val loss": format_number(fmean(losses)) if losses else NONE,
             "patients": str(item.num_patients),
             "trials": f"{len(finished)}/{len(asked)}",
         }
@@ -77,7 +77,7 @@ def ranked_rows(records: Records) -> list[dict[str, str]]:
 
 
 def _ranking(records: Records) -> Section:
-    blocks: list[Block] = [Text(_EXPLANATION)]
+    blocks: list[Block] = [Paragraph(_EXPLANATION)]
     if records.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         blocks.append(Table(caption, ranked_rows(records)))
@@ -100,14 +100,14 @@ def _differences(records: Records, drawer: Drawer) -> Section:
                 "difference": format_change(pair.difference),
                 "p": format_p(pair.p),
                 "p (Holm)": format_p(pair.p_holm),
-                "higher mean": spell(pair.share_better, 2),
-                "better on a patient": spell(pair.improvement, 2),
+                "higher mean": format_number(pair.share_better, 2),
+                "better on a patient": format_number(pair.improvement, 2),
                 "patients": str(pair.num_patients),
                 "patients needed": _spell_needed(pair.patients_needed),
             }
             for pair in comparison.pairs
         ]
-        blocks += [Table(_PAIRS, rows), Text(_PAIRS_NOTE)]
+        blocks += [Table(_PAIRS, rows), Paragraph(_PAIRS_NOTE)]
     if comparison.effects:
         effects = [
             {
@@ -135,7 +135,7 @@ def _ranks(records: Records, drawer: Drawer) -> Section:
         blocks.append(Figure(drawer.ranks(records.comparison), alt, _RANKS))
         rows = [
             {"variant": item.variant}
-            | {f"rank {n}": spell(share, 2) for n, share in enumerate(item.ranks, start=1)}
+            | {f"rank {n}": format_number(share, 2) for n, share in enumerate(item.ranks, start=1)}
             for item in ranked
         ]
         blocks.append(Table("Probability of each rank.", rows))
@@ -166,7 +166,7 @@ def _patients(records: Records, drawer: Drawer) -> Section:
 def _breakdowns(records: Records) -> Section:
     blocks: list[Block] = []
     if records.slices.names:
-        blocks.append(Text(_BREAKDOWN))
+        blocks.append(Paragraph(_BREAKDOWN))
         blocks += [_breakdown(found, records.variants) for found in records.breakdowns]
         rows = [
             {
@@ -203,8 +203,8 @@ def _calibration(records: Records, drawer: Drawer) -> Section:
         rows = [
             {
                 "variant": item.variant,
-                "ECE": spell(item.error, 4),
-                "ECE where the probability is 0.05 or more": spell(item.error_unsure),
+                "ECE": format_number(item.error, 4),
+                "ECE where the probability is 0.05 or more": format_number(item.error_unsure),
             }
             for item in calibrations
         ]
@@ -230,9 +230,9 @@ def _stages(records: Records, drawer: Drawer) -> Section:
             }
             for effect in effects
         ]
-        blocks = [Text(_STAGES), figure, Table("Optional stages, paired by patient.", rows)]
+        blocks = [Paragraph(_STAGES), figure, Table("Optional stages, paired by patient.", rows)]
         if not any(effect.stage == "ensemble" for effect in effects):
-            blocks.append(Text("With one seed there is no ensemble over seeds."))
+            blocks.append(Paragraph("With one seed there is no ensemble over seeds."))
     return Section("stages", "Optional stages: do they earn their place?", blocks)
 
 
@@ -296,7 +296,10 @@ def _worst(records: Records) -> list[Section]:
         if places:
             describe = _patient_row if kind == "worst patient" else _slice_row
             rows = [describe(records, place, r[0]) for place, r in sorted(places.items())]
-            blocks = [Text(f"{_WORST_NOTE[kind]} {_OUTLINES}"), Table(_WORST_TABLE[kind], rows)]
+            blocks = [
+                Paragraph(f"{_WORST_NOTE[kind]} {_OUTLINES}"),
+                Table(_WORST_TABLE[kind], rows),
+            ]
             blocks += [_gallery(records, place, r) for place, r in sorted(places.items())]
         sections.append(Section(kind.replace(" ", "-"), title, blocks))
     return sections
@@ -331,7 +334,7 @@ def _slice_row(records: Records, place: int, example: Row) -> dict[str, str]:
     for variant in records.variants:
         own = [n for n in entries if scores.variants[scores.variant[n]] == variant]
         wrong = scores.counts[own, 1:3].sum(axis=1)
-        row[variant] = spell(float(wrong.mean()), 1) if own else NONE
+        row[variant] = format_number(float(wrong.mean()), 1) if own else NONE
     return row
 
 
@@ -353,7 +356,7 @@ def _patient_dice(records: Records, variant: str, patient: str) -> str:
         return NONE
     values = matrix.dice[matrix.index(variant), :, matrix.patients.index(patient)]
     known = [float(value) for value in values if not np.isnan(value)]
-    return spell(fmean(known)) if known else NONE
+    return format_number(fmean(known)) if known else NONE
 
 
 def _examples(records: Records) -> Section:
@@ -369,7 +372,7 @@ def _examples(records: Records) -> Section:
             tiles = [_tile(row, f"{row['kind']}: {row['slice']}") for row in rows]
             blocks.append(Gallery(variant, tiles))
     if blocks:
-        blocks.insert(0, Text(f"Of each variant's tumour slices. {_OUTLINES}"))
+        blocks.insert(0, Paragraph(f"Of each variant's tumour slices. {_OUTLINES}"))
     return Section("examples", "Best, median and worst slice of each variant", blocks)
 
 

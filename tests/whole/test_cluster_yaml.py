@@ -313,7 +313,7 @@ def test_the_code_travels_and_nothing_else(tmp_path: Path) -> None:
 
     config = yaml.safe_load(AWS)
     stay = [".env", ".git/config", "data/a.tif", "results/x/scores.csv", "study/__pycache__/a.pyc"]
-    travel = ["study/run.py", "study/report.html.j2", "brainseg/config.py", "configs/search.yaml"]
+    travel = ["study/run.py", "brainseg/document.html.j2", "configs/search.yaml"]
     travel += ["constraints.txt", "pyproject.toml", "README.md"]
     for name in [*stay, *travel]:
         path = tmp_path / "here" / name

@@ -53,7 +53,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(drawer: Drawer, *what: object) -> str:
         for suffix in ("svg", "png"):
             write_text(drawer._folder / f"one.{suffix}", "<svg/>")
-        return "figures/one"
+        return "figures/one.png"
 
     for name in names:
         monkeypatch.setattr(Drawer, name, draw)

@@ -10,8 +10,8 @@ from generated import generate_study
 from stubs import Drive, build_search
 
 from brainseg.config import Experiment
+from brainseg.document import Figure, Paragraph, Section, Table
 from study.report.build import write_report
-from study.report.document import Figure, Section, Table, Text
 from study.report.figures import Drawer
 from study.report.results import Records, read_records
 from study.report.search_section import describe_search, importances, restrict
@@ -58,7 +58,7 @@ def _table(section: Section, words: str) -> Table:
 
 
 def test_a_search_says_what_it_found(section: Section, study: Path) -> None:
-    text = " ".join(block.text for block in section.blocks if isinstance(block, Text))
+    text = " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
     rows = read_csv(study / "candidates.csv")
     finished = sum(row["status"] == "finished" for row in rows)
     assert f"{finished} finished" in text
@@ -70,10 +70,10 @@ def test_a_search_says_what_it_found(section: Section, study: Path) -> None:
 def test_every_drawing_is_there(section: Section, study: Path) -> None:
     names = {block.path for block in section.blocks if isinstance(block, Figure)}
     kinds = ("progress", "importance", "slices", "parallel")
-    assert names == {f"figures/search_{kind}" for kind in kinds}
+    assert names == {f"figures/search_{kind}.png" for kind in kinds}
     for name in names:
-        assert (study / f"{name}.png").stat().st_size > 5_000
-        assert "SYNTHETIC" in (study / f"{name}.svg").read_text()
+        assert (study / name).stat().st_size > 5_000
+        assert "SYNTHETIC" in (study / name).with_suffix(".svg").read_text()
 
 
 def test_what_stopping_saved_is_in_epochs_and_hours(section: Section, study: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_report_with_a_search_needs_neither_torch_nor_ray(study: Path) -> None
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from study.report import write_report\n"
+        "from study.report.build import write_report\n"
         f"write_report(Path({str(study)!r}))\n"
         "sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     )

@@ -1,0 +1,323 @@
+"""Documents of headed sections, written as Markdown, as one HTML page or as LaTeX tables.
+
+A document is built from blocks: paragraphs, bullets, tables, figures, galleries and listings.
+Values in tables are text; `format_number` and its siblings make it.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+NONE = "-"
+"""A cell without a value."""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of sentences."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        caption: What the table shows.
+        rows: At least one; all have the same keys, which are the columns. Values are text.
+        is_result: Whether the numbers are results of this document. Results carry its labels and
+            can be sorted; facts and published numbers do not.
+    """
+
+    caption: str
+    rows: Sequence[Mapping[str, str]]
+    is_result: bool = True
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure from a file.
+
+    Attributes:
+        path: A PNG file, relative to the document's folder. HTML pages embed the SVG file of the
+            same name instead, if there is one.
+        alt: A description for readers who cannot see the figure.
+        caption: What to look at.
+    """
+
+    path: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a gallery: a PNG file in the document's folder, a description and a label."""
+
+    path: str
+    alt: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Small pictures side by side."""
+
+    caption: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Preformatted text to copy; a folded one opens on a click."""
+
+    caption: str
+    text: str
+    is_folded: bool = False
+
+
+Block = Paragraph | Bullets | Table | Figure | Gallery | Listing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and the blocks below it.
+
+    Attributes:
+        name: The anchor of the section in the page.
+        title: The heading.
+        blocks: The content, in order.
+    """
+
+    name: str
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document.
+
+    Attributes:
+        title: The title.
+        facts: One line below the title: data, size, weights.
+        labels: Warnings that stand beside every result, such as `SYNTHETIC`; may be empty.
+        sentence: The main message.
+        points: Sentences that explain or limit the message; may be empty.
+        sections: The content.
+        footer: Text at the end of the page.
+    """
+
+    title: str
+    facts: str
+    labels: Sequence[str]
+    sentence: str
+    points: Sequence[str]
+    sections: Sequence[Section]
+    footer: str = "Research only. Not for clinical use."
+
+
+def facts_table(caption: str, facts: Mapping[str, str]) -> Table:
+    """Return a table of names and their values, which are no results."""
+    return Table(caption, [{"": key, "value": value} for key, value in facts.items()], False)
+
+
+class Interval(Protocol):
+    """A number and the bounds of its interval; the bounds are NaN if there is no interval."""
+
+    @property
+    def point(self) -> float:
+        """The number."""
+
+    @property
+    def low(self) -> float:
+        """The lower bound."""
+
+    @property
+    def high(self) -> float:
+        """The upper bound."""
+
+
+def format_number(value: float, decimals: int = 3) -> str:
+    """Return a number with fixed decimals; NaN as a dash."""
+    return NONE if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def format_estimate(estimate: Interval | None, decimals: int = 3) -> str:
+    """Return `0.812 (0.790 to 0.831)`; only the number if there is no interval."""
+    return NONE if estimate is None else _format(estimate, f".{decimals}f")
+
+
+def format_change(estimate: Interval) -> str:
+    """Return a signed difference: `+0.014 (+0.009 to +0.020)`."""
+    return _format(estimate, "+.3f")
+
+
+def format_p(p: float) -> str:
+    """Return a p-value; `< 0.001` for smaller ones and a dash for NaN."""
+    return "< 0.001" if p < 0.001 else format_number(p)
+
+
+def _format(estimate: Interval, style: str) -> str:
+    if math.isnan(estimate.point):
+        return NONE
+    point = format(estimate.point, style)
+    if math.isnan(estimate.low) or estimate.low == estimate.high:
+        return point
+    return f"{point} ({estimate.low:{style}} to {estimate.high:{style}})"
+
+
+def to_markdown(document: Document) -> str:
+    """Return the document as Markdown; figures are links relative to the document's folder."""
+    label = " · ".join(document.labels)
+    blocks = [f"# {document.title}", document.facts, f"**{document.sentence}**"]
+    if document.points:
+        blocks.append(_bullets(document.points))
+    for section in document.sections:
+        blocks.append(f"## {section.title}")
+        if label and any(isinstance(block, Table | Gallery | Figure) for block in section.blocks):
+            blocks.append(f"**{label}**")
+        blocks += [_markdown(block) for block in section.blocks]
+    return "\n\n".join(blocks) + "\n"
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a Markdown table; the keys of the rows are its columns."""
+    columns = list(rows[0])
+    cells = [[row[column].replace("|", "\\|") for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Paragraph(text):
+            return text
+        case Bullets(items):
+            return _bullets(items)
+        case Table(caption, rows):
+            return f"*{caption}*\n\n{markdown_table(rows)}"
+        case Figure(path, alt, caption):
+            return f"![{alt}]({path})\n\n*{caption}*"
+        case Gallery(caption, tiles):
+            pictures = " ".join(f"![{tile.alt}]({tile.path})" for tile in tiles)
+            return f"*{caption}*\n\n{pictures}"
+        case Listing(caption, text):
+            return f"{caption}\n\n```\n{text.rstrip()}\n```"
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+_INTERVAL = re.compile(r"(.+?) (\(.+ to .+\))")
+_NUMBER = re.compile(r"[<>+-]?\s*\d[\d.,]*%?(\s*\(.*\)|/\d+| of \d+)?")
+
+
+def to_html(document: Document, folder: Path) -> str:
+    """Return the document as one HTML page that loads nothing: figures are embedded.
+
+    Args:
+        document: The document.
+        folder: The folder that the paths of figures and tiles are relative to.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    return environment.get_template("document.html.j2").render(
+        document=document,
+        label=" · ".join(document.labels),
+        kind_of=lambda block: type(block).__name__,
+        is_number=_is_number,
+        split=_split,
+        embed=lambda path: _embed(folder / path),
+    )
+
+
+def _is_number(rows: Sequence[Mapping[str, str]], column: str) -> bool:
+    """Return whether all values of a column are numbers, with or without intervals."""
+    values = [row[column] for row in rows if row[column] != NONE]
+    return bool(values) and all(_NUMBER.fullmatch(value) for value in values)
+
+
+def _split(value: str) -> tuple[str, str]:
+    """Return a number and its interval, which the page shows below the number."""
+    match = _INTERVAL.fullmatch(value)
+    return (match[1], match[2]) if match else (value, "")
+
+
+def _embed(path: Path) -> str:
+    """Return a picture as a data URI."""
+    vector = path.with_suffix(".svg")
+    kind, path = ("svg+xml", vector) if vector.exists() else ("png", path)
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+_ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "·": r"\textperiodcentered{}",
+    }
+)
+
+
+def to_latex(table: Table, labels: Sequence[str]) -> str:
+    """Return a table as a LaTeX table environment that needs the package booktabs.
+
+    Args:
+        table: The table; its first column holds names.
+        labels: Warnings that precede the caption, such as `SYNTHETIC`.
+    """
+    columns = list(table.rows[0])
+    label = " · ".join(labels).translate(_ESCAPES)
+    note = f"\\textbf{{{label}}}. " if labels else ""
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            f"\\caption{{{note}{table.caption.translate(_ESCAPES)}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            _latex_row(columns),
+            r"\midrule",
+            *(_latex_row(row.values()) for row in table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cell.translate(_ESCAPES) for cell in cells) + r" \\"

@@ -1,0 +1,134 @@
+"""Documents: every block in every form, escaped where it must be."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from brainseg.document import (
+    Block,
+    Bullets,
+    Document,
+    Figure,
+    Gallery,
+    Listing,
+    Paragraph,
+    Section,
+    Table,
+    Tile,
+    facts_table,
+    format_change,
+    format_estimate,
+    format_number,
+    format_p,
+    to_html,
+    to_latex,
+    to_markdown,
+)
+
+ROWS = [
+    {"variant": "raw", "Dice": "0.812 (0.790 to 0.831)", "trials": "2/2"},
+    {"variant": "a|b <i>", "Dice": "-", "trials": "1/2"},
+]
+BLOCKS: tuple[Block, ...] = (
+    Paragraph("Ranked by <Dice>."),
+    Bullets(["one & two", "three"]),
+    Table("Test scores.", ROWS),
+    Table("Published.", ROWS, is_result=False),
+    Figure("figures/curve.png", "A curve that rises", "Look at its end."),
+    Gallery("Slices", [Tile("slice.png", "A slice with an outline", "Dice 0.5")]),
+    facts_table("The dataset.", {"patients": "20"}),
+    Listing("The command:", "python -m study.run\n"),
+    Listing("The configuration:", "seed: 44\n", is_folded=True),
+)
+
+
+class _Estimate(NamedTuple):
+    point: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the pictures of the blocks; only the figure has an SVG."""
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "curve.png").write_bytes(b"png")
+    (tmp_path / "figures" / "curve.svg").write_text("<svg/>")
+    (tmp_path / "slice.png").write_bytes(b"png")
+    return tmp_path
+
+
+def _document(labels: tuple[str, ...] = ("SYNTHETIC",)) -> Document:
+    section = Section("scores", "Test scores", BLOCKS)
+    return Document("A study", "20 patients", labels, "raw ranks first.", ["One seed."], [section])
+
+
+def test_markdown_holds_every_block() -> None:
+    text = to_markdown(_document())
+    assert text.startswith("# A study\n\n20 patients\n\n**raw ranks first.**\n\n- One seed.\n")
+    assert "## Test scores\n\n**SYNTHETIC**\n\nRanked by <Dice>.\n\n- one & two\n- three\n" in text
+    assert "*Test scores.*\n\n| variant | Dice | trials |\n| --- | --- | --- |\n| raw |" in text
+    assert "| a\\|b <i> | - | 1/2 |" in text
+    assert "![A curve that rises](figures/curve.png)\n\n*Look at its end.*" in text
+    assert "*Slices*\n\n![A slice with an outline](slice.png)" in text
+    assert "The command:\n\n```\npython -m study.run\n```" in text
+
+
+def test_html_holds_every_block_and_escapes_text(folder: Path) -> None:
+    page = to_html(_document(), folder)
+    assert "<p>Ranked by &lt;Dice&gt;.</p>" in page
+    assert "<li>one &amp; two</li>" in page
+    assert "a|b &lt;i&gt;" in page
+    assert '<a href="#scores">Test scores</a>' in page
+    assert "<details><summary>The configuration:</summary><pre>seed: 44\n</pre>" in page
+    assert "<p>The command:</p>" in page
+    assert re.search(r'<td class="name">patients</td>\s*<td class="number">20</td>', page)
+
+
+def test_html_embeds_the_svg_of_a_figure_where_there_is_one(folder: Path) -> None:
+    kinds = re.findall(r'<img src="data:image/([a-z+]+);base64,', to_html(_document(), folder))
+    assert kinds == ["svg+xml", "png"]
+
+
+def test_html_shows_an_interval_below_its_number(folder: Path) -> None:
+    page = to_html(_document(), folder)
+    assert '<td class="number">0.812 <small>(0.790 to 0.831)</small></td>' in page
+    assert '<td class="name">raw</td>' in page
+
+
+def test_labels_stand_beside_results_only(folder: Path) -> None:
+    captions = re.findall(r'<p class="caption"[^>]*>(.*)</p>', to_html(_document(), folder))
+    assert ["SYNTHETIC" in caption for caption in captions] == [True, False, False]
+    assert to_html(_document(), folder).count('class="sortable"') == 1
+    assert 'class="label"' not in to_html(_document(()), folder)
+    assert "SYNTHETIC" not in to_markdown(_document(()))
+
+
+def test_latex_escapes_what_latex_reads_as_commands() -> None:
+    rows = [{"variant": "raw_net", "share": "50 % {x} \\ ~ ^ & $ #"}]
+    text = to_latex(Table("Scores · with 95 % intervals.", rows), ["SYNTHETIC"])
+    assert r"\caption{\textbf{SYNTHETIC}. Scores \textperiodcentered{} with 95 \% interv" in text
+    assert r"\begin{tabular}{lr}" in text
+    row = (
+        r"raw\_net & 50 \% \{x\} \textbackslash{} \textasciitilde{} \textasciicircum{} \& \$ \# \\"
+    )
+    assert row in text.splitlines()
+    assert r"\textbf" not in to_latex(Table("Scores.", rows), [])
+
+
+def test_numbers_are_formatted_with_their_intervals() -> None:
+    assert format_number(0.81249) == "0.812"
+    assert format_number(math.nan) == "-"
+    assert format_estimate(_Estimate(0.5, 0.25, 0.75), 2) == "0.50 (0.25 to 0.75)"
+    assert format_estimate(_Estimate(0.5)) == "0.500"
+    assert format_estimate(_Estimate(0.5, 0.5, 0.5)) == "0.500"
+    assert format_estimate(_Estimate(math.nan)) == "-"
+    assert format_estimate(None) == "-"
+    assert format_change(_Estimate(0.014, -0.009, 0.02)) == "+0.014 (-0.009 to +0.020)"
+    assert format_change(_Estimate(0.0)) == "+0.000"
+    assert [format_p(p) for p in (0.0004, 0.04, math.nan)] == ["< 0.001", "0.040", "-"]
