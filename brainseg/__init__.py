@@ -13,6 +13,8 @@ Names are imported when first used: a report needs `brainseg.config`, but not to
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from brainseg.config import Experiment, load_experiment
     from brainseg.data.phantom import generate_phantom

@@ -20,6 +20,7 @@ from brainseg.model.networks import build_model, build_unet
 from brainseg.storage.files import hash_file, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
+from study.spec.configs import shipped
 from study.spec.grid import GRIDS, WINNER, Trial, TrialResources, plan_trials, refuse_grid_keys
 from study.spec.search_space import load_space
 from study.storage.candidates import Search, check_search
@@ -28,7 +29,6 @@ from study.storage.study_folder import Question, default_name, write_study
 from study.storage.sync import Mirror
 from study.storage.tables import TrialFolder, trials_to_export, write_csv
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 Say = Callable[[str], None]
 
 
@@ -214,14 +214,14 @@ def num_tumour_slices(data: SliceStore) -> int:
 def _plan_search(request: Request, base: Experiment) -> Search | None:
     if request.search is None:
         return None
-    space = load_space(request.space or CONFIGS / "search.yaml", GRIDS[request.grid], base)
+    space = load_space(request.space or shipped("search.yaml"), GRIDS[request.grid], base)
     return check_search(
         Search(space, request.search, request.sampler, request.scheduler, request.search_folds)
     )
 
 
 def _load_base(request: Request, *, synthetic: bool) -> Experiment:
-    default = CONFIGS / ("phantom.yaml" if synthetic else "baseline.yaml")
+    default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
     return load_experiment(request.config or default).replaced(request.changes)
 
 
