@@ -97,11 +97,16 @@ class ModelConfig(_Section):
             safetensors file whose keys are the encoder's.
         calibrate_encoder: Set the encoder's BatchNorm statistics to those of the training slices
             before stage 1; False keeps the ones that came with the weights.
+        batchnorm_momentum: Weight of each batch in BatchNorm's running statistics. None keeps the
+            value of each layer: 0.1 in most networks, but 0.01 in `efficientnet-b0` to `-b7`. With
+            0.01 the statistics need hundreds of steps to follow weights that change fast, as
+            random ones do, and validation fails until then.
     """
 
     encoder: str = "resnet50"
     encoder_weights: str = "imagenet"
     calibrate_encoder: bool = True
+    batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @field_validator("encoder_weights", mode="before")
     @classmethod

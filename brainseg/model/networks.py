@@ -28,7 +28,7 @@ def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
     """Build a U-Net with 3 input channels and 1 logit out, its encoder's weights loaded.
 
     Args:
-        config: Encoder and where its weights come from.
+        config: Encoder, where its weights come from, and BatchNorm's momentum.
         seed: Of the random initial weights.
 
     Raises:
@@ -41,6 +41,9 @@ def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
     model = build_unet(config.encoder)
     if source is not None:
         _load_encoder(model, source, config.encoder)
+    if config.batchnorm_momentum is not None:
+        for norm in _batchnorms(model):
+            norm.momentum = config.batchnorm_momentum
     return model
 
 
@@ -82,7 +85,7 @@ def calibrate_encoder(
         device: Where to compute.
     """
     encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
-    norms = [m for m in encoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = _batchnorms(encoder)
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -93,6 +96,11 @@ def calibrate_encoder(
         encoder(normalise(images, device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _batchnorms(module: torch.nn.Module) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return [part for part in module.modules() if isinstance(part, kind)]
 
 
 def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -14,6 +14,16 @@ def test_yaml_feeds_straight_back(tmp_path: Path) -> None:
     assert load_experiment(tmp_path / "e.yaml") == experiment
 
 
+def test_a_record_written_before_a_key_was_added_differs_in_nothing() -> None:
+    record = Experiment().model_dump(mode="json")
+    del record["model"]["batchnorm_momentum"]
+    theirs = Experiment.model_validate(record)
+    assert theirs == Experiment()
+    assert differences(Experiment(), theirs) == []
+    ours = Experiment().replaced({"model.batchnorm_momentum": 0.1})
+    assert differences(ours, theirs) == ["model.batchnorm_momentum: None -> 0.1"]
+
+
 def test_a_file_keeps_the_defaults_of_what_it_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text("data:\n  size: 64\n")
     assert load_experiment(tmp_path / "e.yaml") == Experiment().replaced({"data.size": 64})

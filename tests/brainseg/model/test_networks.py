@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import BatchNorm2d
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from brainseg.config import ModelConfig
@@ -62,6 +63,16 @@ def test_calibration_sets_the_statistics_of_the_slices_and_nothing_else() -> Non
     stem = model.encoder._conv_stem(normalise(images, CPU))  # type: ignore[union-attr,operator]
     expected = stem.mean((0, 2, 3))
     torch.testing.assert_close(after["encoder._bn0.running_mean"], expected, rtol=1e-3, atol=1e-4)
+
+
+def _momenta(config: ModelConfig) -> set[float]:
+    norms = (m for m in build_model(config, seed=1).modules() if isinstance(m, BatchNorm2d))
+    return {round(float(norm.momentum or 0), 6) for norm in norms}
+
+
+def test_the_momentum_of_batchnorm_is_the_layers_own_unless_set() -> None:
+    assert _momenta(EFFICIENT) == {0.01, 0.1}  # encoder, decoder
+    assert _momenta(EFFICIENT.model_copy(update={"batchnorm_momentum": 0.2})) == {0.2}
 
 
 def test_unfrozen_means_both_move() -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError, StorageError
@@ -186,3 +188,22 @@ def test_a_manifest_lists_every_file(folder: CheckpointFolder) -> None:
     path = folder.save(_state(1, 1))
     listed = json.loads((path / "manifest.json").read_text())
     assert {*listed, "manifest.json"} == {file.name for file in path.iterdir()}
+
+
+def test_files_written_before_a_key_was_added_are_read(
+    folder: CheckpointFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_key(model: BaseModel, **options: Any) -> dict[str, Any]:
+        record = whole(model, **options)
+        del record["model"]["batchnorm_momentum"]
+        return record
+
+    whole = Experiment.model_dump
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "model_dump", without_key)
+        CheckpointFolder(tmp_path, Experiment(), "f" * 64).save(_state(1, 1))
+    assert "batchnorm_momentum" not in (tmp_path / "stage1-epoch0001" / "state.json").read_text()
+    assert folder.latest() is not None
+    old = json.loads(_header().model_dump_json())
+    del old["experiment"]["model"]["batchnorm_momentum"]
+    assert ModelHeader.model_validate(old) == _header()

@@ -142,6 +142,17 @@ def test_a_resumed_training_gives_the_same_bits(
     assert _equal(resumed.weights, quiet.weights)
 
 
+def test_a_resume_keeps_the_momentum_of_batchnorm(
+    quiet: TrainResult, data: SliceStore, tiny: Experiment, tmp_path: Path
+) -> None:
+    fast = tiny.replaced({"model.batchnorm_momentum": 0.5})
+    alone = train_two_stage(fast, data, compute=CPU)
+    _train_until(2, fast, data, tmp_path)
+    resumed = train_two_stage(fast, data, compute=CPU, checkpoints=tmp_path)
+    assert _losses(resumed) == _losses(alone) != _losses(quiet)
+    assert _equal(resumed.weights, alone.weights)
+
+
 def test_a_resume_that_forgets_the_optimizer_is_noticed(
     quiet: TrainResult,
     data: SliceStore,

@@ -147,6 +147,18 @@ def test_the_same_weights_elsewhere_are_the_same_study(tmp_path: Path) -> None:
     assert there.changes_from(read_study(tmp_path)) == []
 
 
+def test_a_study_begun_before_a_key_was_added_is_the_same_study(tmp_path: Path) -> None:
+    write_study(tmp_path, SAME, FACTS)
+    path = tmp_path / "study.json"
+    record = json.loads(path.read_text())
+    del record["experiment"]["model"]["batchnorm_momentum"]
+    path.write_text(json.dumps(record))
+    assert check_folder(tmp_path, SAME)
+    other = replace(SAME, base=SAME.base.replaced({"model.batchnorm_momentum": 0.1}))
+    with pytest.raises(StudyError, match=r"model\.batchnorm_momentum: None -> 0\.1"):
+        check_folder(tmp_path, other)
+
+
 def test_fresh_moves_the_old_study_aside(study: Path) -> None:
     aside = move_aside(study)
     assert aside is not None
