@@ -1,4 +1,4 @@
-"""What every command of brainseg does alike: help that teaches, errors in a line, exit codes."""
+"""The parser, the exit codes and the error lines that all commands share."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from collections.abc import Callable
 
 from brainseg.errors import BrainsegError, ConfigError, DataError
 
-FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
+FINISHED = 0
+"""Everything that was asked for is done."""
+KNOWN_ERROR = 1
+"""A `BrainsegError` or a disk error, printed as one line on stderr."""
+USAGE = 2
+"""A `ConfigError`: an unknown flag, key or value."""
+SOME_FAILED = 3
+"""Some trials or files failed; the results of the others are written."""
+STOPPED = 130
+"""Ctrl-C or SIGTERM."""
 
 
-def build_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """Return a strict parser whose epilog, examples and exit codes, is printed as it is written.
+def build_parser(module: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return a parser that takes no abbreviated flags.
 
     Args:
-        name: Of the module that is run, such as `brainseg.predict`.
-        description: What it does.
-        epilog: Printed below the flags.
+        module: The module that is run, such as `brainseg.predict`.
+        description: What the command does.
+        epilog: Examples and exit codes, printed below the flags as written.
     """
     return argparse.ArgumentParser(
-        prog=f"python -m {name}",
+        prog=f"python -m {module}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -28,18 +37,23 @@ def build_parser(name: str, description: str, epilog: str) -> argparse.ArgumentP
     )
 
 
-def run_command(work: Callable[[], int]) -> int:
-    """Run a command's work and return its exit code; a known error is one line on stderr."""
+def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was written") -> int:
+    """Run a command; print a known error on stderr, without a traceback.
+
+    Args:
+        command: Does the work and returns an exit code.
+        stopped: Printed after Ctrl-C.
+
+    Returns:
+        The command's exit code, or the one of the error that ended it.
+    """
     try:
-        return work()
-    except BrainsegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, DataError):
-            print("".join(f"  {problem}\n" for problem in error.problems), end="", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
+        return command()
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return STOPPED
-    except OSError as error:  # a folder that cannot be written, a full disk
+    except (BrainsegError, OSError) as error:  # OSError: a full disk, a folder without access
         print(f"error: {error}", file=sys.stderr)
-        return KNOWN_ERROR
+        for problem in error.problems if isinstance(error, DataError) else ():
+            print(f"  {problem}", file=sys.stderr)
+        return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR

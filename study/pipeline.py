@@ -17,7 +17,7 @@ from brainseg.errors import ConfigError
 from brainseg.model.encoders import check_encoder, describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_unet
-from brainseg.storage.files import hash_file, write_text
+from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.spec.configs import shipped
@@ -27,7 +27,7 @@ from study.storage.candidates import Search, check_search
 from study.storage.leaderboard import count_ended, winner_trials
 from study.storage.study_folder import Question, default_name, write_study
 from study.storage.sync import Mirror
-from study.storage.tables import TrialFolder, trials_to_export, write_csv
+from study.storage.tables import TrialFolder, trials_to_export
 
 Say = Callable[[str], None]
 
@@ -195,7 +195,7 @@ def write_facts(setup: Setup, resources: TrialResources) -> None:
         record["search"] = [split.model_dump(mode="json") for split in splits]
     write_text(setup.folder / "split.json", json.dumps(record, indent=1) + "\n")
     patients = describe_patients(data)
-    write_csv(setup.folder / "patients.csv", list(patients[0]), patients)
+    write_csv(setup.folder / "patients.csv", patients)
 
 
 def _counts(data: SliceStore) -> dict[str, int]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from brainseg.cli import FINISHED, SOME_FAILED, run_command
 from brainseg.config import parse_changes
-from brainseg.errors import BrainsegError, ConfigError, DataError, StudyError
+from brainseg.errors import StudyError
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import is_url, join_location
 from study.cli import parse_options
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from study.pipeline import Request, Setup
     from study.tune.trainable import Task
 
-FINISHED, KNOWN_ERROR, USAGE, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
 _SHARED = "on a disk that all nodes share, or as a URL such as s3://BUCKET/PREFIX"
 
 
@@ -40,21 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = parse_options(argv)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
-    try:
-        if args.report_only:
-            return _report(_existing(args), console)
-        return _study(args, console)
-    except BrainsegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, DataError):
-            print("".join(f"  {problem}\n" for problem in error.problems), end="", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last finished epochs", file=sys.stderr)
-        return STOPPED
-    except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"error: {error}", file=sys.stderr)
-        return KNOWN_ERROR
+    return run_command(
+        lambda: _report(_existing(args), console) if args.report_only else _study(args, console),
+        stopped="stopped; the same command goes on after the last finished epochs",
+    )
 
 
 def _study(args: argparse.Namespace, console: Console) -> int:

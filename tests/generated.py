@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from brainseg.config import Experiment
 from brainseg.metrics import dice
-from brainseg.storage.files import write_bytes, write_text
+from brainseg.storage.files import write_bytes, write_csv, write_text
 from study.report.examples import EXAMPLE_COLUMNS
 from study.spec.grid import Trial, plan_trials
 from study.storage.study_folder import Question, write_study
-from study.storage.tables import TABLES, Row, TrialFolder, collect, write_csv
+from study.storage.tables import TABLES, Row, TrialFolder, collect
 
 SITES = ("CS", "DU", "FG", "HT", "EZ")
 STAGES = {"plain": 0.0, "flips": 0.01, "threshold": 0.005, "largest component": -0.01}
@@ -98,11 +98,11 @@ def generate_study(
         target.write_success(trial, _scores(tables), tables)
         if seeds > 1 and trial.seed == trials[0].seed:
             ensemble += _ensemble(trial, seeds, tables["stages"])
-    write_csv(folder / "patients.csv", list(cohort[0].row()), [p.row() for p in cohort])
+    write_csv(folder / "patients.csv", [p.row() for p in cohort])
     _write_split(folder, cohort, folds)
     _write_question(folder, grid, cohort, folds, seeds, synthetic)
     collect(folder, trials)
-    write_csv(folder / "ensemble.csv", TABLES["stages"], ensemble)
+    write_csv(folder / "ensemble.csv", ensemble, TABLES["stages"])
     _draw(folder, [patient.name for patient in cohort], rng)
     return folder
 
@@ -279,7 +279,7 @@ def _draw(folder: Path, patients: list[str], rng: np.random.Generator) -> None:
             cell = {"variant": variant, "fold": 0, "seed": 44, "patient": patient}
             picture = {"slice": f"{patient}_19990101_3", "Dice": "0.5", "picture": name}
             rows.append({"kind": kind, "place": place, **cell, **picture})
-    write_csv(folder / "examples.csv", EXAMPLE_COLUMNS, rows)
+    write_csv(folder / "examples.csv", rows, EXAMPLE_COLUMNS)
 
 
 if __name__ == "__main__":

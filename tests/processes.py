@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import torch
 
+from brainseg.cli import FINISHED
 from brainseg.config import Experiment
 from brainseg.model.model_file import load_model
-from study.run import FINISHED
 
 PATIENCE = 300.0  # seconds; on an idle machine everything here takes less than 30
 _INJECTION = Path(__file__).parent / "fault_injection"

@@ -5,7 +5,6 @@ A sequence is missing where its channel is a copy of FLAIR: so the dataset fills
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.data.slice_store import SliceStore
+from brainseg.storage.files import read_csv
 
 _FLAIR = 1
 _SEQUENCES = {"pre-contrast": 0, "post-contrast": 2}
@@ -79,12 +79,8 @@ def _site(patient: str) -> str:
 
 
 def _read_clinical(path: Path) -> dict[str, dict[str, str]]:
-    """Patient -> grade and histology; nothing where the file is not, or has other columns."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    """Patient -> grade and histology; empty if the file is missing or has other columns."""
     return {
         row.get("Patient", ""): {key: row.get(name) or "" for key, name in _CLINICAL.items()}
-        for row in rows
+        for row in read_csv(path)
     }

@@ -14,8 +14,6 @@ to 1 (crown). Signals are fractions of full scale.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -24,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainseg.errors import DataError
+from brainseg.storage.files import write_folder, write_text
 
 MARKER = "phantom.json"
 
@@ -231,19 +230,14 @@ def generate_phantom(
         return root
     if min(patients, slices) < 1 or size < 32 or seed < 0:
         raise DataError(f"cannot generate a dataset with {parameters}")
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    marker = {"synthetic": "all of this folder; no patient data", "parameters": parameters}
     try:
-        for number in range(1, patients + 1):
-            _write_patient(partial, number, slices, size, seed)
-        marker = {"synthetic": "all of this folder; no patient data", "parameters": parameters}
-        (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        partial.rename(root)
+        with write_folder(root) as folder:
+            for number in range(1, patients + 1):
+                _write_patient(folder, number, slices, size, seed)
+            write_text(folder / MARKER, json.dumps(marker, indent=2) + "\n")
     except OSError:
         if not root.exists():
             raise
         _check_existing(root, parameters)  # another process was first
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from brainseg.data.layouts import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError
-from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
+from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_folder, write_text
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
@@ -182,10 +182,10 @@ def _open(folder: Path, root: Path, source: Location, notes: tuple[str, ...]) ->
 
 def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
     size = _first_size(files)
-    aside = folder.with_name(f"building-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that died; the lock is ours
-    aside.mkdir()
-    try:
+    # The lock is held, so these are of processes that died.
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(leftover)
+    with write_folder(folder) as aside:
         _check_space(aside, len(files) * size * size * 4)
         shape = (len(files), size, size, 4)
         pixels = np.lib.format.open_memmap(aside / _PIXELS, mode="w+", dtype=np.uint8, shape=shape)
@@ -200,14 +200,8 @@ def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
             "root": str(root),
             "slices": [asdict(item) for item in slices],
         }
-        with (aside / _TABLE).open("w", encoding="utf-8") as file:
-            file.write(json.dumps(table))
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(aside / _TABLE, json.dumps(table))
         shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _first_size(files: list[SliceFile]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import warnings
@@ -23,6 +22,7 @@ from brainseg.data.patients import missing_sequences
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
 from brainseg.inference.overlay import FLAIR
+from brainseg.storage.files import read_csv
 
 SEQUENCES = ("pre-contrast", "FLAIR", "post-contrast")
 AIR = 10
@@ -221,8 +221,7 @@ def read_table(path: Path) -> dict[str, dict[str, str]]:
     """
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     if not rows or _PATIENT not in rows[0]:
         raise DataError(f"{path}: no rows with a column {_PATIENT}")
     return {row.pop(_PATIENT): {name: cell or "" for name, cell in row.items()} for row in rows}

@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from brainseg.errors import CheckpointError, ConfigError
 from brainseg.inference.predictor import Predictor
 from brainseg.model.model_file import ModelHeader
 from brainseg.model.networks import infer_logits, normalise
+from brainseg.storage.files import write_atomically
 
 TOLERANCE = 1e-3
 """The largest difference of a probability that counts as rounding."""
@@ -62,8 +62,7 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
     """
     onnx, onnxruntime, _ = (_import(name) for name in ("onnx", "onnxruntime", "onnxscript"))
     experiment = predictor.experiment
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with write_atomically(path) as aside:
         _write_graph(predictor.network, experiment.data.size, aside)
         graph = onnx.load(aside)
         onnx.helper.set_model_props(graph, _metadata(predictor.header))
@@ -78,9 +77,6 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
                 f"onnxruntime differs from torch by {difference:.1e} in a probability, more than "
                 f"the {TOLERANCE:g} of rounding; nothing was written"
             )
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     differs = (found >= experiment.threshold) != (expected >= experiment.threshold)
     return Comparison(difference, int(differs.sum()), len(slices))
 

@@ -11,8 +11,7 @@ A JPEG's mask is a PNG: JPEG would blur it.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from brainseg.metrics import (
     recall,
     summarise,
 )
+from brainseg.storage.files import write_csv
 
 Mask = NDArray[np.bool_]
 Row = dict[str, Any]
@@ -107,8 +107,8 @@ class Results:
         """Write the last stack and the tables; return the rows of the patients."""
         self._remember(Path(), None)
         patients = _sum_patients(self.rows)
-        _write_csv(self._folder / "predictions.csv", _SLICE_COLUMNS, self.rows)
-        _write_csv(self._folder / "patients.csv", _PATIENT_COLUMNS, patients)
+        write_csv(self._folder / "predictions.csv", self.rows, _SLICE_COLUMNS)
+        write_csv(self._folder / "patients.csv", patients, _PATIENT_COLUMNS)
         return patients
 
     def _remember(self, folder: Path, mask: Mask | None) -> None:
@@ -193,10 +193,3 @@ def _sum_patients(rows: Sequence[Row]) -> list[Row]:
         is_known = len(judged) == len(own)
         patients.append(total | (_score(counts.sum(axis=0)) if is_known else {}))
     return patients
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

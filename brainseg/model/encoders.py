@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import sys
 import threading
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 
 from brainseg.config import ModelConfig
 from brainseg.errors import ConfigError, WeightsError
-from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
+from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_atomically
 from brainseg.storage.remote import RemoteFolder, is_current
 from brainseg.storage.urls import is_url, name_of
 
@@ -123,10 +122,9 @@ def _fetch_imagenet(encoder: str) -> Path:
     """Download through smp into this machine's cache; processes that ask at once wait for one."""
     target = cache_folder("encoders") / f"{encoder.replace('/', '_')}.imagenet.safetensors"
     with FileLock(f"{target}.lock"):
-        aside = target.with_suffix(f".{os.getpid()}.part")
         if not target.exists() and (known := _find_in_hub_cache(encoder)):
-            shutil.copyfile(known, aside)
-            aside.replace(target)
+            with write_atomically(target) as aside:
+                shutil.copyfile(known, aside)
         if not target.exists():
             _require_hub(encoder)
             try:
@@ -136,8 +134,8 @@ def _fetch_imagenet(encoder: str) -> Path:
             except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
                 told = str(error.__cause__ or error).strip() or type(error).__name__
                 raise _no_weights(encoder, told.splitlines()[0].rstrip(".")) from error
-            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
-            aside.replace(target)
+            with write_atomically(target) as aside:
+                save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
     return target
 
 

@@ -6,7 +6,6 @@ and nothing is unpickled.
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib import metadata
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError
-from brainseg.storage.files import retry_storage, sync_file
+from brainseg.storage.files import retry_storage, write_atomically
 
 Tensors = dict[str, torch.Tensor]
 
@@ -79,19 +78,9 @@ def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:
     Raises:
         StorageError: If the disk refuses; a file that was there before is intact.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def write() -> None:
-        try:
-            save_tensors(weights, aside, {"brainseg": header.model_dump_json()})
-            sync_file(aside)
-            aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
-            raise
-
+    about = {"brainseg": header.model_dump_json()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    retry_storage(write, f"the model file {path}")
+    retry_storage(lambda: save_tensors(weights, path, about), f"the model file {path}")
 
 
 def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
@@ -124,12 +113,13 @@ def read_header(path: Path) -> ModelHeader:
 
 
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file whole or not at all.
 
     Raises:
-        OSError: If the disk refuses, which safetensors calls by a name of its own.
+        OSError: If the disk refuses the write; safetensors raises an error of its own.
     """
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    with write_atomically(path) as aside:
+        try:
+            save_file(tensors, aside, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error

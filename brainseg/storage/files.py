@@ -1,15 +1,17 @@
-"""Writes that are whole or not at all, and that wait out a short outage of the disk."""
+"""Files and folders that are written whole or not at all, CSV tables, and the cache folder."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -20,7 +22,7 @@ _T = TypeVar("_T")
 # A network disk that is remounted, a disk that somebody is clearing: 20 seconds in all.
 _WAITS = (1.0, 4.0, 15.0)
 FAR_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
-"""Of a store behind a network, in seconds: a server that is restarted, 90 seconds in all."""
+"""Seconds between tries for a store behind a network, 90 in all: a server that is restarted."""
 
 
 def cache_folder(name: str) -> Path:
@@ -31,85 +33,131 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def retry_storage(write: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:
-    """Try a write again for a while if the disk refuses it.
+def retry_storage(work: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:
+    """Do some work on a disk or store; wait and try again while it raises OSError.
 
     Args:
-        write: Leaves nothing behind when it fails.
-        what: For the message: what is written.
+        work: Leaves nothing behind when it fails.
+        what: What is written, for the message.
         waits: Seconds between the tries.
 
     Raises:
-        StorageError: If the disk still refuses.
+        StorageError: If the last try fails too.
     """
-    for wait in (*waits, None):
+    for wait in waits:
         try:
-            return write()
-        except OSError as error:
-            if wait is None:
-                raise StorageError(f"cannot write {what}: {error}") from error
+            return work()
+        except OSError:
             time.sleep(wait)
-    raise AssertionError("unreachable")
+    try:
+        return work()
+    except OSError as error:
+        raise StorageError(f"cannot write {what}: {error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text whole or not at all, see `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+@contextmanager
+def write_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Yield the path of a temporary file that replaces `path` at the end of the block.
+
+    The file is flushed to disk before it is renamed. If the block raises, the temporary file is
+    removed and `path` is as it was.
+
+    Args:
+        path: The file to write. Its folder must exist.
+        suffix: Added to the temporary file's name, which is hidden and holds the process id.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
+    try:
+        yield aside
+        _sync(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: aside, flushed to disk, renamed.
+    """Write a file whole or not at all.
 
     Its folder is made, but not the folder above: where that is gone, the storage is.
     """
     path.parent.mkdir(exist_ok=True)
+    with write_atomically(path) as aside:
+        aside.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, cells as text; an empty list if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def write_csv(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as a CSV file, as `write_bytes` does.
+
+    Args:
+        path: The file to write.
+        rows: Column -> value. A column that a row lacks stays empty.
+        columns: The columns in order, others are left out; by default those of the first row.
+    """
+    rows = list(rows)
+    names = list(rows[0]) if columns is None else columns
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `path` at the end of the block.
+
+    If the block raises, the temporary folder is removed.
+
+    Args:
+        path: The folder to write. It must not exist, or be empty, when the block ends.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+        yield aside
+        aside.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder aside and rename it at the end: it is there as a whole or not at all.
+    """Write a folder as `write_folder` does; for the folder that a user names for results.
 
     Raises:
         ConfigError: If the folder holds something already.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path} is there already: name another folder, or remove it")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with write_folder(path) as aside:
         yield aside
-        if path.exists():
-            path.rmdir()
-        aside.rename(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Wait until a file's bytes are on the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until a folder's entries, renamed ones too, are on the disk."""
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,10 +19,12 @@ from urllib.parse import parse_qsl, urlsplit
 from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
+from brainseg.storage.files import write_atomically
 from brainseg.storage.urls import Location, is_url
 
 _AT_ONCE = 16
 _BLOCK = 8 * 2**20
+_PART = ".part"
 _CONNECT_SECONDS, _SILENT_SECONDS, _ATTEMPTS = 3, 5, 2
 _S3_KEYS = ("region", "scheme", "endpoint_override")
 
@@ -194,17 +196,13 @@ class RemoteFolder:
 
     def _fetch(self, name: str, entry: Entry, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
+        with write_atomically(target, _PART) as aside:
             with self._fs.open_input_stream(self._path(name)) as stream, aside.open("wb") as file:
                 while block := stream.read(_BLOCK):
                     file.write(block)
             if aside.stat().st_size != entry.size:
                 raise OSError(f"{name} changed while it was fetched")
             os.utime(aside, ns=(entry.time, entry.time))
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
 
     def _send(self, source: Path, name: str) -> Entry:
         with source.open("rb") as file:
@@ -357,7 +355,7 @@ def pull(
     listing = remote.list(below)
     wanted = {name: entry for name, entry in listing.items() if is_wanted(name)}
     for name in local_files(target, below):
-        is_leftover = name.endswith(".part") and Path(name).name.startswith(".")
+        is_leftover = name.endswith(_PART) and Path(name).name.startswith(".")
         if is_leftover or (is_wanted(name) and name not in wanted):
             (target / name).unlink(missing_ok=True)
     new = {name: e for name, e in wanted.items() if not is_current(target / name, e)}

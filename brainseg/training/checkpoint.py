@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from brainseg.config import Experiment, differences
 from brainseg.errors import CheckpointError, CheckpointWarning
 from brainseg.model.model_file import Tensors, save_tensors, versions
-from brainseg.storage.files import hash_file, retry_storage, sync_file, sync_folder
+from brainseg.storage.files import hash_file, retry_storage, write_folder, write_text
 
 _MANIFEST = "manifest.json"
 _BEST = "best.safetensors"
@@ -79,7 +79,7 @@ class CheckpointFolder:
             StorageError: If the disk refuses; earlier checkpoints are as they were.
         """
         final = self._folder / f"stage{state.stage}-epoch{state.epoch:04d}"
-        retry_storage(lambda: self._write_aside(final, state), f"the checkpoint {final}")
+        retry_storage(lambda: self._write(final, state), f"the checkpoint {final}")
         for old in self._list()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
         return final
@@ -109,22 +109,14 @@ class CheckpointFolder:
             return []
         return sorted(f for f in self._folder.iterdir() if f.name.startswith("stage"))
 
-    def _write_aside(self, final: Path, state: EpochState) -> None:
-        aside = self._folder / f".{final.name}.{os.getpid()}"
-        try:
-            # Only the run's own folder is made: if the one above is gone, the storage is.
-            self._folder.mkdir(exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            self._write(aside, state)
+    def _write(self, final: Path, state: EpochState) -> None:
+        # Only the run's own folder is made: if the one above is gone, the storage is.
+        self._folder.mkdir(exist_ok=True)
+        with write_folder(final) as folder:
+            self._fill(folder, state)
             shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-            sync_folder(self._folder)
-        except OSError:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
 
-    def _write(self, folder: Path, state: EpochState) -> None:
+    def _fill(self, folder: Path, state: EpochState) -> None:
         optimizer, optimizer_tensors = _split_optimizer(state.optimizer)
         tensors = {f"model.{key}": value for key, value in state.model.items()}
         save_tensors(tensors | optimizer_tensors, folder / "state.safetensors")
@@ -142,12 +134,9 @@ class CheckpointFolder:
             "versions": versions(),
             **self._identity,
         }
-        (folder / "state.json").write_text(json.dumps(record), encoding="utf-8")
+        write_text(folder / "state.json", json.dumps(record))
         sums = {file.name: hash_file(file) for file in sorted(folder.iterdir())}
-        for name in sums:
-            sync_file(folder / name)
-        (folder / _MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
-        sync_file(folder / _MANIFEST)
+        write_text(folder / _MANIFEST, json.dumps(sums))
 
     def _read(self, folder: Path) -> EpochState:
         record = json.loads((folder / "state.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
-"""Two-stage training: the encoder frozen, then everything; the lowest val loss is kept.
+"""Two-stage training: first with a frozen encoder, then of the whole network.
 
-Nothing here knows who is listening: `on_epoch` may print, draw, or report to a scheduler.
+`train_two_stage` trains in one call. `Training` runs epoch by epoch, for a caller that reports to
+a scheduler or trains several networks in turn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainseg.config import Experiment, OptimizerConfig, StageConfig
+from brainseg.config import Experiment, StageConfig
 from brainseg.data.loader import Batches
 from brainseg.data.preprocess import preprocess, resize_mask
 from brainseg.data.slice_store import SliceStore
@@ -36,12 +37,12 @@ _DROPOUT_STREAM = 1
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The kept weights and how they came about.
+    """The best weights of a training and its history.
 
     Attributes:
-        weights: Of the epoch with the lowest val loss, on the CPU.
-        history: One row per epoch.
-        header: What a model file says of itself.
+        weights: Weights and buffers of the epoch with the lowest val loss, on the CPU.
+        history: One row per epoch, see `EpochReport.row`.
+        header: The header of the model file.
     """
 
     weights: Tensors
@@ -62,257 +63,249 @@ def train_two_stage(
     compute: Compute | None = None,
     checkpoints: Path | None = None,
 ) -> TrainResult:
-    """Train one network through both stages on a split of the data.
+    """Train a network through both stages and return its best weights.
+
+    torch's global random state is left as it was.
 
     Args:
         experiment: Everything that determines the numbers.
         data: The dataset.
-        on_epoch: Called after each epoch, its checkpoint written.
+        on_epoch: Called after each epoch, once its checkpoint is written.
         compute: Device and loader workers.
-        checkpoints: Folder of epoch checkpoints. A run that finds one goes on after it, with the
-            same numbers as one that was never interrupted; without it nothing is saved.
-
-    Returns:
-        The weights with the lowest val loss over both stages.
+        checkpoints: Folder of epoch checkpoints. If it holds one, training continues after it and
+            gives the same numbers as an uninterrupted run. None writes no checkpoints.
 
     Raises:
         DivergedError: If a loss is no longer finite.
         BrainsegError: If data, weights or checkpoints cannot be used.
     """
-    # The caller's random numbers go on afterwards as if nothing had been trained.
     with torch.random.fork_rng():
-        run = _Run(experiment, data, compute or Compute(), checkpoints)
-        for report in run.epochs():
+        training = Training(experiment, data, compute=compute, checkpoints=checkpoints)
+        for report in training.epochs():
             on_epoch(report)
-    return run.result()
+    return training.result()
 
 
-def train_epochs(
-    experiment: Experiment,
-    data: SliceStore,
-    *,
-    compute: Compute | None = None,
-    checkpoints: Path | None = None,
-) -> Iterator[EpochReport]:
-    """Train as `train_two_stage` does, an epoch each time that a report is asked for.
+class Training:
+    """A two-stage training that is run epoch by epoch.
 
-    Several such trainings may take turns: each epoch sets torch's random numbers anew, so that
-    none depends on what was trained in between. Arguments and errors are those of
-    `train_two_stage`.
+    Several trainings may take turns: each epoch seeds torch's global random state, so that none
+    depends on what was trained in between.
 
-    Yields:
-        A report per epoch, its checkpoint written.
+        training = Training(experiment, data)
+        for report in training.epochs():
+            print(report.row)
+        training.result().save("model.safetensors")
+
+    Args:
+        experiment: Everything that determines the numbers.
+        data: The dataset.
+        compute: Device and loader workers.
+        checkpoints: Folder of epoch checkpoints, see `train_two_stage`.
+
+    Raises:
+        BrainsegError: If data or weights cannot be used.
     """
-    yield from _Run(experiment, data, compute or Compute(), checkpoints).epochs()
-
-
-class _Run:
-    """One training in progress."""
 
     def __init__(
         self,
         experiment: Experiment,
         data: SliceStore,
-        compute: Compute,
-        checkpoints: Path | None,
+        *,
+        compute: Compute | None = None,
+        checkpoints: Path | None = None,
     ) -> None:
-        self.experiment = experiment
-        self.data = data
-        self.device = compute.torch_device()
-        self.batch_parts = compute.batch_parts
-        self.folder: CheckpointFolder | None = None
+        compute = compute or Compute()
+        self._experiment = experiment
+        self._data = data
+        self._device = compute.torch_device()
+        self._batch_parts = compute.batch_parts
+        self._checkpoints: CheckpointFolder | None = None
         if checkpoints is not None:
-            self.folder = CheckpointFolder(checkpoints, experiment, data.fingerprint)
-        self.split = split_by_patient(
+            self._checkpoints = CheckpointFolder(checkpoints, experiment, data.fingerprint)
+        self._split = split_by_patient(
             data.slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
         )
-        self.train_batches = self._batches("train", compute.workers)
-        self.val_batches = self._batches("val", compute.workers)
-        self.model = build_model(experiment.model, experiment.seed).to(self.device)
-        self.shown = self._choose_examples()
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, float] = {"stage": 0, "epoch": 0, "val_loss": math.inf}
-        self.best_model: Tensors = {}
-        if self.device.type == "cuda":
+        self._train_batches = self._batches("train", compute.workers)
+        self._val_batches = self._batches("val", compute.workers)
+        self._model = build_model(experiment.model, experiment.seed).to(self._device)
+        self._examples = self._choose_examples()
+        self._history: list[dict[str, float]] = []
+        self._best: dict[str, float] = {"stage": 0, "epoch": 0, "val_loss": math.inf}
+        self._best_weights: Tensors = {}
+        if self._device.type == "cuda":
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.benchmark = False
 
     def epochs(self) -> Iterator[EpochReport]:
-        state = self.folder.latest() if self.folder else None
-        done = (0, 0)
-        if state is None and self.experiment.model.calibrate_encoder:
-            images = (batch[0] for batch in self.train_batches.epoch(0, 0))
-            calibrate_encoder(self.model, images, self.device)
-        if state is not None:
-            self.history, self.best = state.history, state.best
-            self.best_model = state.best_model
-            self.model.load_state_dict(state.model)
-            done = (state.stage, state.epoch)
-            for row in self.history:
-                yield EpochReport(row, self.total_epochs, replayed=True)
-        for number, config in enumerate(self.experiment.stages, start=1):
-            if number < done[0] or config.epochs == 0:
-                continue
-            set_training(self.model, freeze_encoder=config.freeze_encoder)
-            stage = Stage(config, self.experiment.optimizer, self.model, self.device)
-            first = 1
-            if state is not None and number == done[0]:
-                stage.restore(state)
-                first = done[1] + 1
-            for epoch in range(first, config.epochs + 1):
-                yield self._epoch(stage, number, epoch)
+        """Train; after each epoch, write its checkpoint and yield its report.
 
-    @property
-    def total_epochs(self) -> int:
-        return sum(stage.epochs for stage in self.experiment.stages)
+        Epochs of the checkpoint that training continues after are reported first.
+
+        Raises:
+            DivergedError: If a loss is no longer finite.
+            CheckpointError: If the checkpoint is of another experiment or dataset.
+            StorageError: If a checkpoint cannot be written.
+        """
+        state = self._checkpoints.latest() if self._checkpoints else None
+        if state is not None:
+            self._history, self._best = state.history, state.best
+            self._best_weights = state.best_model
+            self._model.load_state_dict(state.model)
+            for row in self._history:
+                yield EpochReport(row, self._num_epochs, replayed=True)
+        elif self._experiment.model.calibrate_encoder:
+            images = (batch[0] for batch in self._train_batches.epoch(0, 0))
+            calibrate_encoder(self._model, images, self._device)
+        last_stage, last_epoch = (state.stage, state.epoch) if state else (0, 0)
+        for number, config in enumerate(self._experiment.stages, start=1):
+            if number < last_stage or config.epochs == 0:
+                continue
+            set_training(self._model, freeze_encoder=config.freeze_encoder)
+            stage = _Stage(number, config, self._experiment, self._model, self._device)
+            first = 1
+            if state is not None and number == last_stage:
+                stage.restore(state)
+                first = last_epoch + 1
+            for epoch in range(first, config.epochs + 1):
+                yield self._run_epoch(stage, epoch)
 
     def result(self) -> TrainResult:
+        """Return the weights with the lowest val loss of the epochs so far, at least one."""
         kept = next(
             row
-            for row in self.history
-            if (row["stage"], row["epoch"]) == (self.best["stage"], self.best["epoch"])
+            for row in self._history
+            if (row["stage"], row["epoch"]) == (self._best["stage"], self._best["epoch"])
         )
         header = ModelHeader(
-            experiment=self.experiment,
-            fingerprint=self.data.fingerprint,
-            synthetic=self.data.synthetic,
-            weights=describe_weights(self.experiment.model),
-            best=self.best,
+            experiment=self._experiment,
+            fingerprint=self._data.fingerprint,
+            synthetic=self._data.synthetic,
+            weights=describe_weights(self._experiment.model),
+            best=self._best,
             metrics={key: value for key, value in kept.items() if key.startswith("val_")},
         )
-        return TrainResult(self.best_model, self.history, header)
+        return TrainResult(self._best_weights, self._history, header)
+
+    @property
+    def _num_epochs(self) -> int:
+        return sum(stage.epochs for stage in self._experiment.stages)
 
     def _batches(self, part: str, workers: int) -> Batches:
         return Batches(
-            self.data,
-            self.split.numbers(self.data.slices, part),
-            self.experiment,
+            self._data,
+            self._split.numbers(self._data.slices, part),
+            self._experiment,
             augmented=part == "train",
             workers=workers,
-            pinned=self.device.type == "cuda",
+            pinned=self._device.type == "cuda",
         )
 
-    def _epoch(self, stage: Stage, number: int, epoch: int) -> EpochReport:
+    def _run_epoch(self, stage: _Stage, epoch: int) -> EpochReport:
         started = time.perf_counter()
-        torch.manual_seed(derive_seed(self.experiment.seed, number, epoch, _DROPOUT_STREAM))
+        experiment = self._experiment
+        torch.manual_seed(derive_seed(experiment.seed, stage.number, epoch, _DROPOUT_STREAM))
         learning_rate = stage.optimizer.param_groups[0]["lr"]
-        set_training(self.model, freeze_encoder=stage.config.freeze_encoder)
-        batches = self.train_batches.epoch(number, epoch)
+        set_training(self._model, freeze_encoder=stage.config.freeze_encoder)
         trained = train_epoch(
-            self.model,
-            batches,
-            self.experiment,
-            self.device,
+            self._model,
+            self._train_batches.epoch(stage.number, epoch),
+            experiment,
+            self._device,
             stage.optimizer,
             stage.scaler,
-            self.batch_parts,
+            self._batch_parts,
         )
-        self.model.eval()
-        batches = self.val_batches.epoch(0, 0)
-        validated = validate(self.model, batches, self.experiment, self.device, self.shown)
-        for value in (trained.loss, validated.loss):
-            if not math.isfinite(value):
-                raise DivergedError(number, epoch, value)
+        self._model.eval()
+        batches = self._val_batches.epoch(0, 0)
+        validated = validate(self._model, batches, experiment, self._device, self._examples)
+        for loss in (trained.loss, validated.loss):
+            if not math.isfinite(loss):
+                raise DivergedError(stage.number, epoch, loss)
         stage.scheduler.step(validated.loss)
+        is_best = validated.loss < self._best["val_loss"]
         row: dict[str, float] = {
-            "stage": number,
+            "stage": stage.number,
             "epoch": epoch,
-            "step": len(self.history) + 1,
+            "step": len(self._history) + 1,
             "learning_rate": learning_rate,
             "train_loss": trained.loss,
             "train_dice": float(dice(trained.counts.sum(axis=0))),
             "val_loss": validated.loss,
             **self._val_scores(validated.counts),
+            "is_best": float(is_best),
         }
-        self._keep(row)
+        if is_best:
+            self._best = {key: row[key] for key in ("stage", "epoch", "val_loss")}
+            self._best_weights = _copy_weights(self._model)
         row["seconds"] = time.perf_counter() - started
-        self.history.append(row)
-        self._save(stage, number, epoch)
-        return EpochReport(row, self.total_epochs, self._examples(validated.shown))
+        self._history.append(row)
+        self._save(stage, epoch)
+        return EpochReport(row, self._num_epochs, self._draw_examples(validated.shown))
 
     def _val_scores(self, counts: Counts) -> dict[str, float]:
-        numbers = self.split.numbers(self.data.slices, "val")
-        scores = summarise(counts, [self.data.slices[n].patient for n in numbers])
+        indices = self._split.numbers(self._data.slices, "val")
+        scores = summarise(counts, [self._data.slices[index].patient for index in indices])
         scores["dice"] = scores.pop("dice_global")
-        best = max([row["val_dice"] for row in self.history] + [scores["dice"]])
+        best = max([row["val_dice"] for row in self._history] + [scores["dice"]])
         return {f"val_{key}": value for key, value in scores.items()} | {"best_val_dice": best}
 
-    def _keep(self, row: dict[str, float]) -> None:
-        row["is_best"] = float(row["val_loss"] < self.best["val_loss"])
-        if row["is_best"]:
-            self.best = {key: row[key] for key in ("stage", "epoch", "val_loss")}
-            self.best_model = _copy(self.model)
-
-    def _save(self, stage: Stage, number: int, epoch: int) -> None:
-        if self.folder is None:
+    def _save(self, stage: _Stage, epoch: int) -> None:
+        if self._checkpoints is None:
             return
         state = EpochState(
-            stage=number,
+            stage=stage.number,
             epoch=epoch,
-            history=self.history,
-            best=self.best,
-            model=_copy(self.model),
-            best_model=self.best_model,
+            history=self._history,
+            best=self._best,
+            model=_copy_weights(self._model),
+            best_model=self._best_weights,
             optimizer=stage.copy_optimizer(),
             scheduler=stage.scheduler.state_dict(),
             scaler=stage.scaler.state_dict(),
         )
-        self.folder.save(state)
-
-    def _examples(self, predicted: dict[int, NDArray[np.bool_]]) -> tuple[Example, ...]:
-        size = self.experiment.data.size
-        return tuple(
-            Example(
-                name=self.data.slices[number].name,
-                image=preprocess(self.data.image(number), self.experiment.preprocess, size),
-                true=resize_mask(self.data.mask(number), size) > 0,
-                predicted=mask,
-            )
-            for number, mask in predicted.items()
-        )
+        self._checkpoints.save(state)
 
     def _choose_examples(self) -> frozenset[int]:
         """The slice with most tumour of each of the first few validation patients."""
-        largest: dict[str, int] = {}
-        for number in self.split.numbers(self.data.slices, "val").tolist():
-            item = self.data.slices[number]
-            other = largest.setdefault(item.patient, number)
-            if item.tumour_pixels > self.data.slices[other].tumour_pixels:
-                largest[item.patient] = number
+        slices, largest = self._data.slices, dict[str, int]()
+        for index in self._split.numbers(slices, "val").tolist():
+            patient = slices[index].patient
+            other = largest.setdefault(patient, index)
+            if slices[index].tumour_pixels > slices[other].tumour_pixels:
+                largest[patient] = index
         return frozenset(list(largest.values())[:_NUM_EXAMPLES])
 
+    def _draw_examples(self, predicted: dict[int, NDArray[np.bool_]]) -> tuple[Example, ...]:
+        size, filters = self._experiment.data.size, self._experiment.preprocess
+        return tuple(
+            Example(
+                name=self._data.slices[index].name,
+                image=preprocess(self._data.image(index), filters, size),
+                true=resize_mask(self._data.mask(index), size) > 0,
+                predicted=mask,
+            )
+            for index, mask in predicted.items()
+        )
 
-def _copy(model: torch.nn.Module) -> Tensors:
-    """Weights and buffers on the CPU, contiguous as safetensors wants them."""
-    contiguous = torch.contiguous_format
-    return {
-        key: value.detach().to("cpu", copy=True, memory_format=contiguous)
-        for key, value in model.state_dict().items()
-    }
 
+class _Stage:
+    """A fresh optimizer, scheduler and gradient scaler for one stage.
 
-# --- stage ---
-
-
-class Stage:
-    """Optimizer, scheduler and gradient scaler of one stage, all fresh in each.
-
-    Args:
-        config: Of the stage.
-        settings: Of the optimizer, the same in both stages.
-        model: On `device`, in the mode of the stage: what is frozen is not optimized.
-        device: Where to compute.
+    The model must be on the device and in the mode of the stage: frozen parameters are left out.
     """
 
     def __init__(
         self,
+        number: int,
         config: StageConfig,
-        settings: OptimizerConfig,
+        experiment: Experiment,
         model: torch.nn.Module,
         device: torch.device,
     ) -> None:
-        """Start at the stage's learning rate."""
+        self.number = number
         self.config = config
+        settings = experiment.optimizer
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -329,24 +322,31 @@ class Stage:
         self.scaler = torch.amp.GradScaler("cuda", enabled=scaled)
 
     def restore(self, state: EpochState) -> None:
-        """Go on from an epoch of this stage."""
         self.optimizer.load_state_dict(state.optimizer)
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
                 if value.shape == parameter.shape:
-                    # The memory layout of before: other layouts may round differently.
+                    # Restore the memory layout too: another layout may round differently.
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.scheduler.load_state_dict(state.scheduler)
         self.scaler.load_state_dict(state.scaler)
 
     def copy_optimizer(self) -> dict[str, Any]:
-        """Return the optimizer's state, its tensors on the CPU and contiguous."""
+        """The optimizer's state, its tensors on the CPU and contiguous."""
         state: dict[str, Any] = self.optimizer.state_dict()
         tensors = {
-            number: {
+            parameter: {
                 name: value.detach().to("cpu", memory_format=torch.contiguous_format)
                 for name, value in values.items()
             }
-            for number, values in state["state"].items()
+            for parameter, values in state["state"].items()
         }
         return {"state": tensors, "param_groups": state["param_groups"]}
+
+
+def _copy_weights(model: torch.nn.Module) -> Tensors:
+    """Weights and buffers on the CPU, contiguous as safetensors wants them."""
+    return {
+        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }

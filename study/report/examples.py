@@ -26,11 +26,11 @@ from brainseg.inference.overlay import (
     encode_picture,
 )
 from brainseg.metrics import dice
-from brainseg.storage.files import write_bytes
+from brainseg.storage.files import read_csv, write_bytes, write_csv
 from study.analysis.scores import Indices, SliceScores, read_slices
 from study.spec.grid import Trial
 from study.storage.probability_maps import LEVELS, load_probabilities
-from study.storage.tables import Row, TrialFolder, read_csv, write_csv
+from study.storage.tables import Row, TrialFolder
 
 EXAMPLE_COLUMNS = (
     *("kind", "place", "variant", "fold", "seed", "patient", "slice", "Dice", "picture"),
@@ -72,7 +72,7 @@ def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> Non
     for name, picture in drawn.items():
         (study / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(study / name, picture)
-    write_csv(study / "examples.csv", EXAMPLE_COLUMNS, kept)
+    write_csv(study / "examples.csv", kept, EXAMPLE_COLUMNS)
 
 
 def _choose(scores: SliceScores) -> Iterator[_Choice]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from brainseg.storage.files import read_csv
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
 from study.analysis.comparison import Comparison, compare
@@ -19,7 +20,7 @@ from study.analysis.conclusion import Conclusion, conclude
 from study.analysis.postprocessing import StageEffect, compare_stages
 from study.analysis.scores import ScoreMatrix, SliceScores, read_factors, read_matrix, read_slices
 from study.analysis.subgroups import Alarms, Breakdown, average_slices, break_down, count_alarms
-from study.storage.tables import Row, TrialFolder, read_csv
+from study.storage.tables import Row, TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"

@@ -35,6 +35,7 @@ from brainseg.document import (
     format_number,
     format_p,
 )
+from brainseg.storage.files import read_csv
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import Pair, compare
 from study.analysis.conclusion import patients_of
@@ -59,7 +60,7 @@ from study.storage.leaderboard import (
     measure_spent,
     ranked,
 )
-from study.storage.tables import Row, read_csv
+from study.storage.tables import Row
 
 _LEAST_FOR_IMPORTANCE = 8
 _HOUR = 3600

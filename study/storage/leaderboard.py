@@ -13,7 +13,7 @@ from statistics import fmean
 
 from scipy import stats
 
-from brainseg.storage.files import write_text
+from brainseg.storage.files import write_csv, write_text
 from study.spec.grid import WINNER, Trial
 from study.spec.search_space import VARIANT, Changes
 from study.storage.candidates import (
@@ -24,7 +24,7 @@ from study.storage.candidates import (
     candidate_folder,
     read_params,
 )
-from study.storage.tables import Row, TrialFolder, write_csv
+from study.storage.tables import Row, TrialFolder
 
 TABLE = "candidates.csv"
 TOP = 5
@@ -81,7 +81,7 @@ def write_standings(study: Path, search: Search, heading: str) -> list[Row]:
     """
     all_params = read_params(study)
     rows = [_row(study, search, number, params) for number, params in enumerate(all_params)]
-    write_csv(study / TABLE, columns(search), rows)
+    write_csv(study / TABLE, rows, columns(search))
     for place, row in enumerate(ranked(rows)[:TOP], 1):
         text = _yaml(search, row, all_params[row["candidate"]], place, heading)
         write_text(study / "search" / f"top-{place}.yaml", text)

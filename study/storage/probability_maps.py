@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.metrics import count_pixels, dice, sum_by_patient
-from brainseg.storage.files import write_bytes
+from brainseg.storage.files import write_bytes, write_csv
 from study.spec.grid import Trial
-from study.storage.tables import TABLES, Row, TrialFolder, write_csv
+from study.storage.tables import TABLES, Row, TrialFolder
 
 if TYPE_CHECKING:
     from brainseg.inference.evaluation import Evaluation
@@ -90,7 +90,7 @@ def collect_ensembles(study: Path, trials: Sequence[Trial]) -> None:
             head = {"variant": variant, "fold": fold, "seed": "all", "stage": ENSEMBLE}
             head["setting"] = f"{len(members)} seeds"
             rows += [head | row for row in _vote(study, members)]
-    write_csv(study / "ensemble.csv", TABLES["stages"], rows)
+    write_csv(study / "ensemble.csv", rows, TABLES["stages"])
 
 
 def _vote(study: Path, members: Sequence[Trial]) -> list[Row]:

@@ -5,17 +5,14 @@ Reads and writes files only: neither Ray nor torch is needed.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from brainseg.storage.files import write_text
+from brainseg.storage.files import read_csv, write_atomically, write_csv, write_text
 from study.spec.grid import Trial
 
 Row = dict[str, Any]
@@ -118,7 +115,7 @@ class TrialFolder:
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write one row per epoch."""
-        write_csv(self._history, list(history[0]), history)
+        write_csv(self._history, history)
 
     def write_success(
         self, trial: Trial, values: Row, tables: Mapping[str, Sequence[Row]]
@@ -133,7 +130,7 @@ class TrialFolder:
         cell = {"variant": trial.variant, "fold": trial.fold, "seed": trial.seed}
         for name, rows in tables.items():
             path = self.path / f"{name}.csv"
-            write_csv(path, TABLES[name], [cell | row for row in rows])
+            write_csv(path, [cell | row for row in rows], TABLES[name])
         write_text(self.path / "experiment.yaml", trial.experiment.to_yaml())
         self._write_result(trial, {"status": "finished", "error": "", **values})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -195,9 +192,9 @@ def collect(study: Path, trials: Sequence[Trial]) -> list[Row]:
         if row["status"] == "finished":
             for name, joined in tables.items():
                 joined += folder.read_table(name)
-    write_csv(study / "trials.csv", TRIAL_COLUMNS, rows)
+    write_csv(study / "trials.csv", rows, TRIAL_COLUMNS)
     for name, joined in tables.items():
-        write_csv(study / f"{name}.csv", TABLES[name], joined)
+        write_csv(study / f"{name}.csv", joined, TABLES[name])
     _export_models(study, ordered, rows)
     return rows
 
@@ -237,23 +234,5 @@ def _export_models(study: Path, trials: Sequence[Trial], rows: Sequence[Row]) ->
         source = TrialFolder(study / "trials" / trial.name).model
         target = study / "models" / f"{variant}.safetensors"
         target.parent.mkdir(exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.copyfile(source, aside)
-        aside.replace(target)
-
-
-def read_csv(path: Path) -> list[Row]:
-    """Return the rows of a CSV file as text; none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows under the given columns; what a row lacks stays empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+        with write_atomically(target) as aside:
+            shutil.copyfile(source, aside)

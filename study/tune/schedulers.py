@@ -23,10 +23,10 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
+from brainseg.storage.files import read_csv
 from study.spec.halving import FACTOR, Halving
 from study.storage.candidates import SCORE, Search
 from study.storage.study_folder import MODE
-from study.storage.tables import read_csv
 
 _COLUMNS = ("candidate", "epoch", "value", "decision")
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE

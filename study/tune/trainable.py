@@ -38,7 +38,7 @@ from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.storage.files import hash_file, retry_storage
 from brainseg.storage.urls import Location, is_url, to_location
 from brainseg.training.epoch import EpochReport
-from brainseg.training.trainer import TrainResult, train_epochs, train_two_stage
+from brainseg.training.trainer import Training, TrainResult, train_two_stage
 from study.spec.grid import Trial, TrialResources
 from study.storage.candidates import SCORE, Candidate
 from study.storage.probability_maps import save_probabilities
@@ -353,12 +353,12 @@ def train_folds(task: Task) -> Iterator[Sequence[EpochReport]]:
     data, checkpoints = task.open_data(), task.folder.checkpoints
     retry_storage(lambda: checkpoints.mkdir(exist_ok=True), f"the folder {checkpoints}")
     folds = [
-        train_epochs(
+        Training(
             experiment,
             data,
             compute=task.compute(),
             checkpoints=checkpoints / f"inner{experiment.inner_fold}",
-        )
+        ).epochs()
         for experiment in task.trial.experiments
     ]
     return zip(*folds, strict=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from study.run import KNOWN_ERROR, USAGE, main
+from brainseg.cli import KNOWN_ERROR, USAGE
+from study.run import main
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from processes import PATIENCE, Study, assert_equal, trials_of, wait_until
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
+from brainseg.cli import FINISHED, KNOWN_ERROR, SOME_FAILED
 from brainseg.config import Experiment
 from brainseg.data.slice_store import open_dataset
-from study.run import FINISHED, KNOWN_ERROR, SOME_FAILED
 from study.storage.tables import TrialFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

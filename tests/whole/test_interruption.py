@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from processes import PATIENCE, Study, assert_equal
 
-from study.run import FINISHED, SOME_FAILED, STOPPED
+from brainseg.cli import FINISHED, SOME_FAILED, STOPPED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

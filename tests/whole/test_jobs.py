@@ -18,7 +18,7 @@ import psutil
 import pytest
 from processes import PATIENCE, Study, assert_equal, kill_all, wait_until
 
-from study.run import KNOWN_ERROR
+from brainseg.cli import KNOWN_ERROR
 
 pytest.importorskip("aiohttp_cors", reason="needs the extra cluster: the dashboard takes jobs")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

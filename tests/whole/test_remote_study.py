@@ -16,11 +16,11 @@ from ray.cluster_utils import Cluster
 from s3 import Store
 from safetensors.torch import save_file
 
+from brainseg.cli import FINISHED, KNOWN_ERROR
 from brainseg.config import Experiment
 from brainseg.model.encoders import smp
 from brainseg.storage.remote import RemoteFolder
 from study.fetch import main as fetch
-from study.run import FINISHED, KNOWN_ERROR
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ENCODER = "timm-tf_efficientnet_lite0"

@@ -9,8 +9,8 @@ import pytest
 from processes import Study, assert_equal, wait_until
 
 from brainseg.config import Experiment, load_experiment
+from brainseg.storage.files import read_csv
 from study.storage.leaderboard import ranked
-from study.storage.tables import read_csv
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

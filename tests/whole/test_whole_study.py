@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.config import Experiment
 from brainseg.model.model_file import load_model
-from study.run import FINISHED, SOME_FAILED, main
+from study.run import main
 from study.spec.grid import GRIDS
 from study.storage.tables import TABLES
 

@@ -12,6 +12,7 @@ import pytest
 
 from brainseg.data.phantom import MARKER, generate_phantom
 from brainseg.errors import DataError
+from brainseg.storage.files import write_text
 
 Volume = npt.NDArray[np.uint8]
 SMALL = {"patients": 2, "slices": 6, "size": 32}
@@ -213,12 +214,11 @@ def test_a_process_that_loses_the_race_uses_the_winners_dataset(
 ) -> None:
     winner = generate_phantom(tmp_path / "winner", **SMALL)
     root = tmp_path / "phantom"
-    build = Path.write_text
 
-    def finish_first(path: Path, *args: str, **options: str) -> int:
+    def finish_first(path: Path, text: str) -> None:
         winner.rename(root)
-        return build(path, *args, **options)
+        write_text(path, text)
 
-    monkeypatch.setattr(Path, "write_text", finish_first)
+    monkeypatch.setattr("brainseg.data.phantom.write_text", finish_first)
     assert generate_phantom(root, **SMALL) == root
     assert [path.name for path in tmp_path.iterdir()] == ["phantom"]

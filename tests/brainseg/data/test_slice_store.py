@@ -91,7 +91,7 @@ def test_a_damaged_store_is_built_anew(data: SliceStore, tmp_path: Path, damage:
         file.unlink()
         if damage.startswith("half"):
             file.write_bytes(raw[: len(raw) // 2])
-        (tmp_path / "slices" / f"building-{folder.name}").mkdir()  # of a process that died
+        (tmp_path / "slices" / f".{folder.name}.123").mkdir()  # left by a process that died
         assert np.array_equal(open_dataset(data.root).pixels, data.pixels)
         assert [f.name for f in folder.parent.iterdir() if f.is_dir()] == [folder.name]
 

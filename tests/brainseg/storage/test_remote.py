@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from s3 import Store, free_port
 
+from brainseg.cli import KNOWN_ERROR
 from brainseg.config import Experiment
 from brainseg.data.layouts import find_default_root
 from brainseg.data.slice_store import SliceStore, open_dataset
@@ -17,7 +18,7 @@ from brainseg.model.encoders import find_encoder_weights
 from brainseg.storage.files import cache_folder
 from brainseg.storage.remote import RemoteFolder, local_files, pull
 from brainseg.storage.urls import join_location, name_of
-from study.run import KNOWN_ERROR, main
+from study.run import main
 
 URL = "s3://bucket/studies?endpoint_override=127.0.0.1:9&scheme=http"
 

@@ -147,7 +147,7 @@ def test_a_write_that_fails_leaves_the_previous_one(
 
     waited: list[float] = []
     with monkeypatch.context() as patch:
-        patch.setattr("brainseg.training.checkpoint.sync_file", full)
+        patch.setattr("brainseg.storage.files._sync", full)
         patch.setattr("brainseg.storage.files.time.sleep", waited.append)
         with pytest.raises(StorageError, match=r"cannot write the checkpoint .*No space left"):
             folder.save(_state(1, 2))

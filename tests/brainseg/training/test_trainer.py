@@ -18,7 +18,7 @@ from brainseg.model.model_file import Tensors
 from brainseg.model.networks import build_model, calibrate_encoder
 from brainseg.training import checkpoint as checkpoint
 from brainseg.training.epoch import EpochReport
-from brainseg.training.trainer import TrainResult, train_epochs, train_two_stage
+from brainseg.training.trainer import Training, TrainResult, train_two_stage
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability().lower()
 # Each instruction set rounds differently, and training multiplies that: one file for each.
@@ -76,7 +76,7 @@ def test_trainings_that_take_turns_give_the_same_bits(
 ) -> None:
     other = tiny.replaced({"inner_fold": 1})
     alone = train_two_stage(other, data, compute=CPU)
-    pairs = zip(*(train_epochs(e, data, compute=CPU) for e in (tiny, other)), strict=True)
+    pairs = zip(*(Training(e, data, compute=CPU).epochs() for e in (tiny, other)), strict=True)
     reports = [*zip(*pairs, strict=True)]
     for found, expected in zip(reports, (quiet, alone), strict=True):
         losses = [[report.row["train_loss"], report.row["val_loss"]] for report in found]

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from generated import EPOCHS, generate_study
 
-from brainseg.storage.files import write_text
+from brainseg.storage.files import read_csv, write_csv, write_text
 from study.report.build import write_report
 from study.report.figures import Drawer
 from study.report.sections import ranked_rows
-from study.storage.tables import read_csv, write_csv
 
 MARKS = ("SYNTHETIC", "no pretrained weights")
 
@@ -146,7 +145,7 @@ def test_ties_share_the_first_place(small: Path) -> None:
     variants = dict.fromkeys(row["variant"] for row in rows)
     of_first = [row for row in rows if row["variant"] == "raw-lite0"]
     same = [{**row, "variant": variant} for variant in variants for row in of_first]
-    write_csv(small / "scores.csv", list(rows[0]), same)
+    write_csv(small / "scores.csv", same)
     records = write_report(small)
     assert "rank first together by Dice/patient" in records.conclusion.sentence
     assert len({row["Dice/patient"] for row in ranked_rows(records)}) == 1

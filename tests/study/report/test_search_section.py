@@ -11,13 +11,13 @@ from stubs import Drive, build_search
 
 from brainseg.config import Experiment
 from brainseg.document import Figure, Paragraph, Section, Table
+from brainseg.storage.files import read_csv
 from study.report.build import write_report
 from study.report.figures import Drawer
 from study.report.results import Records, read_records
 from study.report.search_section import describe_search, importances, restrict
 from study.storage.candidates import candidate_folder
 from study.storage.leaderboard import ranked, write_standings
-from study.storage.tables import read_csv
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 from stubs import BASE, Drive, build_search
 
 from brainseg.config import load_experiment
+from brainseg.storage.files import read_csv
 from study.storage.candidates import SCORE, Search, candidate_folder
 from study.storage.leaderboard import (
     columns,
@@ -18,7 +19,7 @@ from study.storage.leaderboard import (
     winner_trials,
     write_standings,
 )
-from study.storage.tables import Row, read_csv
+from study.storage.tables import Row
 
 
 @pytest.fixture(scope="module")

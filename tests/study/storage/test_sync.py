@@ -14,12 +14,12 @@ import pytest
 from s3 import Store
 
 import study.storage.lease as lease
+from brainseg.cli import FINISHED, KNOWN_ERROR, USAGE
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import StorageError, StudyError
 from brainseg.storage.remote import RemoteFolder, local_files
 from study.fetch import main as fetch
 from study.pipeline import Request, prepare, write_facts
-from study.run import FINISHED, KNOWN_ERROR, USAGE
 from study.run import main as run
 from study.spec.grid import TrialResources
 from study.storage import sync as mirrors
