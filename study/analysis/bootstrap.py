@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from study.analysis.scores import Floats
 NUM_RESAMPLES = 10_000
 _NUM_FLIPS = 9_999
 _CONFIDENCE = 0.95
+_GROUP_SEED = 44
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,43 @@ def estimate(
         return Estimate(point, np.nan, np.nan)
     half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, num_patients - 1) * drawn.std())
     return Estimate(point, *_within(point, half, *bounds))
+
+
+def estimate_group_mean(
+    values: Floats, bounds: tuple[float, float] = (0, 1), sizes: Floats | None = None
+) -> Estimate:
+    """Return the mean over the patients that have a value, with its 95 % interval.
+
+    Only these patients are resampled. Groups of the same size get the same resamples, so that
+    equal calls give equal numbers.
+
+    Args:
+        values: (S, P), NaN where there is none; a patient's seeds are averaged first.
+        bounds: Of the values, as in `estimate`.
+        sizes: (P,), how much each patient counts; all alike if left out.
+
+    Returns:
+        The estimate, with a point of NaN if no patient has a value.
+    """
+    has_value = ~np.isnan(values).all(axis=0)
+    if not has_value.any():
+        return Estimate(np.nan, np.nan, np.nan)
+    values = values[:, has_value]
+    num_seeds, num_patients = values.shape
+    weights = weigh(values) * (1 if sizes is None else sizes[has_value])
+    weighted = np.nan_to_num(values) * weights
+    return estimate(
+        lambda draws: divide(draws.total(weighted), draws.total(weights)),
+        _draw_group(num_patients, num_seeds),
+        num_patients,
+        bounds,
+    )
+
+
+@lru_cache(maxsize=16)
+def _draw_group(num_patients: int, num_seeds: int) -> Draws:
+    rng = np.random.default_rng([_GROUP_SEED, num_patients, num_seeds])
+    return draw(num_patients, num_seeds, rng)
 
 
 def _within(point: float, half: float, lowest: float, highest: float) -> tuple[float, float]:

@@ -1,34 +1,33 @@
-"""Whether a predicted probability is one: of the pixels given p, a share of p should be tumour.
-
-Needs neither Ray nor torch.
-"""
+"""Calibration: of the pixels with predicted probability p, a share of p should be tumour."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from study.analysis.scores import Floats
 from study.storage.tables import Row
 
-_SURE = 0.05
+_UNSURE = 0.05
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """One variant's test pixels by predicted probability, all finished trials together.
+    """One variant's test pixels in K bins of predicted probability, over all finished trials.
 
     Attributes:
-        variant: Its name.
-        pixels: int64 (K,), in each of K bins.
-        predicted: float64 (K,), mean probability of a bin's pixels; NaN in an empty bin.
-        observed: float64 (K,), share of them that is tumour; likewise.
+        variant: Name of the variant.
+        pixels: int64 (K,), pixels in each bin.
+        predicted: float64 (K,), mean predicted probability of a bin's pixels; NaN without pixels.
+        observed: float64 (K,), share of a bin's pixels that is tumour; NaN without pixels.
         error: Expected calibration error: mean over pixels of |observed - predicted| of their bin
-            (Naeini 2015, Guo 2017). Most pixels are surely background.
-        error_unsure: The same over pixels with a probability of 0.05 or more.
+            (Naeini 2015, Guo 2017). Nearly all pixels are certain background, which lowers it.
+        error_unsure: The same over the bins from a probability of 0.05; NaN without pixels.
     """
 
     variant: str
@@ -40,37 +39,32 @@ class Calibration:
 
 
 def calibrate(rows: Sequence[Row]) -> list[Calibration]:
-    """Add up the bins of each variant's trials.
+    """Return the calibration of each variant, in the order of the rows.
 
     Args:
-        rows: Of calibration.csv, values as text.
+        rows: Rows of calibration.csv, values as text.
     """
-    bins: dict[str, dict[str, Floats]] = {}
-    for row in rows:
-        values = [float(row[key]) for key in ("pixels", "probability_sum", "tumour_pixels")]
-        own = bins.setdefault(row["variant"], {})
-        own[row["from"]] = own.get(row["from"], np.zeros(3)) + values
-    return [_calibration(variant, own) for variant, own in bins.items()]
+    columns = ["from", "pixels", "probability_sum", "tumour_pixels"]
+    table = pd.DataFrame(list(rows), columns=["variant", *columns])
+    table = table.astype(dict.fromkeys(columns, np.float64))
+    return [_calibrate(variant, own) for variant, own in table.groupby("variant", sort=False)]
 
 
-def _calibration(variant: str, bins: dict[str, Floats]) -> Calibration:
-    starts = sorted(bins, key=float)
-    pixels, total, tumour = np.stack([bins[start] for start in starts], axis=1)
-    unsure = np.array([float(start) >= _SURE for start in starts])
-    predicted, observed = (
-        np.divide(part, pixels, out=np.full(len(pixels), np.nan), where=pixels > 0)
-        for part in (total, tumour)
-    )
-    gap = np.abs(tumour - total)
+def _calibrate(variant: str, bins: pd.DataFrame) -> Calibration:
+    starts, position = np.unique(bins["from"], return_inverse=True)
+    columns = ("pixels", "probability_sum", "tumour_pixels")
+    sums: list[NDArray[Any]] = [np.bincount(position, bins[column]) for column in columns]
+    pixels, predicted, tumour = sums
+    gap, unsure = np.abs(tumour - predicted), starts >= _UNSURE
     return Calibration(
         variant,
         pixels.astype(np.int64),
-        predicted,
-        observed,
-        _mean(gap, pixels),
-        _mean(gap[unsure], pixels[unsure]),
+        _divide(predicted, pixels),
+        _divide(tumour, pixels),
+        float(_divide(gap.sum(), pixels.sum())),
+        float(_divide(gap[unsure].sum(), pixels[unsure].sum())),
     )
 
 
-def _mean(gap: Floats, pixels: Floats) -> float:
-    return float(gap.sum() / pixels.sum()) if pixels.sum() else np.nan
+def _divide(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

@@ -1,43 +1,31 @@
-"""Scores by group: of patients and of slices.
+"""Scores by group: Dice/patient by tumour size, site and so on; slices that are wholly wrong.
 
-A group's Dice/patient sums each patient's slices of the group and averages patients. Its interval
-is that of `study/resample.py`, over the group's own patients. Needs neither Ray nor torch.
+Dice/patient of a group sums the counts of each patient's slices in the group, then averages
+patients. Its interval resamples the group's own patients (`bootstrap.estimate_group_mean`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from brainseg.metrics import dice
-from study.analysis.bootstrap import (
-    Draws,
-    Estimate,
-    Statistic,
-    divide,
-    draw,
-    estimate,
-    mean_over_patients,
-    weigh,
-)
-from study.analysis.scores import Chosen, Floats, SliceScores
+from study.analysis.bootstrap import Estimate, estimate_group_mean
+from study.analysis.scores import Floats, dice_by_patient, sum_by_patient
 from study.storage.tables import Row
-
-_THIRDS = ("smallest third", "middle third", "largest third")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some slices, and each variant's Dice/patient on them.
+    """A group of test slices and each variant's Dice/patient on them.
 
     Attributes:
-        name: Of the group.
-        num_patients: Patients with at least one of the slices.
-        num_slices: How many there are.
-        dice: Variant -> estimate; one without such slices is left out.
+        name: Name of the group.
+        num_patients: Patients with at least one slice in the group.
+        num_slices: Slices in the group.
+        dice: Variant -> Dice/patient; variants without a score in the group are left out.
     """
 
     name: str
@@ -48,21 +36,21 @@ class Group:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """One way to part patients or slices into groups."""
+    """The test slices divided into groups by one property, such as the site."""
 
     title: str
     groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
-class Alarms:
-    """Slices on which one variant is wrong as a whole; each a mean over patients.
+class SliceErrors:
+    """How often a variant is wrong about a slice as a whole; each a mean over patients.
 
     Attributes:
-        variant: Its name.
-        false_alarms: Share of a patient's tumour-free slices on which tumour is predicted.
+        variant: Name of the variant.
+        false_alarms: Share of a patient's tumour-free slices with predicted tumour.
         false_pixels: Predicted pixels per tumour-free slice.
-        missed: Share of a patient's tumour slices on which no tumour pixel is found.
+        missed: Share of a patient's tumour slices without a true positive pixel.
     """
 
     variant: str
@@ -71,175 +59,127 @@ class Alarms:
     missed: Estimate
 
 
-class Estimator:
-    """Estimates means over patients from arrays (S, P); equal calls give equal numbers."""
-
-    def __init__(self, seed: int = 44) -> None:
-        """Draw nothing yet."""
-        self._seed = seed
-        self._draws: dict[tuple[int, int], Draws] = {}
-
-    def __call__(
-        self,
-        values: Floats,
-        bounds: tuple[float, float] = (0, 1),
-        sizes: Floats | None = None,
-    ) -> Estimate:
-        """Return the mean over patients who have a value, each one's mean over seeds.
-
-        Args:
-            values: (S, P), NaN where there is none; at least one is there.
-            bounds: Of the values.
-            sizes: (P,), how much each patient counts; all alike if left out.
-        """
-        has_value = ~np.isnan(values).all(axis=0)
-        own = values[:, has_value]
-        num_seeds, num_patients = own.shape
-        key = (num_patients, num_seeds)
-        if key not in self._draws:
-            self._draws[key] = draw(*key, np.random.default_rng([self._seed, *key]))
-        statistic = mean_over_patients(own)
-        if sizes is not None:
-            statistic = _weighted_mean(own, sizes[has_value])
-        return estimate(statistic, self._draws[key], num_patients, bounds)
-
-
-def _weighted_mean(values: Floats, sizes: Floats) -> Statistic:
-    weights = weigh(values) * sizes
-    weighted = np.nan_to_num(values) * weights
-    return lambda draws: divide(draws.total(weighted), draws.total(weights))
-
-
-def break_down(scores: SliceScores, patients: Mapping[str, Row]) -> list[Breakdown]:
-    """Part the test slices in every way that the data allow.
+def break_down(slices: pd.DataFrame, patients: Mapping[str, Row]) -> list[Breakdown]:
+    """Divide the test slices into groups by each property that is known.
 
     Args:
-        scores: slices.csv.
+        slices: The table of `scores.read_slices`.
         patients: Patient -> its row of patients.csv.
 
     Returns:
-        By the patient's tumour, the slice's tumour, site, missing sequences, grade and histology;
-        a way that gives fewer than two groups is left out.
+        By the patient's tumour, the slice's tumour, site, missing sequences, grade and histology.
+        A property with fewer than two groups is left out.
     """
-    estimator = Estimator()
-    found = []
-    for title, chosen_of in _ways(scores, patients):
-        groups = [_group(scores, name, chosen, estimator) for name, chosen in chosen_of.items()]
-        if len(groups) > 1:
-            found.append(Breakdown(title, tuple(groups)))
-    return found
-
-
-def average_slices(scores: SliceScores) -> dict[str, Estimate]:
-    """Return, per variant, Dice/slice: the mean Dice of single slices that hold tumour.
-
-    Its interval redraws patients with all of their slices: slices of one patient are alike.
-    """
-    estimator = Estimator()
-    means = _share(scores, scores.has_tumour, dice(scores.counts))
-    holders = scores.patient[scores.has_tumour]
-    slices = scores.name[scores.has_tumour]
-    of_patient = np.unique(np.stack([holders, slices]), axis=1)[0]
-    sizes = np.bincount(of_patient, minlength=len(scores.patients)).astype(np.float64)
-    return {
-        variant: estimator(means[v], sizes=sizes)
-        for v, variant in enumerate(scores.variants)
-        if not np.isnan(means[v]).all()
-    }
-
-
-def count_alarms(scores: SliceScores) -> list[Alarms]:
-    """Return, per variant, how often slices are wrong as a whole."""
-    estimator = Estimator()
-    tumour, empty = scores.has_tumour, ~scores.has_tumour
-    predicted = scores.counts[:, :2].sum(axis=1)
-    false_alarms = _share(scores, empty, predicted > 0)
-    false_pixels = _share(scores, empty, predicted)
-    missed = _share(scores, tumour, scores.counts[:, 0] == 0)
     return [
-        Alarms(
-            variant,
-            _or_nan(estimator, false_alarms[v], (0, 1)),
-            _or_nan(estimator, false_pixels[v], (0, np.inf)),
-            _or_nan(estimator, missed[v], (0, 1)),
-        )
-        for v, variant in enumerate(scores.variants)
+        Breakdown(title, tuple(_group(name, own) for name, own in groups.items()))
+        for title, groups in _divide(slices, patients)
+        if len(groups) > 1
     ]
 
 
-def _or_nan(estimator: Estimator, values: Floats, bounds: tuple[float, float]) -> Estimate:
-    if np.isnan(values).all():
-        return Estimate(np.nan, np.nan, np.nan)
-    return estimator(values, bounds)
+def average_slices(slices: pd.DataFrame) -> dict[str, Estimate]:
+    """Return each variant's Dice/slice: the mean Dice over slices with tumour.
 
+    The interval resamples patients with all of their slices, because slices of one patient are
+    correlated.
 
-def _share(scores: SliceScores, chosen: Chosen, values: NDArray[np.generic]) -> Floats:
-    """Mean of the values over each variant's, seed's and patient's chosen entries, (V, S, P)."""
-    shape = (len(scores.variants), len(scores.seeds), len(scores.patients))
-    cell = np.ravel_multi_index((scores.variant, scores.seed, scores.patient), shape)[chosen]
-    size = int(np.prod(shape))
-    total = np.bincount(cell, values[chosen].astype(np.float64), size)
-    times = np.bincount(cell, minlength=size)
-    means: Floats = np.divide(total, times, out=np.full(size, np.nan), where=times > 0)
-    return means.reshape(shape)
-
-
-def _group(scores: SliceScores, name: str, chosen: Chosen, estimator: Estimator) -> Group:
-    by_patient = scores.dice_by_patient(chosen)
-    return Group(
-        name,
-        len(np.unique(scores.patient[chosen])),
-        len(np.unique(scores.name[chosen])),
-        {
-            variant: estimator(values)
-            for variant, values in zip(scores.variants, by_patient, strict=True)
-            if not np.isnan(values).all()
-        },
-    )
-
-
-def _ways(
-    scores: SliceScores, patients: Mapping[str, Row]
-) -> Iterator[tuple[str, dict[str, Chosen]]]:
-    """Yield the name of a way, and its groups' names with their entries."""
-    rows = [patients.get(name, {}) for name in scores.patients]
-    if all(row.get("tumour_pixels") for row in rows):
-        area = np.array([int(row["tumour_pixels"]) for row in rows])
-        yield "Tumour of the patient, all slices together", _thirds(area[scores.patient], area)
-    areas = np.zeros(len(scores.names), np.int64)
-    areas[scores.name] = scores.tumour_pixels
-    with_tumour = areas[areas > 0]
-    if len(with_tumour):
-        thirds = _thirds(scores.tumour_pixels, with_tumour)
-        yield "Tumour in the slice", {n: c & (scores.tumour_pixels > 0) for n, c in thirds.items()}
-    yield "Site", _by_label(scores, rows, lambda row: row.get("site", ""))
-    names = np.where(scores.missing == "", "none", scores.missing)
-    yield "Missing sequence", {str(n): np.asarray(names == n) for n in np.unique(names)}
-    for title, key in (("Grade", "grade"), ("Histology", "histology")):
-        groups = _by_label(scores, rows, lambda row, key=key: _code(row, key))  # type: ignore[misc]
-        yield f"{title}, as coded in data.csv", groups
-
-
-def _thirds(values: NDArray[np.int64], population: NDArray[np.int64]) -> dict[str, Chosen]:
-    """Part entries at the thirds of a population of areas in pixels."""
-    low, high = np.quantile(population, [1 / 3, 2 / 3])
-    names = (f"up to {low:,.0f} px", f"up to {high:,.0f} px", f"above {high:,.0f} px")
-    parts = (values <= low, (values > low) & (values <= high), values > high)
+    Args:
+        slices: The table of `scores.read_slices`.
+    """
+    tumour = slices[_has_tumour(slices)]
+    sizes = tumour.groupby("patient", observed=False)["slice"].nunique().to_numpy(np.float64)
+    means = _mean_by_patient(tumour)
     return {
-        f"{third}, {name}": part
-        for third, name, part in zip(_THIRDS, names, parts, strict=True)
-        if part.any()
+        variant: estimate_group_mean(values, sizes=sizes)
+        for variant, values in zip(slices["variant"].cat.categories, means, strict=True)
+        if not np.isnan(values).all()
     }
 
 
-def _code(row: Row, key: str) -> str:
-    return f"code {row[key]}" if row.get(key) else ""
+def count_slice_errors(slices: pd.DataFrame) -> list[SliceErrors]:
+    """Return how often each variant is wrong about a slice as a whole.
+
+    Args:
+        slices: The table of `scores.read_slices`.
+    """
+    predicted = slices["TP"] + slices["FP"]
+    slices = slices.assign(predicted=predicted, alarm=predicted > 0, missed=slices["TP"] == 0)
+    tumour = _has_tumour(slices)
+    return [
+        SliceErrors(
+            variant,
+            estimate_group_mean(false_alarms),
+            estimate_group_mean(false_pixels, (0, np.inf)),
+            estimate_group_mean(missed),
+        )
+        for variant, false_alarms, false_pixels, missed in zip(
+            slices["variant"].cat.categories,
+            _mean_by_patient(slices[~tumour], "alarm"),
+            _mean_by_patient(slices[~tumour], "predicted"),
+            _mean_by_patient(slices[tumour], "missed"),
+            strict=True,
+        )
+    ]
+
+
+def _has_tumour(slices: pd.DataFrame) -> pd.Series:
+    return slices["TP"] + slices["FN"] > 0
+
+
+def _mean_by_patient(slices: pd.DataFrame, column: str = "Dice") -> Floats:
+    """Return (V, S, P): the mean of a column over slices, NaN where there is none."""
+    return sum_by_patient(slices, column) / sum_by_patient(slices.assign(one=1), "one")
+
+
+def _group(name: str, slices: pd.DataFrame) -> Group:
+    dice = {
+        variant: estimate_group_mean(values)
+        for variant, values in zip(
+            slices["variant"].cat.categories, dice_by_patient(slices), strict=True
+        )
+        if not np.isnan(values).all()
+    }
+    return Group(name, slices["patient"].nunique(), slices["slice"].nunique(), dice)
+
+
+def _divide(
+    slices: pd.DataFrame, patients: Mapping[str, Row]
+) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Yield the title of each property, and the slices of each of its groups by name."""
+    names = slices["patient"].cat.categories
+    columns = ["tumour_pixels", "site", "grade", "histology"]
+    rows = [patients.get(name, {}) for name in names]
+    about = pd.DataFrame(rows, index=names, columns=columns).fillna("")
+    own = about.loc[slices["patient"]].set_index(slices.index)
+    if (about["tumour_pixels"] != "").all():
+        areas = own["tumour_pixels"].astype(np.int64)
+        population = about["tumour_pixels"].astype(np.int64)
+        yield "Tumour of the patient, all slices together", _thirds(slices, areas, population)
+    tumour = slices[slices["tumour_pixels"] > 0]
+    if len(tumour):
+        population = tumour.drop_duplicates("slice", keep="last")["tumour_pixels"]
+        yield "Tumour in the slice", _thirds(tumour, tumour["tumour_pixels"], population)
+    yield "Site", _by_label(slices, own["site"])
+    yield "Missing sequence", _by_label(slices, slices["missing"], "none")
+    for title, key in (("Grade", "grade"), ("Histology", "histology")):
+        codes = own[key].where(own[key] == "", "code " + own[key])
+        yield f"{title}, as coded in data.csv", _by_label(slices, codes)
+
+
+def _thirds(
+    slices: pd.DataFrame, areas: pd.Series, population: pd.Series
+) -> dict[str, pd.DataFrame]:
+    """Divide slices at the thirds of a population of tumour areas in pixels."""
+    low, high = np.quantile(population, [1 / 3, 2 / 3])
+    thirds = {
+        f"smallest third, up to {low:,.0f} px": areas <= low,
+        f"middle third, up to {high:,.0f} px": (areas > low) & (areas <= high),
+        f"largest third, above {high:,.0f} px": areas > high,
+    }
+    return {name: slices[third] for name, third in thirds.items() if third.any()}
 
 
 def _by_label(
-    scores: SliceScores, rows: list[Row], label_of: Callable[[Row], str]
-) -> dict[str, Chosen]:
-    labels = np.array([label_of(row) or "not known" for row in rows])
-    if not len(labels) or set(labels) == {"not known"}:
-        return {}
-    return {str(n): np.asarray(labels[scores.patient] == n) for n in np.unique(labels)}
+    slices: pd.DataFrame, labels: pd.Series, unlabelled: str = "not known"
+) -> dict[str, pd.DataFrame]:
+    return {str(name): own for name, own in slices.groupby(labels.replace("", unlabelled))}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from brainseg.data.preprocess import resize
@@ -25,9 +25,8 @@ from brainseg.inference.overlay import (
     draw_flair,
     encode_picture,
 )
-from brainseg.metrics import dice
 from brainseg.storage.files import read_csv, write_bytes, write_csv
-from study.analysis.scores import Indices, SliceScores, read_slices
+from study.analysis.scores import dice_by_patient, read_slices
 from study.spec.grid import Trial
 from study.storage.probability_maps import LEVELS, load_probabilities
 from study.storage.tables import Row, TrialFolder
@@ -43,15 +42,6 @@ _STEP = 4  # of the 256 greys, one in so many is used
 _BACKGROUND, _MARGIN = 20, 6
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A slice to draw: why, in which place, and the entry of slices.csv that it is."""
-
-    kind: str
-    place: int
-    entry: int
-
-
 def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> None:
     """Write examples.csv and the pictures in examples/.
 
@@ -63,10 +53,10 @@ def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> Non
         trials: All of them; those without probabilities have no pictures.
         data: The dataset.
     """
-    scores = read_slices(read_csv(study / "slices.csv"))
+    slices = read_slices(read_csv(study / "slices.csv"))
     folder = study / "examples"
     shutil.rmtree(folder, ignore_errors=True)  # of a smaller study, whose choice was another
-    rows = [_describe(scores, choice) for choice in _choose(scores)] if scores.names else []
+    rows = _choose(slices)
     drawn = dict(_draw_all(study, trials, data, rows))
     kept = [row for row in rows if row["picture"] in drawn]
     for name, picture in drawn.items():
@@ -75,72 +65,60 @@ def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> Non
     write_csv(study / "examples.csv", kept, EXAMPLE_COLUMNS)
 
 
-def _choose(scores: SliceScores) -> Iterator[_Choice]:
-    first = scores.is_first
-    for v in range(len(scores.variants)):
-        entries = np.flatnonzero(first & (scores.variant == v) & scores.has_tumour)
-        if len(entries):
-            order = _worst_first(scores, entries)
-            for kind, position in (("best", -1), ("median", len(order) // 2), ("worst", 0)):
-                yield _Choice(kind, 1, int(order[position]))
+def _choose(slices: pd.DataFrame) -> list[Row]:
+    """Return the rows of examples.csv; each variant's picture shows its lowest seed."""
+    slices = slices.assign(wrong=slices["FP"] + slices["FN"])
+    first = slices.sort_values("seed", kind="stable").drop_duplicates(["variant", "slice"])
+    first = first.sort_index()
+    rows: list[Row] = []
+    for _, own in first[first["TP"] + first["FN"] > 0].groupby("variant", observed=True):
+        order = _worst_first(own)
+        for kind, position in (("best", -1), ("median", len(order) // 2), ("worst", 0)):
+            rows.append(_describe(kind, 1, order.iloc[position]))
     for kind, names in (
-        (WORST_PATIENT, _worst_patients(scores)),
-        (WORST_SLICE, _worst_slices(scores)),
+        (WORST_PATIENT, _worst_patients(slices)),
+        (WORST_SLICE, _worst_slices(slices)),
     ):
         for place, name in enumerate(names, start=1):
-            for entry in np.flatnonzero(first & (scores.name == name)):
-                yield _Choice(kind, place, int(entry))
+            shown = first[first["slice"] == name]
+            rows += [_describe(kind, place, shown.iloc[n]) for n in range(len(shown))]
+    return rows
 
 
-def _worst_first(scores: SliceScores, entries: Indices) -> Indices:
-    """Order entries by Dice, of equal ones the one with more wrong pixels first."""
-    counts = scores.counts[entries]
-    return entries[np.lexsort((-counts[:, 1:3].sum(axis=1), dice(counts)))]
+def _worst_first(slices: pd.DataFrame) -> pd.DataFrame:
+    """Sort by Dice, of equal ones the one with more wrong pixels first."""
+    return slices.sort_values(["Dice", "wrong"], ascending=[True, False], kind="stable")
 
 
-def _worst_patients(scores: SliceScores) -> list[int]:
+def _worst_patients(slices: pd.DataFrame) -> list[str]:
     """Per patient, lowest mean Dice first, the slice with most wrong pixels."""
-    everything = np.ones(len(scores.name), bool)
-    by_patient = np.nanmean(scores.dice_by_patient(everything), axis=(0, 1))
-    wrong = np.bincount(scores.name, scores.counts[:, 1:3].sum(axis=1))
-    patient_of = np.zeros(len(scores.names), np.int64)
-    patient_of[scores.name] = scores.patient
-    worst = []
-    for patient in np.argsort(by_patient, kind="stable")[:_NUM_WORST]:
-        names = np.flatnonzero(patient_of == patient)
-        worst.append(int(names[np.argmax(wrong[names])]))
-    return worst
+    if slices.empty:
+        return []
+    means = np.nanmean(dice_by_patient(slices), axis=(0, 1))
+    worst = slices["patient"].cat.categories[np.argsort(means, kind="stable")[:_NUM_WORST]]
+    wrong = slices.groupby(["patient", "slice"], sort=False, observed=True)["wrong"].sum()
+    return [wrong[patient].idxmax() for patient in worst]
 
 
-def _worst_slices(scores: SliceScores) -> list[int]:
+def _worst_slices(slices: pd.DataFrame) -> list[str]:
     """The slices of the lowest mean Dice, of one patient at most two."""
-    times = np.bincount(scores.name)
-    means = np.bincount(scores.name, dice(scores.counts)) / times
-    wrong = np.bincount(scores.name, scores.counts[:, 1:3].sum(axis=1)) / times
-    patient_of = dict(zip(scores.name.tolist(), scores.patient.tolist(), strict=True))
-    worst: list[int] = []
-    for name in np.lexsort((-wrong, means.round(12))).tolist():
-        same = sum(patient_of[other] == patient_of[name] for other in worst)
-        if same < _MOST_OF_A_PATIENT:
-            worst.append(name)
-        if len(worst) == _NUM_WORST:
-            break
-    return worst
+    groups = slices.groupby(["patient", "slice"], sort=False, observed=True)
+    means = groups[["Dice", "wrong"]].mean().round({"Dice": 12}).reset_index()
+    worst = _worst_first(means).groupby("patient", sort=False, observed=True)
+    return list(worst.head(_MOST_OF_A_PATIENT).head(_NUM_WORST)["slice"])
 
 
-def _describe(scores: SliceScores, choice: _Choice) -> Row:
-    entry = choice.entry
-    variant, name = scores.variants[scores.variant[entry]], scores.names[scores.name[entry]]
+def _describe(kind: str, place: int, row: pd.Series) -> Row:
     return {
-        "kind": choice.kind,
-        "place": choice.place,
-        "variant": variant,
-        "fold": int(scores.fold[entry]),
-        "seed": scores.seeds[scores.seed[entry]],
-        "patient": scores.patients[scores.patient[entry]],
-        "slice": name,
-        "Dice": f"{float(dice(scores.counts[entry])):.6f}",
-        "picture": f"examples/{variant}/{name}.png",
+        "kind": kind,
+        "place": place,
+        "variant": row["variant"],
+        "fold": int(row["fold"]),
+        "seed": int(row["seed"]),
+        "patient": row["patient"],
+        "slice": row["slice"],
+        "Dice": f"{row['Dice']:.6f}",
+        "picture": f"examples/{row['variant']}/{row['slice']}.png",
     }
 
 

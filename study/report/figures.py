@@ -18,7 +18,7 @@ from brainseg.storage.files import write_bytes
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration
 from study.analysis.comparison import Comparison, Effect, Pair
-from study.analysis.postprocessing import StageEffect
+from study.analysis.postprocessing import PostprocessingEffect
 from study.analysis.scores import Floats
 from study.report.results import Records
 
@@ -86,11 +86,10 @@ class Drawer:
             axis.set_xlabel("difference in Dice/patient, 95 % interval")
         return "figures/differences.png"
 
-    def stages(self, effects: Sequence[StageEffect]) -> str:
-        """Draw what each optional stage changes."""
+    def stages(self, effects: Sequence[PostprocessingEffect]) -> str:
+        """Draw what each post-processing step changes."""
         rows = [
-            (f"{e.stage}: {e.variant}", e.always, self._styles[e.variant]["color"])
-            for e in effects
+            (f"{e.step}: {e.variant}", e.always, self._styles[e.variant]["color"]) for e in effects
         ]
         with self.drawing("stages", 0.9 + 0.24 * len(rows)) as (_, (axis,)):
             _forest(axis, rows)

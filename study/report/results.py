@@ -12,14 +12,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from brainseg.storage.files import read_csv
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
 from study.analysis.comparison import Comparison, compare
 from study.analysis.conclusion import Conclusion, conclude
-from study.analysis.postprocessing import StageEffect, compare_stages
-from study.analysis.scores import ScoreMatrix, SliceScores, read_factors, read_matrix, read_slices
-from study.analysis.subgroups import Alarms, Breakdown, average_slices, break_down, count_alarms
+from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
+from study.analysis.scores import ScoreMatrix, read_factors, read_matrix, read_slices
+from study.analysis.subgroups import (
+    Breakdown,
+    SliceErrors,
+    average_slices,
+    break_down,
+    count_slice_errors,
+)
 from study.storage.tables import Row, TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
@@ -40,7 +48,7 @@ class Records:
         stages: Rows of stages.csv, those of ensemble.csv after them.
         calibration: Rows of calibration.csv.
         examples: Rows of examples.csv whose picture is there.
-        slices: slices.csv.
+        slices: slices.csv, as the table of `read_slices`.
         histories: (variant, fold, seed) -> rows of history.csv.
         matrix: scores.csv.
         comparison: Of the matrix.
@@ -55,7 +63,7 @@ class Records:
     stages: Sequence[Row]
     calibration: Sequence[Row]
     examples: Sequence[Row]
-    slices: SliceScores
+    slices: pd.DataFrame
     histories: Mapping[tuple[str, int, int], History]
     matrix: ScoreMatrix
     comparison: Comparison
@@ -64,22 +72,22 @@ class Records:
     @cached_property
     def breakdowns(self) -> list[Breakdown]:
         """Scores by group of patients and slices; none without slices.csv."""
-        return break_down(self.slices, self.patients) if self.slices.names else []
+        return break_down(self.slices, self.patients) if len(self.slices) else []
 
     @cached_property
     def slice_dice(self) -> dict[str, Estimate]:
         """Variant -> Dice/slice; none without slices.csv."""
-        return average_slices(self.slices) if self.slices.names else {}
+        return average_slices(self.slices) if len(self.slices) else {}
 
     @cached_property
-    def alarms(self) -> list[Alarms]:
+    def alarms(self) -> list[SliceErrors]:
         """How often each variant's slices are wrong as a whole; none without slices.csv."""
-        return count_alarms(self.slices) if self.slices.names else []
+        return count_slice_errors(self.slices) if len(self.slices) else []
 
     @cached_property
-    def stage_effects(self) -> list[StageEffect]:
-        """What optional stages change."""
-        return compare_stages(self.stages)
+    def stage_effects(self) -> list[PostprocessingEffect]:
+        """What each post-processing step changes."""
+        return compare_postprocessing(self.stages)
 
     @cached_property
     def calibrations(self) -> list[Calibration]:

@@ -165,7 +165,7 @@ def _patients(records: Records, drawer: Drawer) -> Section:
 
 def _breakdowns(records: Records) -> Section:
     blocks: list[Block] = []
-    if records.slices.names:
+    if len(records.slices):
         blocks.append(Paragraph(_BREAKDOWN))
         blocks += [_breakdown(found, records.variants) for found in records.breakdowns]
         rows = [
@@ -220,7 +220,7 @@ def _stages(records: Records, drawer: Drawer) -> Section:
         figure = Figure(drawer.stages(effects), alt, "Always applied, whatever validation says.")
         rows = [
             {
-                "stage": effect.stage,
+                "stage": effect.step,
                 "variant": effect.variant,
                 "setting": effect.settings or NONE,
                 "change on validation": f"{effect.val_difference:+.3f}",
@@ -231,7 +231,7 @@ def _stages(records: Records, drawer: Drawer) -> Section:
             for effect in effects
         ]
         blocks = [Paragraph(_STAGES), figure, Table("Optional stages, paired by patient.", rows)]
-        if not any(effect.stage == "ensemble" for effect in effects):
+        if not any(effect.step == "ensemble" for effect in effects):
             blocks.append(Paragraph("With one seed there is no ensemble over seeds."))
     return Section("stages", "Optional stages: do they earn their place?", blocks)
 
@@ -327,27 +327,19 @@ def _patient_row(records: Records, place: int, example: Row) -> dict[str, str]:
 
 
 def _slice_row(records: Records, place: int, example: Row) -> dict[str, str]:
-    name, scores = example["slice"], records.slices
+    name = example["slice"]
     area = _area_of(records, name)
-    entries = _entries(records, name)
+    own = records.slices[records.slices["slice"] == name]
     row = {"": str(place), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
     for variant in records.variants:
-        own = [n for n in entries if scores.variants[scores.variant[n]] == variant]
-        wrong = scores.counts[own, 1:3].sum(axis=1)
-        row[variant] = format_number(float(wrong.mean()), 1) if own else NONE
+        wrong = own.loc[own["variant"] == variant, ["FP", "FN"]].sum(axis=1)
+        row[variant] = format_number(float(wrong.mean()), 1) if len(wrong) else NONE
     return row
 
 
-def _entries(records: Records, name: str) -> list[int]:
-    """Return where a slice is in slices.csv."""
-    names = records.slices.names
-    place = names.index(name) if name in names else -1
-    return [int(entry) for entry in np.flatnonzero(records.slices.name == place)]
-
-
 def _area_of(records: Records, name: str) -> int | None:
-    entries = _entries(records, name)
-    return int(records.slices.tumour_pixels[entries[0]]) if entries else None
+    areas = records.slices.loc[records.slices["slice"] == name, "tumour_pixels"]
+    return int(areas.iloc[0]) if len(areas) else None
 
 
 def _patient_dice(records: Records, variant: str, patient: str) -> str:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from study.analysis.calibration import calibrate
-from study.analysis.postprocessing import StageEffect, compare_stages
+from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
 
 
 def _rows(
@@ -16,7 +15,7 @@ def _rows(
     ]
 
 
-PLAIN = [
+WITHOUT = [
     *_rows("plain", "44", "val", {"v1": 0.5, "v2": 0.7}),
     *_rows("plain", "44", "test", {"t1": 0.6, "t2": 0.8}),
     *_rows("plain", "45", "val", {"v1": 0.6, "v2": 0.6}),
@@ -24,14 +23,14 @@ PLAIN = [
 ]
 
 
-def _one(rows: list[dict[str, str]]) -> StageEffect:
-    (effect,) = compare_stages(rows)
+def _one(rows: list[dict[str, str]]) -> PostprocessingEffect:
+    (effect,) = compare_postprocessing(rows)
     return effect
 
 
-def test_a_stage_counts_only_where_validation_chose_it() -> None:
+def test_a_step_counts_only_where_validation_chose_it() -> None:
     rows = [
-        *PLAIN,
+        *WITHOUT,
         *_rows("flips", "44", "val", {"v1": 0.6, "v2": 0.7}),  # + 0.05: chosen
         *_rows("flips", "44", "test", {"t1": 0.5, "t2": 0.8}),  # - 0.1, 0
         *_rows("flips", "45", "val", {"v1": 0.6, "v2": 0.5}),  # - 0.05: not chosen
@@ -44,9 +43,9 @@ def test_a_stage_counts_only_where_validation_chose_it() -> None:
     assert effect.as_chosen.point == pytest.approx(((-0.1 + 0) / 2 + 0) / 2)
 
 
-def test_the_test_part_does_not_choose() -> None:
+def test_the_test_part_does_not_choose_a_step() -> None:
     rows = [
-        *PLAIN,
+        *WITHOUT,
         *_rows("flips", "44", "val", {"v1": 0.5, "v2": 0.7}),  # no better on validation
         *_rows("flips", "44", "test", {"t1": 1.0, "t2": 1.0}),
     ]
@@ -58,7 +57,7 @@ def test_the_test_part_does_not_choose() -> None:
 
 def test_an_ensemble_is_compared_with_the_mean_of_its_members() -> None:
     rows = [
-        *PLAIN,
+        *WITHOUT,
         *_rows("ensemble", "all", "val", {"v1": 0.6, "v2": 0.7}, setting="2 seeds"),
         *_rows("ensemble", "all", "test", {"t1": 0.6, "t2": 0.9}, setting="2 seeds"),
     ]
@@ -68,30 +67,33 @@ def test_an_ensemble_is_compared_with_the_mean_of_its_members() -> None:
     assert (effect.settings, effect.num_trials, effect.num_chosen) == ("2 seeds", 1, 1)
 
 
-def test_settings_are_told_from_lowest_to_highest() -> None:
-    rows = list(PLAIN)
+def test_settings_are_given_from_lowest_to_highest() -> None:
+    rows = list(WITHOUT)
     for seed, setting in (("44", "0.65"), ("45", "0.40")):
         rows += _rows("threshold", seed, "val", {"v1": 0.6, "v2": 0.7}, setting=setting)
         rows += _rows("threshold", seed, "test", {"t1": 0.6, "t2": 0.7}, setting=setting)
     assert _one(rows).settings == "0.40 to 0.65"
 
 
-def test_calibration_error_by_hand() -> None:
-    bins = [("0.00", 80, 0.8, 0), ("0.05", 10, 0.7, 2), ("0.95", 10, 9.7, 7)]
-    rows = [
-        {
-            "variant": "a",
-            "from": start,
-            "pixels": str(pixels),
-            "probability_sum": str(total),
-            "tumour_pixels": str(tumour),
-        }
-        for start, pixels, total, tumour in bins
+def test_a_study_without_evaluated_steps_has_no_effects() -> None:
+    assert compare_postprocessing([]) == []
+    assert compare_postprocessing(WITHOUT) == []
+
+
+def test_steps_are_listed_one_by_one_in_the_order_of_the_rows() -> None:
+    def of(variant: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        return [{**row, "variant": variant} for row in rows]
+
+    steps = [
+        *_rows("threshold", "44", "val", {"v1": 0.6}),
+        *_rows("threshold", "44", "test", {"t1": 0.6}),
+        *_rows("flips", "44", "val", {"v1": 0.6}),
+        *_rows("flips", "44", "test", {"t1": 0.6}),
     ]
-    (one,) = calibrate(rows)
-    assert one.error == pytest.approx((0.8 + 1.3 + 2.7) / 100)
-    assert one.error_unsure == pytest.approx((1.3 + 2.7) / 20)
-    assert one.observed.tolist() == pytest.approx([0, 0.2, 0.7])
-    (both,) = calibrate(rows * 2)  # two trials with the same bins
-    assert both.error == pytest.approx(one.error)
-    assert both.pixels.tolist() == [160, 20, 20]
+    effects = compare_postprocessing([*of("b", WITHOUT + steps), *of("a", WITHOUT + steps)])
+    assert [(effect.step, effect.variant) for effect in effects] == [
+        ("threshold", "b"),
+        ("threshold", "a"),
+        ("flips", "b"),
+        ("flips", "a"),
+    ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brainseg.errors import StudyError
-from study.analysis.scores import read_factors, read_matrix
+from study.analysis.scores import read_factors, read_matrix, read_slices, sum_by_patient
 
 
 def _row(variant: str, fold: int, seed: int, patient: str, **more: Any) -> dict[str, Any]:
@@ -75,3 +75,26 @@ def test_factors_are_read_as_text_and_as_they_are(yes: object) -> None:
         {"variant": "b", "encoder": "resnet50", "preprocessed": "False"},
     ]
     assert read_factors(rows) == {"a": ("resnet50", True), "b": ("resnet50", False)}
+
+
+def test_slices_are_typed_and_summed_by_variant_seed_and_patient() -> None:
+    more = {"tumour_pixels": "9", "missing": ""}
+    slices = read_slices(
+        [
+            _row("b", 0, 45, "q", slice="q_1", **more),
+            _row("b", 0, 45, "q", slice="q_2", **more | {"TP": "5"}),
+            _row("a", 0, 44, "p", slice="p_1", **more),
+        ]
+    )
+    assert slices["variant"].cat.categories.tolist() == ["b", "a"]  # as in the file
+    assert slices["seed"].cat.categories.tolist() == [44, 45]
+    assert slices["Dice"].tolist() == pytest.approx([6 / 9, 10 / 13, 6 / 9])
+    sums = sum_by_patient(slices, "TP")
+    np.testing.assert_equal(sums[0], [[np.nan, np.nan], [np.nan, 8]])
+    np.testing.assert_equal(sums[1], [[3, np.nan], [np.nan, np.nan]])
+
+
+def test_a_study_without_slices_is_an_empty_table() -> None:
+    slices = read_slices([])
+    assert slices.empty
+    assert sum_by_patient(slices, "TP").shape == (0, 0, 0)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from study.analysis.bootstrap import Estimate
-from study.analysis.scores import SliceScores, read_slices
-from study.analysis.subgroups import Breakdown, average_slices, break_down, count_alarms
+from study.analysis.scores import read_slices
+from study.analysis.subgroups import Breakdown, average_slices, break_down, count_slice_errors
 
 COLUMNS = ("variant", "seed", "patient", "slice", "TP", "FP", "FN", "tumour_pixels", "missing")
 ROWS = [
@@ -27,28 +28,17 @@ PATIENTS = {
 
 
 @pytest.fixture
-def scores() -> SliceScores:
+def slices() -> pd.DataFrame:
     rows = [dict(zip(COLUMNS, map(str, row), strict=True)) for row in ROWS]
     return read_slices([{**row, "fold": "0", "TN": "900"} for row in rows])
 
 
-def _find(scores: SliceScores, title: str) -> Breakdown:
-    return next(found for found in break_down(scores, PATIENTS) if found.title.startswith(title))
+def _find(slices: pd.DataFrame, title: str) -> Breakdown:
+    return next(found for found in break_down(slices, PATIENTS) if found.title.startswith(title))
 
 
-def test_counts_are_summed_by_variant_seed_and_patient(scores: SliceScores) -> None:
-    sums = scores.sum_by_patient(np.ones(7, bool))
-    assert sums.shape == (1, 2, 2, 4)
-    assert sums[0, 0, 0].tolist() == [120, 26, 30, 2700]
-    assert np.isnan(sums[0, 1, 0]).all()  # p1 was not tested with the second seed
-
-
-def test_the_first_entry_of_a_slice_is_that_of_its_lowest_seed(scores: SliceScores) -> None:
-    assert scores.is_first.tolist() == [True] * 5 + [False] * 2
-
-
-def test_dice_by_site_by_hand(scores: SliceScores) -> None:
-    groups = {group.name: group for group in _find(scores, "Site").groups}
+def test_dice_by_site_by_hand(slices: pd.DataFrame) -> None:
+    groups = {group.name: group for group in _find(slices, "Site").groups}
     assert groups["CS"].dice["a"].point == pytest.approx(240 / (240 + 26 + 30))
     assert groups["DU"].dice["a"].point == pytest.approx((0 + 10 / 15) / 2)  # two seeds
     assert (groups["DU"].num_patients, groups["DU"].num_slices) == (1, 2)
@@ -56,44 +46,44 @@ def test_dice_by_site_by_hand(scores: SliceScores) -> None:
 
 
 def test_dice_by_the_tumour_in_the_slice_leaves_tumour_free_slices_out(
-    scores: SliceScores,
+    slices: pd.DataFrame,
 ) -> None:
-    groups = _find(scores, "Tumour in the slice").groups
+    groups = _find(slices, "Tumour in the slice").groups
     assert [group.num_slices for group in groups] == [1, 1, 1]
     assert groups[2].dice["a"].point == pytest.approx(160 / (160 + 20 + 20))
     assert groups[1].dice["a"].point == pytest.approx(80 / 90)
 
 
-def test_dice_by_missing_sequence_and_grade(scores: SliceScores) -> None:
-    names = [group.name for group in _find(scores, "Missing sequence").groups]
+def test_dice_by_missing_sequence_and_grade(slices: pd.DataFrame) -> None:
+    names = [group.name for group in _find(slices, "Missing sequence").groups]
     assert names == ["none", "post-contrast"]
-    assert [group.name for group in _find(scores, "Grade").groups] == ["code 1", "code 2"]
+    assert [group.name for group in _find(slices, "Grade").groups] == ["code 1", "code 2"]
 
 
-def test_what_is_known_of_nobody_parts_nothing(scores: SliceScores) -> None:
-    titles = [found.title for found in break_down(scores, PATIENTS)]
+def test_a_property_that_no_patient_has_is_left_out(slices: pd.DataFrame) -> None:
+    titles = [found.title for found in break_down(slices, PATIENTS)]
     assert not any(title.startswith("Histology") for title in titles)
     assert [t.split()[0] for t in titles] == ["Tumour", "Tumour", "Site", "Missing", "Grade,"]
-    alone = [found.title for found in break_down(scores, {})]
+    alone = [found.title for found in break_down(slices, {})]
     assert alone == ["Tumour in the slice", "Missing sequence"]
 
 
-def test_dice_per_slice_by_hand(scores: SliceScores) -> None:
+def test_dice_per_slice_by_hand(slices: pd.DataFrame) -> None:
     # Three slices hold tumour; p2's has two seeds.
-    slices = [160 / 200, 80 / 90, (0 + 10 / 15) / 2]
-    assert average_slices(scores)["a"].point == pytest.approx(np.mean(slices))
+    expected = np.mean([160 / 200, 80 / 90, (0 + 10 / 15) / 2])
+    assert average_slices(slices)["a"].point == pytest.approx(expected)
 
 
-def test_alarms_by_hand(scores: SliceScores) -> None:
-    (found,) = count_alarms(scores)
+def test_slice_errors_by_hand(slices: pd.DataFrame) -> None:
+    (found,) = count_slice_errors(slices)
     assert found.false_alarms.point == pytest.approx((1 + 0) / 2)  # p1 yes, p2 no
     assert found.false_pixels.point == pytest.approx((6 + 0) / 2)
     assert found.missed.point == pytest.approx((0 + (1 + 0) / 2) / 2)  # p2 with one of two seeds
 
 
-def test_the_same_groups_have_the_same_intervals(scores: SliceScores) -> None:
+def test_the_same_groups_have_the_same_intervals(slices: pd.DataFrame) -> None:
     def estimates() -> list[Estimate]:
-        found = break_down(scores, PATIENTS)
+        found = break_down(slices, PATIENTS)
         return [group.dice["a"] for way in found for group in way.groups if group.num_patients > 1]
 
     assert estimates() == estimates()
