@@ -1,4 +1,4 @@
-"""The command that predicts: files of slices and volumes in, masks, outlines and tables out."""
+"""The predict command: masks, outlines and tables for files of slices and volumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from brainseg.cli import FINISHED, SOME_FAILED, build_parser, run_command
 from brainseg.inference.predictor import Predictor
 from brainseg.inference.readers import count_slices, find_scans, read_batches
-from brainseg.inference.writers import Results, summary_lines
+from brainseg.inference.writers import PredictionWriter, summary_lines
 from brainseg.model.device import Compute
 from brainseg.storage.files import new_folder
 
@@ -21,7 +21,7 @@ from brainseg.storage.files import new_folder
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = _parser().parse_args(argv)
-    cv2.utils.logging.setLogLevel(0)  # a damaged file has a sentence of ours
+    cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by this command
     return run_command(lambda: _predict_files(args))
 
 
@@ -44,17 +44,15 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold",
         type=_probability,
         metavar="P",
-        help="probability from which on a pixel is tumour (default: the model file's)",
+        help="the lowest probability of a tumour pixel (default: the model file's)",
     )
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="average over the slice and its three flips: four times the work",
+        help="average over the slice and its three flips; takes four times as long",
     )
     parser.add_argument(
-        "--device",
-        metavar="NAME",
-        help="cpu, cuda or the like (default: a GPU where there is one)",
+        "--device", metavar="NAME", help="such as cpu or cuda (default: a GPU if there is one)"
     )
     return parser
 
@@ -65,7 +63,7 @@ def _probability(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
     return value
 
 
@@ -73,21 +71,20 @@ def _predict_files(args: argparse.Namespace) -> int:
     predictor = Predictor.load(args.model, Compute(args.device))
     scans, problems = find_scans(args.inputs)
     with new_folder(args.out) as folder:
-        results = Results(folder)
+        writer = PredictionWriter(folder)
         total = sum(count_slices(scan) for scan in scans)
         with tqdm(total=total, desc="predicting", unit="slice", disable=None) as bar:
             for batch in read_batches(scans, predictor.experiment.optimizer.batch_size, problems):
                 images = [image for _, slices in batch for image in slices.images]
                 found = iter(predictor.predict(images, threshold=args.threshold, tta=args.tta))
                 for scan, slices in batch:
-                    own = [next(found) for _ in slices.images]
-                    masks, maps = [p.mask for p in own], [p.probabilities for p in own]
-                    results.add(scan, slices, masks, maps)
-                    bar.update(len(own))
-        patients = results.finish()
-    print(*summary_lines(results.rows, patients), f"in {args.out}", sep="\n")
+                    predictions = [next(found) for _ in slices.images]
+                    writer.add(scan, slices, predictions)
+                    bar.update(len(predictions))
+        patients = writer.finish()
+    print(*summary_lines(writer.rows, patients), f"in {args.out}", sep="\n")
     if predictor.header.synthetic:
-        print("SYNTHETIC: the model was trained on generated phantoms; it knows no patients.")
+        print("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
     print("Not for clinical use.")
     for problem in problems:
         print(f"not predicted: {problem}", file=sys.stderr)
@@ -100,14 +97,16 @@ examples:
   python -m brainseg.predict model.safetensors data/kaggle_3m/TCGA_CS_4942_19970222 --out predicted
   python -m brainseg.predict model.safetensors volume.nii.gz --out predicted --tta
 
-Images have three channels of uint8: pre-contrast, FLAIR, post-contrast; a volume has them on its
-fourth axis. Filters, size and normalisation are the model file's. A file NAME_mask beside NAME is
-its true mask and gives scores. In DIR: masks in the inputs' own sizes and formats, outlines as
-PNG, a patient's masks as one stack, predictions.csv, patients.csv.
+Images have three channels of uint8: pre-contrast, FLAIR, post-contrast. Volumes have them on the
+fourth axis. Filters and size are those of the model file. A file NAME_mask beside NAME is its true
+mask; scores are computed against it. DIR receives masks in the size and format of the inputs,
+outlines as PNG, each patient's masks as one stack, predictions.csv and patients.csv.
 
 exit codes:
-  0  all files predicted        2  usage
-  1  a known error, in a line   3  some files could not be used, a sentence each; the others are
+  0  all files are predicted
+  1  the model file cannot be used, or DIR cannot be written
+  2  a flag or value is wrong, or DIR exists already
+  3  some files cannot be used, each is named; the others are predicted
 """
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from s3 import CREDENTIALS, Store
 from brainseg.config import Experiment
 from brainseg.data.phantom import generate_phantom
 from brainseg.data.slice_store import SliceStore, open_dataset
+from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 from brainseg.training.trainer import train_two_stage
 
@@ -97,6 +98,17 @@ def model_file(
     few = tiny.replaced({"stages.1.epochs": 4, "preprocess.enabled": True})
     result = train_two_stage(few, data, compute=Compute(device="cpu"))
     return result.save(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def predictor(model_file: Path) -> Predictor:
+    return Predictor.load(model_file, Compute("cpu"))
+
+
+@pytest.fixture
+def patient(data: SliceStore) -> Path:
+    """The folder of one patient's slices."""
+    return sorted(path for path in data.root.iterdir() if path.is_dir())[0]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from brainseg.demo import render as panels
 from brainseg.demo.catalog import TrainedModel
 from brainseg.errors import BrainsegError, DataError
 from brainseg.inference.predictor import Prediction, Predictor
-from brainseg.inference.readers import read_upload, read_upload_mask
+from brainseg.inference.readers import read_user_image, read_user_mask
 from brainseg.model.device import Compute
 
 MAX_SLICES = 200
@@ -124,8 +124,8 @@ class Desk:
 
 
 def _read(image: Path, mask: Path | None) -> SeenSlice:
-    pixels = read_upload(image)
-    true = read_upload_mask(mask, pixels) if mask else None
+    pixels = read_user_image(image)
+    true = read_user_mask(mask, pixels) if mask else None
     return SeenSlice(image.name, pixels, true, {})
 
 

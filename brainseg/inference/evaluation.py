@@ -1,7 +1,8 @@
-"""What the test part says of a model, slice by slice; what may be chosen, validation chooses.
+"""Evaluates a network on the validation and test parts of its split.
 
-Beside the network as it is, three optional stages are counted, each alone: the mean over flipped
-views, the threshold that validation liked best, and only the largest component of each slice.
+Three kinds of post-processing are counted beside the plain prediction, each alone: the mean over
+flipped views, the threshold with the best validation score, and the largest component per slice.
+Validation chooses; the test part is only counted.
 
 Shapes: N slices of a part, B slices of a batch, S pixels along a side.
 """
@@ -33,19 +34,19 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class PartPass:
-    """What a network says of one part of the split.
+class PartEvaluation:
+    """The predictions for one part of the split.
 
     Attributes:
         slices: The N slices.
-        counts: Stage -> int64 (N, 4), TP, FP, FN, TN.
-        by_threshold: Threshold -> int64 (N, 4), of the network as it is.
-        levels: uint8 (N, S, S), probability p as the whole part of 256 p; 128 is p = 0.5.
-        true: bool (N, S, S).
-        hd95: float64 (N,), in pixels at the network's own size, without any optional stage; NaN
-            where it is not defined, see `hausdorff_95`.
-        bins: float64 (20, 3), of the pixels in each twentieth of the probability from 0 to 1:
-            how many, the sum of their probabilities, how many are tumour.
+        counts: Post-processing -> int64 (N, 4), TP, FP, FN, TN.
+        by_threshold: Threshold -> int64 (N, 4), of the plain prediction.
+        levels: uint8 (N, S, S), the integer part of 256 times the probability.
+        true: bool (N, S, S), the true masks.
+        hd95: float64 (N,), the plain prediction's `hausdorff_95` in pixels at the network's size.
+        bins: float64 (20, 3), calibration of the plain prediction: for each twentieth of the
+            probability the number of pixels, the sum of their probabilities, and how many of them
+            are tumour.
     """
 
     slices: tuple[Slice, ...]
@@ -58,77 +59,77 @@ class PartPass:
 
     @property
     def patients(self) -> list[str]:
-        """The N patients."""
+        """The patient of each of the N slices."""
         return [item.patient for item in self.slices]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on validation and test.
+    """The evaluation of a network.
 
     Attributes:
-        val: The validation part, which chose the threshold.
+        val: The validation part.
         test: The test part.
-        threshold: Chosen on validation, in (0, 1).
+        threshold: The threshold that validation chose, in (0, 1).
     """
 
-    val: PartPass
-    test: PartPass
+    val: PartEvaluation
+    test: PartEvaluation
     threshold: float
 
     def tables(self, data: SliceStore) -> dict[str, list[Row]]:
-        """Return rows of the files `scores`, `slices`, `stages` and `calibration`."""
+        """Return the rows of the CSV files `scores`, `slices`, `stages` and `calibration`."""
         return {
             "scores": patient_rows(self),
             "slices": slice_rows(self, data),
-            "stages": stage_rows(self),
+            "stages": postprocessing_rows(self),
             "calibration": calibration_rows(self),
         }
 
 
 def evaluate_model(predictor: Predictor, data: SliceStore) -> Evaluation:
-    """Open the test part of the split that a network was trained on, after validation has chosen.
+    """Choose a threshold on the validation part, then count the test part.
 
     Args:
         predictor: The trained network.
         data: The dataset that it was trained on.
 
     Raises:
-        CheckpointError: If the data are not those it was trained on.
+        CheckpointError: If the data are not those of the training.
     """
-    val = _pass(predictor, data, "val", _THRESHOLDS)
-    threshold = _choose(val, predictor.experiment.threshold)
-    return Evaluation(val, _pass(predictor, data, "test", (threshold,)), threshold)
+    val = _evaluate_part(predictor, data, "val", _THRESHOLDS)
+    threshold = _best_threshold(val, predictor.experiment.threshold)
+    return Evaluation(val, _evaluate_part(predictor, data, "test", (threshold,)), threshold)
 
 
 def hausdorff_95(predicted: Mask, true: Mask) -> float:
     """Return the 95th percentile Hausdorff distance of two masks in pixels.
 
-    The larger of both directions' 95th percentiles of the distance from a boundary pixel of one
-    mask to the nearest one of the other; a boundary pixel is one with a neighbour to its side,
-    above or below that is outside. The definition of MONAI and of Taha and Hanbury 2015.
+    Take the distances from the boundary pixels of one mask to the nearest boundary pixel of the
+    other, and their 95th percentile; the result is the larger value of both directions. A boundary
+    pixel has a pixel outside the mask beside, above or below it. The definition is that of MONAI
+    and of Taha and Hanbury 2015.
 
     Args:
         predicted: bool (S, S).
         true: bool (S, S).
 
     Returns:
-        At least 0; NaN where either mask is empty: there is no distance to nothing, and a slice
-        missed or invented as a whole is what Dice, recall and precision count.
+        At least 0; NaN if a mask is empty. Dice, recall and precision count such slices.
     """
     if not (predicted.any() and true.any()):
         return float("nan")
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, true)]
     to_predicted, to_true = (ndimage.distance_transform_edt(~edge) for edge in edges)
-    there = np.percentile(to_true[edges[0]], 95)
-    return float(max(there, np.percentile(to_predicted[edges[1]], 95)))
+    forward = np.percentile(to_true[edges[0]], 95)
+    return float(max(forward, np.percentile(to_predicted[edges[1]], 95)))
 
 
 def keep_largest(mask: Mask) -> Mask:
-    """Return the largest of a mask's components, pixels joined at corners too.
+    """Return the largest component of a mask; pixels that touch at a corner are connected.
 
     Args:
-        mask: bool (S, S); of equal components the first from the top is kept.
+        mask: bool (S, S); of components of equal size the first from the top is kept.
     """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     if count <= 2:
@@ -138,60 +139,59 @@ def keep_largest(mask: Mask) -> Mask:
 
 
 def slice_rows(evaluation: Evaluation, data: SliceStore) -> list[Row]:
-    """Return a row per test slice: patient, slice, TP, FP, FN, TN, Dice, hd95, and what it holds.
+    """Return a row per test slice: patient, slice, TP, FP, FN, TN, Dice, hd95 and content.
 
-    `tumour_pixels` are those of the slice as stored, before resizing; `missing` the sequences
-    that are a copy of FLAIR.
+    `tumour_pixels` counts the slice as stored, before resizing; `missing` names the sequences that
+    are a copy of FLAIR.
     """
-    counts = evaluation.test.counts[PLAIN]
-    number_of = {item.name: number for number, item in enumerate(data.slices)}
+    test = evaluation.test
+    index_of = {item.name: index for index, item in enumerate(data.slices)}
     return [
         {
             "patient": item.patient,
             "slice": item.name,
-            **_count_cells(row, "{:.6f}"),
+            **_count_cells(counts, "{:.6f}"),
             "hd95": "" if np.isnan(distance) else f"{distance:.3f}",
             "tumour_pixels": item.tumour_pixels,
-            "missing": missing_sequences(data.image(number_of[item.name])),
+            "missing": missing_sequences(data.image(index_of[item.name])),
         }
-        for item, row, distance in zip(
-            evaluation.test.slices, counts, evaluation.test.hd95, strict=True
-        )
+        for item, counts, distance in zip(test.slices, test.counts[PLAIN], test.hd95, strict=True)
     ]
 
 
 def patient_rows(evaluation: Evaluation) -> list[Row]:
     """Return a row per test patient: TP, FP, FN, TN, Dice, and the mean hd95 of its slices.
 
-    The mean is over the slices that have one; a patient without any has an empty cell.
+    Slices without an hd95 are left out of the mean; the cell is empty if no slice has one.
     """
-    names = np.array(evaluation.test.patients)
+    test = evaluation.test
+    names = np.array(test.patients)
     rows = []
-    for patient, counts in sum_by_patient(evaluation.test.counts[PLAIN], names.tolist()).items():
-        distances = evaluation.test.hd95[names == patient]
+    for patient, counts in sum_by_patient(test.counts[PLAIN], test.patients).items():
+        distances = test.hd95[names == patient]
         known = distances[~np.isnan(distances)]
         hd95 = float(known.mean()) if len(known) else ""
         rows.append({"patient": patient, **_count_cells(counts), "hd95": hd95})
     return rows
 
 
-def stage_rows(evaluation: Evaluation) -> list[Row]:
-    """Return a row per stage, part and patient: TP, FP, FN, TN, Dice, with and without a stage."""
-    value = evaluation.threshold
+def postprocessing_rows(evaluation: Evaluation) -> list[Row]:
+    """Return a row per post-processing, part and patient: TP, FP, FN, TN, Dice."""
     rows = []
     for stage in (PLAIN, FLIPS, THRESHOLD, LARGEST):
-        for part, judged in (("val", evaluation.val), ("test", evaluation.test)):
-            is_threshold = stage == THRESHOLD
-            counts = judged.by_threshold[value] if is_threshold else judged.counts[stage]
-            setting = f"{value:.2f}" if is_threshold else ""
-            head = {"stage": stage, "setting": setting, "part": part}
-            for patient, sums in sum_by_patient(counts, judged.patients).items():
+        for name, part in (("val", evaluation.val), ("test", evaluation.test)):
+            counts, setting = part.counts.get(stage), ""
+            if counts is None:
+                counts = part.by_threshold[evaluation.threshold]
+                setting = f"{evaluation.threshold:.2f}"
+            head = {"stage": stage, "setting": setting, "part": name}
+            for patient, sums in sum_by_patient(counts, part.patients).items():
                 rows.append({**head, "patient": patient, **_count_cells(sums, "{:.6f}")})
     return rows
 
 
 def calibration_rows(evaluation: Evaluation) -> list[Row]:
-    """Return a row per twentieth of the probability: its test pixels, their sum, their tumour."""
+    """Return a row per twentieth of the probability: test pixels, probability sum, tumour."""
     return [
         {
             "from": f"{step / NUM_BINS:.2f}",
@@ -204,19 +204,18 @@ def calibration_rows(evaluation: Evaluation) -> list[Row]:
     ]
 
 
-def _pass(
+def _evaluate_part(
     predictor: Predictor, data: SliceStore, part: str, thresholds: Sequence[float]
-) -> PartPass:
-    """Run over a part once; also count at each of some thresholds."""
-    numbers = predictor.numbers(data, part)
+) -> PartEvaluation:
+    indices = predictor.part_indices(data, part)
     usual, size = predictor.experiment.threshold, predictor.experiment.data.size
     counts: dict[str, list[torch.Tensor]] = {PLAIN: [], FLIPS: [], LARGEST: []}
     by_threshold: dict[float, list[torch.Tensor]] = {value: [] for value in thresholds}
-    levels = np.empty((len(numbers), size, size), np.uint8)
+    levels = np.empty((len(indices), size, size), np.uint8)
     true = np.empty(levels.shape, np.bool_)
     hd95: list[float] = []
     bins = np.zeros((NUM_BINS, 3))
-    for logits, masks in predictor.views(data, numbers):
+    for logits, masks in predictor.flipped_logits(data, indices):
         plain = is_tumour(logits[0], usual)
         largest = np.stack([keep_largest(mask) for mask in plain.numpy()])
         probabilities = torch.sigmoid(logits)
@@ -229,8 +228,8 @@ def _pass(
         here = slice(len(hd95), len(hd95) + len(masks))
         levels[here], true[here] = _quantise(probabilities[0].numpy()), masks.numpy()
         hd95 += [hausdorff_95(*pair) for pair in zip(plain.numpy(), masks.numpy(), strict=True)]
-    return PartPass(
-        tuple(data.slices[number] for number in numbers),
+    return PartEvaluation(
+        tuple(data.slices[index] for index in indices),
         {stage: torch.cat(rows).numpy() for stage, rows in counts.items()},
         {value: torch.cat(rows).numpy() for value, rows in by_threshold.items()},
         levels,
@@ -240,8 +239,8 @@ def _pass(
     )
 
 
-def _choose(val: PartPass, usual: float) -> float:
-    """The threshold of the highest mean Dice per patient; of equal ones the nearest to usual."""
+def _best_threshold(val: PartEvaluation, usual: float) -> float:
+    """Return the threshold with the best mean Dice per patient; of ties the nearest to usual."""
 
     def merit(value: float) -> tuple[float, float]:
         sums = np.stack(list(sum_by_patient(val.by_threshold[value], val.patients).values()))
@@ -252,9 +251,9 @@ def _choose(val: PartPass, usual: float) -> float:
 
 def _bin_pixels(probabilities: NDArray[np.float32], masks: Mask) -> NDArray[np.float64]:
     flat = probabilities.ravel().astype(np.float64)
-    number = np.minimum((flat * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    bins = np.minimum((flat * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     weights = (None, flat, masks.ravel())
-    return np.stack([np.bincount(number, w, NUM_BINS) for w in weights], axis=1)
+    return np.stack([np.bincount(bins, weight, NUM_BINS) for weight in weights], axis=1)
 
 
 def _quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""NIfTI volumes: read as slices in the position that the network knows, written back in their own.
+"""Reads NIfTI volumes as slices in the orientation of the training slices; writes masks like them.
 
-The position is that of the training slices: rows from front to back, columns from the patient's
-right to the left, slices from below to above, as the file's affine says where these lie.
+In that orientation rows run from front to back, columns from the patient's right to the left, and
+slices from below to above. The file's affine says how its own axes run.
 """
 
 from __future__ import annotations
@@ -21,25 +21,18 @@ from numpy.typing import NDArray
 from brainseg.errors import DataError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
-_AXES = ("L", "P", "S")  # what a growing column, row and slice number move towards
+_AXES = ("L", "P", "S")  # the directions in which columns, rows and slices are counted
 _MAX_BYTES = 2**30
-_READING_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-)
+_READING_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A NIfTI file's header, from which its slices are read and a mask like it is written.
+    """A NIfTI file whose header is read; slices and mask are decoded on demand.
 
     Attributes:
-        path: Of the file.
-        num_slices: Along the axis that runs from below to above.
+        path: The file.
+        num_slices: The number of slices along the axis from below to above.
     """
 
     path: Path
@@ -55,7 +48,8 @@ class Volume:
             uint8 (N, H, W, 3), channels pre-contrast, FLAIR, post-contrast.
 
         Raises:
-            DataError: If the data are damaged, or not three channels of whole numbers to 255.
+            DataError: If the file is damaged, or does not hold three channels of integers from 0
+                to 255.
         """
         data = self._decode()
         if data.dtype.names:
@@ -67,36 +61,36 @@ class Volume:
                 f"{self.path.name}: {_shape(data)}; expected three sequences on a fourth axis "
                 "(pre-contrast, FLAIR, post-contrast)"
             )
-        return self._turn(_whole_bytes(data, self.path.name))
+        return self._turn(_to_uint8(data, self.path.name))
 
     def read_mask(self, like: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Decode this volume as the true mask of another one.
 
         Args:
-            like: uint8 (N, H, W, 3), the slices that it belongs to.
+            like: uint8 (N, H, W, 3), the slices that the mask belongs to.
 
         Returns:
             bool (N, H, W), True where tumour.
 
         Raises:
-            DataError: If it is damaged, of another size, or holds other values than two.
+            DataError: If the file is damaged, has another size, or holds more than two values.
         """
         data = self._decode()
         values = np.unique(data).tolist() if data.ndim == 3 and not data.dtype.names else None
         if values is None or not (set(values) <= {0, 255} or set(values) <= {0, 1}):
             shown = _shape(data) if values is None else f"values {values[:6]}"
-            raise DataError(f"{self.path.name}: {shown}; expected one channel, 0 where no tumour")
+            raise DataError(f"{self.path.name}: {shown}; expected one channel, 0 for no tumour")
         mask = self._turn(data > 0)
         if mask.shape != like.shape[:3]:
             raise DataError(f"{self.path.name}: {_shape(mask)} slices, its image {_shape(like)}")
         return mask
 
     def write_mask(self, masks: NDArray[np.bool_], path: Path) -> None:
-        """Write masks with this volume's size, affine and units.
+        """Write masks as a volume with this one's size, affine and units.
 
         Args:
             masks: bool (N, H, W).
-            path: Of a new file, with one of the suffixes of NIfTI.
+            path: The new file, with the suffix `.nii` or `.nii.gz`.
         """
         data = orientations.apply_orientation(masks.transpose(2, 1, 0), self._to_file)
         header = self._image.header.copy()
@@ -122,16 +116,18 @@ def open_volume(path: Path) -> Volume:
     """Read the header of a NIfTI file.
 
     Raises:
-        DataError: If it is no NIfTI file, too large, or does not say how it lies.
+        DataError: If the file is not a NIfTI volume, is too large, or has no affine.
     """
     try:
         image: Any = nibabel.Nifti1Image.from_filename(path)
         own = orientations.io_orientation(image.affine)
     except (*_READING_ERRORS, np.linalg.LinAlgError) as error:
-        raise DataError(f"{path.name}: no NIfTI volume: {_reason(error)}") from error
+        raise DataError(f"{path.name}: not a NIfTI volume: {_reason(error)}") from error
     num_bytes = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
     if num_bytes > _MAX_BYTES:
-        raise DataError(f"{path.name}: {num_bytes:,} bytes once decoded; at most {_MAX_BYTES:,}")
+        raise DataError(
+            f"{path.name}: {num_bytes:,} bytes decoded; at most {_MAX_BYTES:,} are read"
+        )
     if len(image.shape) < 3 or min(image.shape) < 1 or np.isnan(own).any():
         raise DataError(f"{path.name}: {_shape(image)}; expected slices with an affine")
     known = orientations.axcodes2ornt(_AXES)
@@ -141,18 +137,18 @@ def open_volume(path: Path) -> Volume:
     return Volume(path, image.shape[axis], image, to_slices, to_file)
 
 
-def _whole_bytes(data: NDArray[Any], name: str) -> NDArray[np.uint8]:
+def _to_uint8(data: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if data.dtype == np.uint8:
         return data
     lowest, highest = float(np.nanmin(data)), float(np.nanmax(data))
     with np.errstate(invalid="ignore"):
-        whole = data.astype(np.uint8)
-    if not np.array_equal(whole, data):
+        integers = data.astype(np.uint8)
+    if not np.array_equal(integers, data):
         raise DataError(
-            f"{name}: {data.dtype} from {lowest:g} to {highest:g}; expected whole numbers from 0 "
-            "to 255, scaled as the training slices were"
+            f"{name}: {data.dtype} from {lowest:g} to {highest:g}; expected integers from 0 to "
+            "255, scaled as the training slices are"
         )
-    return whole
+    return integers
 
 
 def _shape(array: Any) -> str:

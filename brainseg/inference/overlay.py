@@ -1,7 +1,7 @@
-"""Slices as people look at them: the FLAIR sequence with outlines, differences, probabilities.
+"""Draws slices for people: the FLAIR sequence with outlines, differences or probabilities.
 
-Pictures are uint8 (H', W', 3), RGB, enlarged by a whole number where slices are small, so that an
-outline stays thin. Colours are Okabe and Ito's, told apart by colour-blind readers.
+Pictures are uint8 (H', W', 3), RGB. Small slices are enlarged by an integer factor, so that
+outlines stay thin. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 TRUE, PREDICTED, BOTH = (86, 180, 233), (230, 159, 0), (0, 158, 115)
-"""RGB: sky blue the true mask, orange the predicted one, green where they agree."""
+"""RGB colours: sky blue for the true mask, orange for the predicted one, green for both."""
 
 FLAIR = 1
-"""The channel in which the masks were drawn."""
+"""The channel on which the true masks were drawn."""
 
 _SIDE = 512
-_WHITE = 99.5  # percentile; the rest of the range belongs to a few bright specks
-_DIMMEST = 32.0  # a slice without signal stays dark
+_WHITE = 99.5  # the percentile that is drawn white: above it are a few bright specks
+_MIN_WHITE = 32.0  # a slice without signal stays dark
 
 
 def draw_outlines(image: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) -> Picture:
@@ -29,29 +29,28 @@ def draw_outlines(image: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) 
 
     Args:
         image: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
-        outlines: Masks, bool (H, W), each with its colour; the later one lies on top, thinner.
+        outlines: Masks, bool (H, W), each with its colour; the last lies on top and is thinner.
     """
     return add_outlines(draw_flair(image), *outlines)
 
 
 def add_outlines(picture: Picture, *outlines: tuple[Mask, tuple[int, int, int]]) -> Picture:
-    """Draw masks as outlines into a picture, which is changed.
+    """Draw masks as outlines into a picture, in place, and return it.
 
     Args:
-        picture: uint8 (H', W', 3). Small slices are enlarged first, so that outlines stay thin.
+        picture: uint8 (H', W', 3).
         outlines: Masks, bool, of any size, each with its colour.
     """
     height, width = picture.shape[:2]
-    for number, (mask, colour) in enumerate(outlines, start=1):
-        size = (width, height)
-        large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    for index, (mask, colour) in enumerate(outlines):
+        large = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, contours, -1, colour, 2 if number == len(outlines) else 4)
+        cv2.drawContours(picture, contours, -1, colour, 2 if index == len(outlines) - 1 else 4)
     return picture
 
 
 def draw_differences(image: Picture, predicted: Mask, true: Mask) -> Picture:
-    """Colour each tumour pixel: found, invented (the predicted colour) or missed (the true one).
+    """Colour tumour pixels: found (`BOTH`), falsely predicted (`PREDICTED`) or missed (`TRUE`).
 
     Args:
         image: uint8 (H, W, 3).
@@ -67,16 +66,19 @@ def draw_differences(image: Picture, predicted: Mask, true: Mask) -> Picture:
 
 
 def draw_probabilities(probabilities: NDArray[np.float32]) -> Picture:
-    """Draw tumour probabilities, float32 (H, W) in [0, 1], from black over red to pale yellow."""
+    """Draw probabilities, float32 (H, W) in [0, 1], in the colours of inferno."""
     levels = (probabilities * 255).round().astype(np.uint8)
     colours = cv2.applyColorMap(_enlarge(levels, cv2.INTER_LINEAR), cv2.COLORMAP_INFERNO)
     return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def draw_flair(image: Picture) -> Picture:
-    """Draw a slice's FLAIR sequence in grey, its brightest pixels white: MRI has no unit."""
+    """Draw the FLAIR sequence of a slice, uint8 (H, W, 3), in grey.
+
+    Its brightest pixels are white: MRI intensities have no unit, so each slice has its own scale.
+    """
     flair = image[:, :, FLAIR]
-    white = max(float(np.percentile(flair, _WHITE)), _DIMMEST)
+    white = max(float(np.percentile(flair, _WHITE)), _MIN_WHITE)
     window = np.clip(flair * (255 / white), 0, 255).astype(np.uint8)
     grey = _enlarge(window, cv2.INTER_LINEAR)
     return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
@@ -87,7 +89,7 @@ def encode_picture(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
 
     Args:
         picture: uint8 (H, W, 3) RGB, or (H, W) grey.
-        suffix: Of a format that OpenCV writes without loss, such as `.png` or `.tif`.
+        suffix: A lossless format of OpenCV, such as `.png` or `.tif`.
     """
     if picture.ndim == 3:
         picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)

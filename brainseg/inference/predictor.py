@@ -1,4 +1,7 @@
-"""Slices to masks: the only inference path, for testing, users and the demo."""
+"""The predictor: a trained network and its preprocessing, applied to slices.
+
+It is the only inference path: evaluation, the predict command, the demo and the export use it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ _FLIPS: tuple[tuple[int, ...], ...] = ((), (1,), (2,), (1, 2))
 
 
 class Prediction(NamedTuple):
-    """What is predicted of a slice, at its own size.
+    """The prediction for a slice, at the slice's own size.
 
     Attributes:
         probabilities: float32 (H, W) in [0, 1].
@@ -43,8 +46,8 @@ class Predictor:
     """A trained network with the preprocessing it was trained with.
 
     Args:
-        weights: Of the network.
-        header: Says which network, size and preprocessing.
+        weights: The weights of the network.
+        header: The header of the model file: network, size and preprocessing.
         compute: Device and loader workers.
 
     Raises:
@@ -54,12 +57,11 @@ class Predictor:
     def __init__(
         self, weights: Tensors, header: ModelHeader, compute: Compute | None = None
     ) -> None:
-        """Build the network and load the weights."""
         self.header = header
         self.experiment = header.experiment
         self._compute = compute or Compute()
         self._device = self._compute.torch_device()
-        # Building draws initial weights, which are overwritten: the caller's stream is kept.
+        # The initial weights are drawn and overwritten: the caller's random state is kept.
         with torch.random.fork_rng():
             self._model = build_unet(self.experiment.model.encoder).to(self._device)
         try:
@@ -85,22 +87,22 @@ class Predictor:
 
     @classmethod
     def of(cls, result: TrainResult, compute: Compute | None = None) -> Predictor:
-        """Take the network that a training has just kept."""
+        """Take the network that a training has returned."""
         return cls(result.weights, result.header, compute)
 
     def predict(
         self, images: Sequence[Image], *, threshold: float | None = None, tta: bool = False
     ) -> list[Prediction]:
-        """Find tumour in slices of any sizes; those that are no squares are padded to one.
+        """Predict slices of any sizes; slices that are not square are padded to a square.
 
         Args:
             images: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
-            threshold: Probability from which on a pixel is tumour; None takes the experiment's.
-            tta: Average the probabilities of the slice and its three flips (test-time
+            threshold: The lowest probability of a tumour pixel; None takes the experiment's.
+            tta: Average the probabilities over the slice and its three flips (test-time
                 augmentation by mirroring, as in nnU-Net, Isensee et al. 2021).
 
         Raises:
-            DataError: If an image has another type or shape.
+            DataError: If an image has another dtype or shape.
         """
         level = self.experiment.threshold if threshold is None else threshold
         results = []
@@ -109,80 +111,74 @@ class Predictor:
             chunk = images[start : start + batch_size]
             logits = self._logits(self._prepare(chunk), tta)
             for image, map_ in zip(chunk, logits, strict=True):
-                # Logits are resized, not masks: the threshold is the one that evaluation applies.
+                # Logits are resized, not masks, and compared as in evaluation.
                 fitted = torch.from_numpy(fit_back(map_.numpy(), *image.shape[:2]))
                 mask = is_tumour(fitted, level).numpy()
                 results.append(Prediction(torch.sigmoid(fitted).numpy(), mask))
         return results
 
     def probabilities(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
-        """Return each slice's tumour probability, float32 (H, W) in [0, 1], see `predict`."""
+        """Return the tumour probabilities of each slice, float32 (H, W); see `predict`."""
         return [prediction.probabilities for prediction in self.predict(images)]
 
     def masks(self, images: Sequence[Image]) -> list[NDArray[np.bool_]]:
-        """Return where tumour is predicted, bool (H, W) at each input's own size."""
+        """Return the predicted mask of each slice, bool (H, W); see `predict`."""
         return [prediction.mask for prediction in self.predict(images)]
 
     def evaluate(self, data: SliceStore, part: str) -> tuple[Counts, list[str]]:
-        """Count pixels over one part of the split that the network was trained on.
+        """Count the pixels of one part of the split that the network was trained on.
 
         Args:
             data: The dataset that it was trained on.
-            part: `val` or `test`.
+            part: `train`, `val` or `test`.
 
         Returns:
-            int64 (N, 4), TP, FP, FN, TN at the network's own size, and the N patients.
+            int64 (N, 4), TP, FP, FN, TN at the network's size, and the patients of the N slices.
 
         Raises:
-            CheckpointError: If the data are not those it was trained on: patients of its training
-                might then be tested.
+            CheckpointError: If the data are not those of the training.
         """
-        numbers = self.numbers(data, part)
-        judged = validate(self._model, self._batches(data, numbers), self.experiment, self._device)
-        return judged.counts, [data.slices[number].patient for number in numbers]
+        indices = self.part_indices(data, part)
+        judged = validate(self._model, self._batches(data, indices), self.experiment, self._device)
+        return judged.counts, [data.slices[index].patient for index in indices]
 
-    def numbers(self, data: SliceStore, part: str) -> NDArray[np.int64]:
-        """Return the positions, in the store, of one part of the split that it was trained on.
+    def part_indices(self, data: SliceStore, part: str) -> NDArray[np.int64]:
+        """Return the indices, in the store, of one part of the split of the training.
 
         Raises:
-            CheckpointError: If the data are not those it was trained on.
+            CheckpointError: If the data are not those of the training: its patients could then
+                be in another part.
         """
         if data.fingerprint != self.header.fingerprint:
             raise CheckpointError(
-                f"the model was trained on data {self.header.fingerprint[:12]}, "
-                f"these are {data.fingerprint[:12]}"
+                f"the model was trained on data with fingerprint {self.header.fingerprint[:12]}, "
+                f"not on these with {data.fingerprint[:12]}"
             )
+        experiment = self.experiment
         split = split_by_patient(
-            data.slices,
-            self.experiment.fold,
-            self.experiment.data.split_seed,
-            self.experiment.inner_fold,
+            data.slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
         )
         return split.numbers(data.slices, part)
 
-    def views(
-        self, data: SliceStore, numbers: NDArray[np.int64]
+    def flipped_logits(
+        self, data: SliceStore, indices: NDArray[np.int64]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield logits of slices as they are and flipped, batch by batch, on the CPU.
+        """Yield the logits of slices and of their flips, batch by batch, on the CPU.
 
         Args:
             data: The dataset.
-            numbers: Positions of slices in the store.
+            indices: Slices in the store.
 
         Yields:
-            float32 (4, B, S, S): as it is, flipped up-down, left-right, and both, each turned
-            back; and the masks, bool (B, S, S).
+            float32 (4, B, S, S): of the slice, and of its flips up-down, left-right and both,
+            flipped back; and the true masks, bool (B, S, S).
         """
-        for images, masks, _ in self._batches(data, numbers):
-            views = [
-                infer_logits(self._model, images.flip(axes), self._device).flip(axes)
-                for axes in _FLIPS
-            ]
-            yield torch.stack(views).cpu(), masks.bool()
+        for images, masks, _ in self._batches(data, indices):
+            yield self._infer_flips(images).cpu(), masks.bool()
 
-    def _batches(self, data: SliceStore, numbers: NDArray[np.int64]) -> Iterator[Batch]:
+    def _batches(self, data: SliceStore, indices: NDArray[np.int64]) -> Iterator[Batch]:
         workers = self._compute.workers
-        batches = Batches(data, numbers, self.experiment, augmented=False, workers=workers)
+        batches = Batches(data, indices, self.experiment, augmented=False, workers=workers)
         return batches.epoch(0, 0)
 
     def _prepare(self, images: Sequence[Image]) -> torch.Tensor:
@@ -195,12 +191,16 @@ class Predictor:
         return torch.from_numpy(np.stack(squares))
 
     def _logits(self, images: torch.Tensor, tta: bool) -> torch.Tensor:
-        """Of the images as they are, or of the mean probability over their flips; on the CPU."""
+        """Return the logits of images, or of the mean probability over their flips; on the CPU."""
         if not tta:
             return infer_logits(self._model, images, self._device).cpu()
-        views = [
+        mean = torch.sigmoid(self._infer_flips(images)).mean(dim=0)
+        # A probability of exactly 1 has an infinite logit, which cannot be resized.
+        return torch.logit(mean, eps=1e-6).cpu()
+
+    def _infer_flips(self, images: torch.Tensor) -> torch.Tensor:
+        views = (
             infer_logits(self._model, images.flip(axes), self._device).flip(axes)
             for axes in _FLIPS
-        ]
-        # A probability of exactly 1 would have a logit without end, which cannot be resized.
-        return torch.logit(torch.sigmoid(torch.stack(views)).mean(dim=0), eps=1e-6).cpu()
+        )
+        return torch.stack(list(views))

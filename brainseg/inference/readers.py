@@ -1,8 +1,7 @@
-"""Files that a user hands in -> slices, or a sentence on why a file cannot be used.
+"""Reads the files that a user predicts: images of one slice and NIfTI volumes.
 
-Images (TIFF, PNG, JPEG) hold one slice, NIfTI volumes many. `<name>_mask.<suffix>` beside a file
-is its true mask and no input. Sizes are read from a file's header before anything is decoded, so
-that a small file cannot fill the memory.
+A file `<name>_mask.<suffix>` beside a file is its true mask. The size in a file's header is
+checked before the file is decoded, so that a small file cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -23,12 +22,10 @@ from brainseg.errors import DataError
 from brainseg.inference.nifti import VOLUME_SUFFIXES, Volume, open_volume
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+MASK_ENDING = "_mask"
 MIN_SIDE, MAX_SIDE = 32, 4096
 MAX_BYTES = 64 * 2**20
 
-_FORMATS = ("TIFF", "PNG", "JPEG")
-_MASK = "_mask"
-_EXPECTED = "expected three channels of uint8 (pre-contrast, FLAIR, post-contrast)"
 _MODES = {
     "1": "one channel of one bit",
     "L": "one grey channel",
@@ -47,9 +44,9 @@ class Scan:
 
     Attributes:
         path: An image of one slice, or a volume.
-        mask: Its true mask, where there is one.
-        name: What is written for it, without suffix, relative to the folder of results.
-        patient: The name of its folder, of a volume its own.
+        mask: The file of its true mask, or None.
+        name: The path of its results, without suffix, relative to the folder of results.
+        patient: The name of the file's folder; of a volume, its own.
     """
 
     path: Path
@@ -59,23 +56,23 @@ class Scan:
 
     @property
     def is_volume(self) -> bool:
-        """Whether the file holds more than one slice."""
-        return _suffix(self.path) in VOLUME_SUFFIXES
+        """Whether the file is a NIfTI volume."""
+        return self.suffix in VOLUME_SUFFIXES
 
     @property
     def suffix(self) -> str:
-        """The file's suffix, in small letters, `.nii.gz` as a whole."""
+        """The file's suffix in lower case, such as `.nii.gz`."""
         return _suffix(self.path)
 
 
 @dataclass(frozen=True)
 class Slices:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
         images: uint8 (H, W, 3) each, channels pre-contrast, FLAIR, post-contrast.
-        masks: bool (H, W) each, True where tumour; None where no true mask is known.
-        volume: Where the slices come from a volume.
+        masks: bool (H, W) each, True where tumour; None without a true mask.
+        volume: The volume that the slices come from, or None.
     """
 
     images: list[NDArray[np.uint8]]
@@ -84,13 +81,13 @@ class Slices:
 
 
 def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
-    """Find the files to predict, of a folder all below it, in natural order.
+    """Find the files to predict, in natural order.
 
     Args:
-        paths: Files and folders.
+        paths: Files, and folders that are searched with all folders below them.
 
     Returns:
-        Files, and a sentence for each path that gives none.
+        The files, and a sentence for each path that cannot be used.
     """
     scans: dict[Path, Scan] = {}
     problems = []
@@ -102,36 +99,19 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
         for scan in found:
             other = scans.setdefault(scan.name, scan)
             if other.path.resolve() != scan.path.resolve():
-                problems.append(f"{scan.path}: would be written over {other.path}'s results")
+                problems.append(f"{scan.path}: would overwrite the results of {other.path}")
     return list(scans.values()), problems
-
-
-def read_scan(scan: Scan) -> Slices:
-    """Check and decode a file and its true mask.
-
-    Raises:
-        DataError: If either cannot be used.
-    """
-    if scan.is_volume:
-        volume = open_volume(scan.path)
-        data = volume.read_slices()
-        check_size(scan.path.name, data.shape[2], data.shape[1])
-        masks = list(open_volume(scan.mask).read_mask(data)) if scan.mask else None
-        return Slices(list(data), masks, volume)
-    image = read_upload(scan.path)
-    masks = [read_upload_mask(scan.mask, image)] if scan.mask else None
-    return Slices([image], masks)
 
 
 def read_batches(
     scans: Sequence[Scan], size: int, problems: list[str]
 ) -> Iterator[list[tuple[Scan, Slices]]]:
-    """Yield files that hold at least `size` slices together, the last ones fewer.
+    """Yield groups of files that hold at least `size` slices together; the last may hold fewer.
 
     Args:
-        scans: Files.
-        size: Slices.
-        problems: Gets a sentence for each file that cannot be used.
+        scans: The files.
+        size: The number of slices.
+        problems: A sentence is appended for each file that cannot be used.
     """
     batch: list[tuple[Scan, Slices]] = []
     for scan in scans:
@@ -146,68 +126,76 @@ def read_batches(
         yield batch
 
 
+def read_scan(scan: Scan) -> Slices:
+    """Check and decode a file and its true mask.
+
+    Raises:
+        DataError: If either cannot be used.
+    """
+    if scan.is_volume:
+        volume = open_volume(scan.path)
+        data = volume.read_slices()
+        _check_size(scan.path.name, data.shape[2], data.shape[1])
+        masks = list(open_volume(scan.mask).read_mask(data)) if scan.mask else None
+        return Slices(list(data), masks, volume)
+    image = read_user_image(scan.path)
+    return Slices([image], [read_user_mask(scan.mask, image)] if scan.mask else None)
+
+
 def count_slices(scan: Scan) -> int:
-    """Return how many slices a file holds; 1 for one that cannot be read."""
+    """Return the number of slices in a file; 1 if it cannot be read."""
     try:
         return open_volume(scan.path).num_slices if scan.is_volume else 1
     except DataError:
         return 1
 
 
-def read_upload(path: Path) -> NDArray[np.uint8]:
+def read_user_image(path: Path) -> NDArray[np.uint8]:
     """Check the header of an image file, then decode it.
 
     Returns:
-        uint8 (H, W, 3).
+        uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
 
     Raises:
-        DataError: If it is no image, too large, or has other than three channels of uint8.
+        DataError: If it is not an image, is too large, or has other than three channels of uint8.
     """
     mode = _check_header(path)
     if mode != "RGB":
         kind = _MODES.get(mode, "one channel of 16 bits" if mode.startswith("I;16") else mode)
-        raise DataError(f"{path.name}: {kind}; {_EXPECTED}")
+        raise DataError(
+            f"{path.name}: {kind}; expected three channels of uint8 (pre-contrast, FLAIR, "
+            "post-contrast)"
+        )
     return read_image(path)
 
 
-def read_upload_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Check the header of a true mask, then decode it.
+def read_user_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Check the header of the file of a true mask, then decode it.
 
     Args:
-        path: Of the mask.
-        image: uint8 (H, W, 3), the slice that it belongs to.
+        path: The file.
+        image: uint8 (H, W, 3), the slice that the mask belongs to.
 
     Returns:
         bool (H, W), True where tumour.
 
     Raises:
-        DataError: If it cannot be used.
+        DataError: If the mask cannot be used.
     """
     _check_header(path)
     return read_mask(path, image).astype(bool)
 
 
-def check_size(name: str, width: int, height: int) -> None:
-    """Refuse slices that are too small to show a brain, or too large to be one.
-
-    Raises:
-        DataError: If a side is out of range.
-    """
-    if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
-        limits = f"from {MIN_SIDE} to {MAX_SIDE} pixels"
-        raise DataError(f"{name}: {width} x {height} pixels; expected sides {limits}")
-
-
 def _check_header(path: Path) -> str:
-    """Return the image's mode, as Pillow calls it, once its size is known to be a slice's."""
+    """Return Pillow's mode of an image file that has an allowed format, size and page count."""
     num_bytes = path.stat().st_size
     if num_bytes > MAX_BYTES:
-        raise DataError(f"{path.name}: {num_bytes:,} bytes; at most {MAX_BYTES:,}")
+        raise DataError(f"{path.name}: {num_bytes:,} bytes; at most {MAX_BYTES:,} are read")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=("TIFF", "PNG", "JPEG")) as image:
                 (width, height), mode = image.size, image.mode
                 pages = getattr(image, "n_frames", 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -216,13 +204,19 @@ def _check_header(path: Path) -> str:
             f"expected sides from {MIN_SIDE} to {MAX_SIDE} pixels"
         ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path.name}: no TIFF, PNG or JPEG image") from error
+        raise DataError(f"{path.name}: not a TIFF, PNG or JPEG image") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError) as error:
         raise DataError(f"{path.name}: cannot be read: {error}") from error
-    check_size(path.name, width, height)
+    _check_size(path.name, width, height)
     if pages != 1:
         raise DataError(f"{path.name}: {pages} pages; expected one slice in a file")
     return mode
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
+        limits = f"from {MIN_SIDE} to {MAX_SIDE} pixels"
+        raise DataError(f"{name}: {width} x {height} pixels; expected sides {limits}")
 
 
 def _scans_of(path: Path) -> Iterator[Scan]:
@@ -237,26 +231,26 @@ def _scans_of(path: Path) -> Iterator[Scan]:
 def _scan(path: Path, name: Path) -> Scan:
     suffix = _suffix(path)
     stem = path.name[: len(path.name) - len(suffix)]
-    kinds = VOLUME_SUFFIXES if suffix in VOLUME_SUFFIXES else IMAGE_SUFFIXES
-    masks = (path.with_name(f"{stem}{_MASK}{kind}") for kind in (suffix, *kinds))
-    folder = path.resolve().parent.name
+    is_volume = suffix in VOLUME_SUFFIXES
+    suffixes = (suffix, *(VOLUME_SUFFIXES if is_volume else IMAGE_SUFFIXES))
+    masks = (path.with_name(f"{stem}{MASK_ENDING}{other}") for other in suffixes)
     return Scan(
         path=path,
         mask=next((mask for mask in masks if mask.exists()), None),
         name=name.with_name(stem),
-        patient=stem if suffix in VOLUME_SUFFIXES else patient_of(folder),
+        patient=stem if is_volume else patient_of(path.resolve().parent.name),
     )
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+def _walk(root: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in files:
             suffix = _suffix(Path(name))
-            is_mask = name[: len(name) - len(suffix)].endswith(_MASK)
-            known = suffix in IMAGE_SUFFIXES or suffix in VOLUME_SUFFIXES
-            if known and not is_mask and not name.startswith("."):
-                yield Path(place) / name
+            is_mask = name[: len(name) - len(suffix)].endswith(MASK_ENDING)
+            is_input = suffix in (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)
+            if is_input and not is_mask and not name.startswith("."):
+                yield Path(folder) / name
 
 
 def _suffix(path: Path) -> str:

@@ -1,12 +1,12 @@
-"""What a prediction leaves: masks, outlines, stacks of a patient's masks, and two tables.
+"""Writes predictions: masks, outlines, stacks of a patient's masks, and two tables.
 
-    <folder>_stack.tif           a patient's masks, a page per slice, in natural order
-    <name>_mask.<suffix>         0 and 255 (in NIfTI 0 and 1), in the input's own size and format
-    <name>_outline.png           the slice's FLAIR sequence with outlines (in NIfTI one per slice)
+    <folder>_stack.tif           a patient's masks, one page per slice, in natural order
+    <name>_mask.<suffix>         0 and 255 (NIfTI: 0 and 1), in the input's own size and format
+    <name>_outline.png           the slice's FLAIR sequence with outlines (NIfTI: one per slice)
     predictions.csv              a row per slice
     patients.csv                 a row per patient
 
-A JPEG's mask is a PNG: JPEG would blur it.
+The mask of a JPEG is a PNG file, because JPEG is lossy.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from brainseg.errors import DataError
 from brainseg.inference.overlay import PREDICTED, TRUE, draw_outlines, encode_picture
+from brainseg.inference.predictor import Prediction
 from brainseg.inference.readers import Scan, Slices
 from brainseg.metrics import (
     Counts,
@@ -53,95 +53,90 @@ _SLICE_COLUMNS = (
 _PATIENT_COLUMNS = ("patient", "slices", "tumour_slices", "area_pixels", *_COUNTS, *_SCORES)
 
 
-class Results:
-    """Writes what is predicted, file by file, and remembers the rows of the tables.
+class PredictionWriter:
+    """Writes predictions file by file and collects the rows of the tables.
 
     Args:
-        folder: An empty one.
+        folder: An empty folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Write nothing yet."""
-        self._folder = folder
         self.rows: list[Row] = []
+        self._folder = folder
         self._stack: list[Mask] = []
-        self._stacked = Path()
+        self._stack_folder = Path()
 
-    def add(
-        self,
-        scan: Scan,
-        slices: Slices,
-        masks: Sequence[Mask],
-        probabilities: Sequence[NDArray[np.float32]],
-    ) -> None:
-        """Write one file's masks and outlines.
+    def add(self, scan: Scan, slices: Slices, predictions: Sequence[Prediction]) -> None:
+        """Write the masks and outlines of one file.
 
         Args:
             scan: The file.
             slices: Its N slices.
-            masks: Predicted, bool (H, W) each.
-            probabilities: float32 (H, W) each.
+            predictions: The N predictions.
         """
         target = self._folder / scan.name
         target.parent.mkdir(parents=True, exist_ok=True)
+        suffix = ".png" if scan.suffix in (".jpg", ".jpeg") else scan.suffix
+        path = target.with_name(f"{target.name}_mask{suffix}")
         if slices.volume is not None:
-            path = target.with_name(f"{scan.name.name}_mask{scan.suffix}")
-            slices.volume.write_mask(np.stack(masks), path)
+            slices.volume.write_mask(np.stack([p.mask for p in predictions]), path)
         else:
-            suffix = ".png" if scan.suffix in (".jpg", ".jpeg") else scan.suffix
-            path = target.with_name(f"{scan.name.name}_mask{suffix}")
-            path.write_bytes(encode_picture(masks[0] * np.uint8(255), suffix))
-            self._remember(scan.name.parent, masks[0])
-        for number, mask in enumerate(masks):
-            true = slices.masks[number] if slices.masks else None
-            outlines = ((true, TRUE), (mask, PREDICTED)) if true is not None else None
-            picture = draw_outlines(slices.images[number], *(outlines or ((mask, PREDICTED),)))
-            tail = f"_{number + 1:03d}" if slices.volume else ""
-            path = target.with_name(f"{scan.name.name}{tail}_outline.png")
+            path.write_bytes(encode_picture(predictions[0].mask * np.uint8(255), suffix))
+            self._add_to_stack(scan.name.parent, predictions[0].mask)
+        for index, prediction in enumerate(predictions):
+            true = slices.masks[index] if slices.masks else None
+            outlines = [(prediction.mask, PREDICTED)]
+            if true is not None:
+                outlines.insert(0, (true, TRUE))
+            picture = draw_outlines(slices.images[index], *outlines)
+            ending = f"_{index + 1:03d}" if slices.volume else ""
+            path = target.with_name(f"{target.name}{ending}_outline.png")
             path.write_bytes(encode_picture(picture))
-            place = number + 1 if slices.volume else ""
-            row = {"patient": scan.patient, "file": str(scan.path), "slice": place}
-            self.rows.append(row | _describe(mask, probabilities[number], true))
+            number = index + 1 if slices.volume else ""
+            row = {"patient": scan.patient, "file": str(scan.path), "slice": number}
+            self.rows.append(row | _slice_cells(prediction, true))
 
     def finish(self) -> list[Row]:
-        """Write the last stack and the tables; return the rows of the patients."""
-        self._remember(Path(), None)
-        patients = _sum_patients(self.rows)
+        """Write the last stack and the tables; return a row per patient."""
+        self._write_stack()
+        patients = _patient_rows(self.rows)
         write_csv(self._folder / "predictions.csv", self.rows, _SLICE_COLUMNS)
         write_csv(self._folder / "patients.csv", patients, _PATIENT_COLUMNS)
         return patients
 
-    def _remember(self, folder: Path, mask: Mask | None) -> None:
-        """Collect the masks of a folder; write the last folder's once another one begins."""
-        if (folder != self._stacked or mask is None) and len(self._stack) > 1:
-            pages = [page * np.uint8(255) for page in self._stack]
-            if len({page.shape for page in pages}) == 1 and self._stacked.name:
-                path = self._folder / self._stacked / f"{self._stacked.name}_stack.tif"
-                if not cv2.imwritemulti(str(path), pages):
-                    raise DataError(f"OpenCV cannot write {path.name}")
-        if folder != self._stacked or mask is None:
-            self._stack, self._stacked = [], folder
-        if mask is not None:
-            self._stack.append(mask)
+    def _add_to_stack(self, folder: Path, mask: Mask) -> None:
+        if folder != self._stack_folder:
+            self._write_stack()
+            self._stack, self._stack_folder = [], folder
+        self._stack.append(mask)
+
+    def _write_stack(self) -> None:
+        """Write the masks of a folder as one file if there are several, all of one size."""
+        is_stack = len(self._stack) > 1 and len({mask.shape for mask in self._stack}) == 1
+        if is_stack and self._stack_folder.name:
+            name = f"{self._stack_folder.name}_stack.tif"
+            pages = [mask * np.uint8(255) for mask in self._stack]
+            if not cv2.imwritemulti(str(self._folder / self._stack_folder / name), pages):
+                raise DataError(f"OpenCV cannot write {name}")
 
 
 def summary_lines(rows: Sequence[Row], patients: Sequence[Row]) -> list[str]:
-    """Return what a user wants to know first: how many slices, how much tumour, which Dice.
+    """Return the main numbers in sentences: slices, slices with tumour, Dice.
 
     Args:
-        rows: Of the slices.
-        patients: Of the patients, as `Results.finish` returns them.
+        rows: The rows of the slices.
+        patients: The rows of the patients, as `PredictionWriter.finish` returns them.
     """
     tumour = sum(row["area_pixels"] > 0 for row in rows)
-    numbers = _plural(len(rows), "slice"), _plural(len(patients), "patient")
-    lines = [f"{numbers[0]} of {numbers[1]}, tumour found in {tumour}"]
+    counted = f"{_plural(len(rows), 'slice')} of {_plural(len(patients), 'patient')}"
+    lines = [f"{counted}, tumour found in {tumour}"]
     counts, names = _counts_of(rows)
     if len(counts):
-        scores, truths = summarise(counts, names), _plural(len(counts), "true mask")
+        scores, masks = summarise(counts, names), _plural(len(counts), "true mask")
         lines += [
             f"Dice {scores['dice_global']:.4f} global, {scores['dice_patient']:.4f} per patient, "
-            f"{scores['dice_slice']:.4f} per slice with tumour ({truths})",
-            "Scores on patients that the model was trained on say nothing about new ones.",
+            f"{scores['dice_slice']:.4f} per slice with tumour ({masks})",
+            "Scores on patients that the model was trained on say nothing about new patients.",
         ]
     return lines
 
@@ -150,15 +145,9 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _counts_of(rows: Sequence[Row]) -> tuple[Counts, list[str]]:
-    """Return int64 (N, 4) TP, FP, FN, TN of the rows with a true mask, and their N patients."""
-    known = [row for row in rows if "TP" in row]
-    counts = np.array([[row[name] for name in _COUNTS] for row in known], np.int64)
-    return counts.reshape(-1, 4), [row["patient"] for row in known]
-
-
-def _describe(mask: Mask, probabilities: NDArray[np.float32], true: Mask | None) -> Row:
-    row: Row = {
+def _slice_cells(prediction: Prediction, true: Mask | None) -> Row:
+    probabilities, mask = prediction
+    cells: Row = {
         "height": mask.shape[0],
         "width": mask.shape[1],
         "area_pixels": int(mask.sum()),
@@ -166,19 +155,11 @@ def _describe(mask: Mask, probabilities: NDArray[np.float32], true: Mask | None)
         "max_probability": f"{probabilities.max():.4f}",
         "mean_probability": f"{probabilities[mask].mean():.4f}" if mask.any() else "",
     }
-    if true is None:
-        return row
-    pair = torch.from_numpy(mask)[None], torch.from_numpy(true)[None]
-    return row | _score(count_pixels(*pair)[0].numpy())
+    return cells if true is None else cells | _score_cells(count_pixels(mask[None], true[None])[0])
 
 
-def _score(counts: Counts) -> Row:
-    cells: Row = dict(zip(_COUNTS, counts.tolist(), strict=True))
-    return cells | {name: f"{float(score(counts)):.6f}" for name, score in _SCORES.items()}
-
-
-def _sum_patients(rows: Sequence[Row]) -> list[Row]:
-    """Sum over each patient's slices; scores only where all of them have true masks."""
+def _patient_rows(rows: Sequence[Row]) -> list[Row]:
+    """Sum over each patient's slices; scores only if all of them have a true mask."""
     patients = []
     for patient in dict.fromkeys(row["patient"] for row in rows):
         own = [row for row in rows if row["patient"] == patient]
@@ -189,7 +170,19 @@ def _sum_patients(rows: Sequence[Row]) -> list[Row]:
             "tumour_slices": sum(area > 0 for area in areas),
             "area_pixels": sum(areas),
         }
-        counts, judged = _counts_of(own)
-        is_known = len(judged) == len(own)
-        patients.append(total | (_score(counts.sum(axis=0)) if is_known else {}))
+        counts, _ = _counts_of(own)
+        is_complete = len(counts) == len(own)
+        patients.append(total | (_score_cells(counts.sum(axis=0)) if is_complete else {}))
     return patients
+
+
+def _counts_of(rows: Sequence[Row]) -> tuple[Counts, list[str]]:
+    """Return int64 (N, 4) TP, FP, FN, TN of the N rows with a true mask, and their patients."""
+    known = [row for row in rows if "TP" in row]
+    counts = np.array([[row[name] for name in _COUNTS] for row in known], np.int64)
+    return counts.reshape(-1, 4), [row["patient"] for row in known]
+
+
+def _score_cells(counts: Counts) -> Row:
+    cells: Row = dict(zip(_COUNTS, counts.tolist(), strict=True))
+    return cells | {name: f"{float(score(counts)):.6f}" for name, score in _SCORES.items()}

@@ -331,7 +331,7 @@ def _write_bad_files(folder: Path) -> dict[str, str]:
     return {
         "bomb.png": "more than 89,478,485 pixels",
         "hundred_megapixels.png": "more than 89,478,485 pixels",
-        "text.tif": "no TIFF, PNG or JPEG image",
+        "text.tif": "not a TIFF, PNG or JPEG image",
         "sixteen.png": "uint16; expected three channels of uint8",
         "ink.tif": "four channels of ink (CMYK)",
     }

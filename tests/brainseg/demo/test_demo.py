@@ -111,7 +111,7 @@ def test_bad_slices_of_a_patient_are_named_and_the_others_shown(
     (tmp_path / "bad.tif").write_text("no image")
     seen, notes = desk.outline_patient([*files, str(tmp_path / "bad.tif")], "steady", NO_SECOND)
     assert len(seen) == 6
-    assert "bad.tif: no TIFF, PNG or JPEG image" in notes
+    assert "bad.tif: not a TIFF, PNG or JPEG image" in notes
     assert 'role="alert"' in notes
 
 

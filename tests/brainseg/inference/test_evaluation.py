@@ -18,7 +18,7 @@ from brainseg.inference.evaluation import (
     THRESHOLD,
     Evaluation,
     Mask,
-    PartPass,
+    PartEvaluation,
     calibration_rows,
     evaluate_model,
     hausdorff_95,
@@ -106,8 +106,8 @@ def test_evaluating_again_gives_the_same_rows(
 
 
 def test_flipped_views_are_those_of_flipped_slices(predictor: Predictor, data: SliceStore) -> None:
-    numbers = predictor.numbers(data, "val")[:4]
-    logits, _ = next(predictor.views(data, numbers))
+    numbers = predictor.part_indices(data, "val")[:4]
+    logits, _ = next(predictor.flipped_logits(data, numbers))
     for view, axes in enumerate(((), (0,), (1,), (0, 1))):
         images = [np.flip(data.image(number), axes).copy() for number in numbers]
         expected = np.stack([np.flip(m, axes) for m in predictor.probabilities(images)])
@@ -117,12 +117,12 @@ def test_flipped_views_are_those_of_flipped_slices(predictor: Predictor, data: S
 def test_validation_alone_chooses_the_threshold(
     evaluation: Evaluation, predictor: Predictor, data: SliceStore
 ) -> None:
-    test = predictor.numbers(data, "test")
+    test = predictor.part_indices(data, "test")
     without = evaluate_model(predictor, _with_masks(data, test, np.zeros((len(test), 32, 32))))
     assert without.threshold == evaluation.threshold
     assert not np.array_equal(without.test.counts[PLAIN], evaluation.test.counts[PLAIN])
     # Where all of validation is what the lowest threshold finds, the lowest is chosen.
-    val = predictor.numbers(data, "val")
+    val = predictor.part_indices(data, "val")
     low = np.stack([m >= 0.05 for m in predictor.probabilities([data.image(n) for n in val])])
     assert evaluate_model(predictor, _with_masks(data, val, low)).threshold == 0.05
 
@@ -161,7 +161,7 @@ def test_a_patients_hd95_is_the_mean_of_the_slices_that_have_one() -> None:
     counts = np.array([[1, 0, 1, 2], [0, 0, 2, 2], [2, 2, 0, 0], [0, 0, 0, 4]])
     maps = np.zeros((4, 2, 2), np.uint8)
     hd95 = np.array([2.0, np.nan, 4.0, np.nan])
-    part = PartPass(slices, {PLAIN: counts}, {}, maps, maps > 0, hd95, np.zeros((20, 3)))
+    part = PartEvaluation(slices, {PLAIN: counts}, {}, maps, maps > 0, hd95, np.zeros((20, 3)))
     rows = patient_rows(Evaluation(part, part, 0.5))
     assert [(row["patient"], row["hd95"]) for row in rows] == [("a", 3.0), ("b", "")]
     assert rows[0]["Dice"] == float(dice(sum_by_patient(counts, ["a", "a", "a", "b"])["a"]))

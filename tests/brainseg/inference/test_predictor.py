@@ -1,17 +1,28 @@
 from __future__ import annotations
 
+import base64
+import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from predictions import read_pixels, run_predict
 
 import brainseg
 from brainseg.config import Experiment
+from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
+from brainseg.data.split import split_by_patient
+from brainseg.demo.catalog import find_models
+from brainseg.demo.handlers import Desk
 from brainseg.errors import CheckpointError, DataError
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
+from brainseg.model.model_file import ModelHeader, load_model, save_model
+from brainseg.model.networks import build_model
+from brainseg.training.epoch import validate
 from brainseg.training.trainer import TrainResult, train_two_stage
 
 CPU = Compute(device="cpu")
@@ -94,3 +105,109 @@ def test_the_public_names_are_importable() -> None:
     assert all(getattr(brainseg, name) for name in brainseg.__all__)
     with pytest.raises(AttributeError, match="no attribute nonsense"):
         brainseg.nonsense  # noqa: B018
+
+
+def test_masks_are_those_of_the_training_evaluation_bit_for_bit(
+    model_file: Path, predictor: Predictor, data: SliceStore, tiny: Experiment, tmp_path: Path
+) -> None:
+    """Alone, in a patient's folder, and in the batches that a test counts: the same pixels."""
+    split = split_by_patient(data.slices, 0, tiny.data.split_seed)
+    numbers = split.numbers(data.slices, "test").tolist()
+    counts, _ = predictor.evaluate(data, "test")
+    together = predictor.masks([data.image(number) for number in numbers])
+    folder = next(data.root.glob(f"{split.test[0]}_*"))
+    assert run_predict(model_file, folder, out=tmp_path / "out") == 0
+    for number, mask, (tp, fp, _, _) in zip(numbers, together, counts, strict=True):
+        assert np.array_equal(predictor.masks([data.image(number)])[0], mask)
+        assert (tp, fp) == (
+            (mask & (data.mask(number) > 0)).sum(),
+            (mask & (data.mask(number) == 0)).sum(),
+        )
+        written = tmp_path / "out" / folder.name / f"{data.slices[number].name}_mask.tif"
+        if written.exists():
+            assert np.array_equal(read_pixels(written), mask * 255)
+
+
+@pytest.mark.slow
+def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
+    real_data: SliceStore, tmp_path: Path
+) -> None:
+    """At the slices' own size, through a network whose logits lie close around the threshold."""
+    changes = {"model.encoder": "efficientnet-b0", "model.encoder_weights": "none"}
+    experiment = Experiment().replaced(changes)
+    network = build_model(experiment.model, 3)
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    header = ModelHeader(
+        experiment=experiment,
+        fingerprint=real_data.fingerprint,
+        synthetic=False,
+        weights="random",
+        best={},
+        metrics={},
+    )
+    save_model(tmp_path / "model.safetensors", weights, header)
+    split = split_by_patient(real_data.slices, 0, experiment.data.split_seed)
+    numbers = [
+        int(n)
+        for n in split.numbers(real_data.slices, "test")
+        if real_data.slices[n].patient == split.test[0]
+    ]
+    batches = Batches(real_data, np.array(numbers), experiment, augmented=False)
+    cpu = torch.device("cpu")
+    judged = validate(network.eval(), batches.epoch(0, 0), experiment, cpu, numbers)
+    folder = next(real_data.root.glob(f"{split.test[0]}_*"))
+    assert run_predict(tmp_path / "model.safetensors", folder, out=tmp_path / "out") == 0
+    desk = Desk(find_models(tmp_path / "model.safetensors"), CPU)
+    for number in numbers:
+        name, mask = real_data.slices[number].name, judged.shown[number]
+        assert np.array_equal(
+            read_pixels(tmp_path / "out" / folder.name / f"{name}_mask.tif"), mask * 255
+        )
+    for number in numbers[:: len(numbers) // 3]:
+        html = desk.outline(
+            str(folder / f"{real_data.slices[number].name}.tif"), None, "model", ""
+        )
+        link = re.findall(r'href="data:image/png;base64,([^"]+)"', html)[0]
+        shown = cv2.imdecode(np.frombuffer(base64.b64decode(link), np.uint8), -1)
+        assert np.array_equal(np.asarray(shown), judged.shown[number] * 255)
+    assert sum(mask.sum() for mask in judged.shown.values()) > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_neighbours_and_threads_change_no_bit(
+    predictor: Predictor, data: SliceStore, threads: int
+) -> None:
+    images = [data.image(number) for number in range(12)]
+    alone = [predictor.probabilities([image])[0] for image in images]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        together = predictor.probabilities(images[::-1])[::-1]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_other_sizes_are_padded_to_a_square_and_cropped_back(predictor: Predictor) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (48, 36, 3), dtype=np.uint8)
+    square = np.zeros((48, 48, 3), np.uint8)
+    square[:, 6:42] = image
+    whole = predictor.probabilities([square])[0]
+    assert np.array_equal(predictor.probabilities([image])[0], whole[:, 6:42])
+
+
+def test_a_threshold_moves_the_mask_and_flips_average(model_file: Path, data: SliceStore) -> None:
+    weights, header = load_model(model_file)
+    raw = header.experiment.replaced({"preprocess.enabled": False})  # CLAHE depends on its tiles
+    predictor = Predictor(weights, header.model_copy(update={"experiment": raw}), CPU)
+    image = data.image(2)
+    plain = predictor.predict([image])[0]
+    eager = predictor.predict([image], threshold=0.2)[0]
+    assert np.array_equal(eager.mask, plain.probabilities >= 0.2)
+    views = [(), (0,), (1,), (0, 1)]
+    maps = [np.flip(predictor.probabilities([np.flip(image, v).copy()])[0], v) for v in views]
+    averaged = predictor.predict([image], tta=True)[0].probabilities
+    assert np.allclose(averaged, np.mean(maps, axis=0), atol=1e-5)
+    assert not np.array_equal(averaged, plain.probabilities)

@@ -11,7 +11,7 @@ from brainseg.config import Experiment
 from brainseg.data.preprocess import resize_mask
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
-from brainseg.inference.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartPass
+from brainseg.inference.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartEvaluation
 from brainseg.inference.overlay import PREDICTED, TRUE
 from brainseg.metrics import Counts
 from brainseg.storage.files import write_text
@@ -35,7 +35,7 @@ def _evaluation(data: SliceStore, missed: str) -> Evaluation:
     levels = np.where(found, 255, 0).astype(np.uint8)
     stages = {PLAIN: counts, FLIPS: counts, LARGEST: counts}
     hd95 = np.full(len(slices), np.nan)
-    part = PartPass(slices, stages, {0.5: counts}, levels, true, hd95, np.zeros((20, 3)))
+    part = PartEvaluation(slices, stages, {0.5: counts}, levels, true, hd95, np.zeros((20, 3)))
     return Evaluation(part, part, 0.5)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from brainseg.config import Experiment
 from brainseg.data.slice_store import Slice
-from brainseg.inference.evaluation import PLAIN, Evaluation, PartPass
+from brainseg.inference.evaluation import PLAIN, Evaluation, PartEvaluation
 from brainseg.metrics import Counts
 from brainseg.storage.files import write_text
 from study.spec.grid import Trial, plan_trials
@@ -29,7 +29,7 @@ def _evaluation(probabilities: list[float]) -> Evaluation:
     levels = np.zeros((2, 2, 2), np.uint8)
     levels[0] = (np.reshape(probabilities, (2, 2)) * 256).astype(np.uint8)
     counts: dict[str, Counts] = {PLAIN: np.zeros((2, 4), np.int64)}
-    part = PartPass(SLICES, counts, {}, levels, TRUE, np.full(2, np.nan), np.zeros((20, 3)))
+    part = PartEvaluation(SLICES, counts, {}, levels, TRUE, np.full(2, np.nan), np.zeros((20, 3)))
     return Evaluation(part, part, 0.5)
 
 

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from predictions import read_rows, run_predict
+
+from brainseg.data.slice_store import SliceStore
+from brainseg.inference.predictor import Predictor
+
+AFFINES = {
+    "as it is": np.diag([-1.0, -1.0, 5.0, 1.0]),
+    "mirrored": np.diag([1.0, 1.0, 5.0, 1.0]),
+    "coronal": np.array([[1.0, 0, 0, -5], [0, 0, 2.0, 3], [0, -1.0, 0, 9], [0, 0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_a_volume_is_predicted_slice_by_slice_with_its_affine(
+    model_file: Path, predictor: Predictor, data: SliceStore, tmp_path: Path, name: str
+) -> None:
+    """Whatever way a volume is stored, its slices reach the network the same way up."""
+    images = np.stack([data.image(number) for number in range(6)])  # z, y, x
+    true = np.stack([data.mask(number) for number in range(6)])
+    in_place = nibabel.Nifti1Image(images.transpose(2, 1, 0, 3), AFFINES["as it is"])
+    own = nibabel.orientations.io_orientation(AFFINES[name])
+    lps = nibabel.orientations.axcodes2ornt(("L", "P", "S"))
+    turn = nibabel.orientations.ornt_transform(lps, own)
+    stored = nibabel.orientations.apply_orientation(np.asarray(in_place.dataobj), turn)
+    nibabel.save(nibabel.Nifti1Image(stored, AFFINES[name]), tmp_path / "head.nii.gz")
+    stored = nibabel.orientations.apply_orientation(true.transpose(2, 1, 0), turn)
+    nibabel.save(nibabel.Nifti1Image(stored, AFFINES[name]), tmp_path / "head_mask.nii.gz")
+    assert run_predict(model_file, tmp_path / "head.nii.gz", out=tmp_path / "out") == 0
+    written = nibabel.load(tmp_path / "out" / "head_mask.nii.gz")
+    assert np.array_equal(written.affine, AFFINES[name])
+    assert written.shape == stored.shape
+    assert written.get_data_dtype() == np.uint8
+    back = nibabel.orientations.apply_orientation(
+        np.asarray(written.dataobj), nibabel.orientations.ornt_transform(own, lps)
+    )
+    assert np.array_equal(back.transpose(2, 1, 0), np.stack(predictor.masks(list(images))))
+    rows = read_rows(tmp_path / "out" / "predictions.csv")
+    assert [row["slice"] for row in rows] == list("123456")
+    tumour = [int(row["TP"]) + int(row["FN"]) for row in rows]
+    assert tumour == true.sum(axis=(1, 2)).tolist()
+    assert len(list((tmp_path / "out").glob("*_outline.png"))) == 6

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from predictions import read_rows, run_predict
+
+from brainseg.data.slice_store import SliceStore
+from brainseg.errors import DataError
+from brainseg.inference.overlay import encode_picture
+from brainseg.inference.readers import find_scans, read_user_image
+
+
+def _save_png(path: Path, image: NDArray[np.unsignedinteger]) -> None:
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def _bad_files(folder: Path) -> dict[str, str]:
+    """Write every kind of bad file; return name -> what its sentence says."""
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    _save_png(folder / "sixteen_bits.png", rgb.astype(np.uint16) * 257)
+    _save_png(folder / "sixteen_bits_grey.png", rgb[:, :, 0].astype(np.uint16) * 257)
+    _save_png(folder / "grey.png", rgb[:, :, 0])
+    _save_png(folder / "transparent.png", np.dstack([rgb, rgb[:, :, :1]]))
+    _save_png(folder / "tiny.png", rgb[:8, :8])
+    Image.fromarray(rgb).convert("CMYK").save(folder / "ink.tif")
+    Image.fromarray(rgb).convert("CMYK").save(folder / "ink_photo.jpg")
+    Image.fromarray(rgb).convert("P").save(folder / "palette.png")
+    Image.fromarray(rgb).save(
+        folder / "pages.tif", save_all=True, append_images=[Image.fromarray(rgb)]
+    )
+    whole = (folder / "pages.tif").read_bytes()
+    (folder / "cut_slice.tif").write_bytes(encode_picture(rgb, ".tif")[:4000])
+    (folder / "cut_picture.png").write_bytes(encode_picture(rgb, ".png")[:4000])
+    (folder / "text.tif").write_text("no image")
+    (folder / "empty.tif").write_bytes(b"")
+    (folder / "gif.png").write_bytes(b"GIF89a" + bytes(64))
+    Image.new("1", (10_000, 10_000)).save(folder / "hundred_megapixels.png")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    assert whole
+    volume = rng.integers(0, 1700, (32, 32, 4, 3)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "sixteen.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(volume[..., 0], np.eye(4)), folder / "one.nii")
+    (folder / "broken.nii.gz").write_bytes(b"\x1f\x8bnothing")
+    cut = (folder / "sixteen.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(cut[: len(cut) // 2])
+    return {
+        "sixteen_bits.png": "64x64x3 uint16; expected three channels of uint8",
+        "sixteen_bits_grey.png": "one channel of 16 bits; expected three channels",
+        "grey.png": "one grey channel; expected three channels",
+        "transparent.png": "four channels, the last one transparency; expected three",
+        "tiny.png": "8 x 8 pixels; expected sides from 32 to 4096",
+        "ink.tif": "four channels of ink (CMYK); expected three",
+        "ink_photo.jpg": "four channels of ink (CMYK); expected three",
+        "palette.png": "a palette of colours; expected three",
+        "pages.tif": "2 pages; expected one slice in a file",
+        "cut_slice.tif": "not a TIFF",
+        "cut_picture.png": "bytes that are no image, or a truncated one",
+        "text.tif": "not a TIFF, PNG or JPEG image",
+        "empty.tif": "not a TIFF, PNG or JPEG image",
+        "gif.png": "not a TIFF, PNG or JPEG image",
+        "hundred_megapixels.png": "pixels; expected sides from 32 to 4096",
+        "bomb.png": "pixels; expected sides from 32 to 4096",
+        "sixteen.nii.gz": "int16 from 0 to 1699; expected integers from 0 to 255",
+        "one.nii": "32x32x4; expected three sequences on a fourth axis",
+        "broken.nii.gz": "not a NIfTI volume",
+        "cut.nii.gz": "damaged",
+    }
+
+
+def test_bad_files_get_a_sentence_each_and_the_others_go_on(
+    model_file: Path, data: SliceStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        expected = _bad_files(folder)
+    (folder / "good.png").write_bytes(encode_picture(data.image(2)))
+    (folder / "notes.csv").write_text("not an input at all")
+    code = run_predict(model_file, folder, tmp_path / "missing.tif", out=tmp_path / "out")
+    assert code == 3
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == len(expected) + 1
+    for name, sentence in expected.items():
+        lines = [line for line in errors if f"/{name}: " in line]
+        assert len(lines) == 1, name
+        assert sentence in lines[0]
+    assert any("missing.tif: there is no such file" in line for line in errors)
+    assert [Path(row["file"]).name for row in read_rows(tmp_path / "out" / "predictions.csv")] == [
+        "good.png"
+    ]
+
+
+def test_a_bad_mask_is_named(
+    model_file: Path, data: SliceStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode_picture(data.image(2)))
+    (tmp_path / "a_mask.png").write_bytes(encode_picture(np.full((32, 32), 7, np.uint8)))
+    assert run_predict(model_file, tmp_path / "a.png", out=tmp_path / "out") == 3
+    assert "a_mask.png: values 7 ...; expected 0 and 255" in capfd.readouterr().err
+
+
+def test_damaged_headers_never_raise_anything_else(data: SliceStore, tmp_path: Path) -> None:
+    """Random damage to files: an image, or a DataError; no other exception, no crash."""
+
+    rng = np.random.default_rng(0)
+    for suffix in (".tif", ".png", ".jpg"):
+        whole = np.frombuffer(encode_picture(data.image(2), suffix), np.uint8)
+        for _ in range(150):
+            broken = whole.copy()
+            places = rng.integers(0, min(len(whole), 400), 6)
+            broken[places] = rng.integers(0, 256, 6)
+            path = tmp_path / f"broken{suffix}"
+            path.write_bytes(broken.tobytes())
+            try:
+                assert read_user_image(path).shape[2] == 3
+            except DataError as error:
+                assert path.name in str(error)
+
+
+def test_two_inputs_of_one_name_are_not_written_over_each_other(
+    data: SliceStore, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(encode_picture(data.image(0)))
+    scans, problems = find_scans([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"])
+    assert len(scans) == 1
+    assert "would overwrite the results" in problems[0]
+    scans, problems = find_scans([tmp_path, tmp_path / "a"])
+    assert len(scans) == 3  # the folder above tells them apart
+    assert not problems
