@@ -1,5 +1,5 @@
-# `make` alone lists what there is.
-.PHONY: help check test test-all golden
+# `make` alone lists the targets.
+.PHONY: help check test test-all package golden
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -15,5 +15,8 @@ test: ## the fast tests, without the slow ones
 test-all: ## every test, the slow ones included
 	pytest -m "slow or not slow"
 
-golden: ## write the golden losses anew; review the difference in git
+package: ## the source archive and the wheel, below dist/
+	python -m build --no-isolation
+
+golden: ## write the golden losses again; review the difference in git
 	BRAINSEG_WRITE_GOLDEN=1 pytest tests/brainseg/training/test_trainer.py -k golden

@@ -117,9 +117,3 @@ def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     assert "examples:" in text
     assert "exit codes:" in text
     assert max(len(line) for line in text.splitlines()) <= 100
-
-
-def test_the_readme_names_both_commands() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "pip install -e . && python -m study.run --grid baseline" in text
-    assert 'pip install -e ".[test]" && pytest' in text
