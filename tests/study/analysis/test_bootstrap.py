@@ -188,7 +188,7 @@ def test_skewed_scores_are_told_apart_with_the_predicted_power(gain: float) -> N
 
     needed = int(patients_needed(differences(100_000)))
     found = np.mean([sign_flip_test(differences(needed), rng) < 0.05 for _ in range(500)])
-    print(f"\ngain {gain}: {needed} patients needed, found with power {found:.1%}")  # noqa: T201
+    print(f"\ngain {gain}: {needed} patients needed, found with power {found:.1%}")
     assert found == pytest.approx(0.8, abs=0.07)
 
 
@@ -243,7 +243,7 @@ def test_intervals_cover_by_patients_seeds_and_runs(
 ) -> None:
     coverage = _coverage(World(run=run), num_patients, num_seeds, num_folds, repetitions=500)
     shown = "  ".join(f"{name} {share:.1%}" for name, share in coverage.items())
-    print(f"\n{num_patients} patients, {num_folds} folds, {num_seeds} seeds, runs {run}: {shown}")  # noqa: T201
+    print(f"\n{num_patients} patients, {num_folds} folds, {num_seeds} seeds, runs {run}: {shown}")
     if run == 0 or (num_seeds == 3 and run == 0.1):
         assert coverage["difference"] > 0.91
     if run <= 0.1:

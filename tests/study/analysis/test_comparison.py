@@ -319,5 +319,5 @@ def test_equal_variants_are_seldom_shown_to_differ(
         claims.append(any(q < 0.05 and e.low * e.high > 0 for q, e in zip(p, found, strict=True)))
         rejections.append((p < 0.05).any())
     text = f"a difference shown {np.mean(claims):.1%}, by p alone {np.mean(rejections):.1%}"
-    print(f"\n4 equal variants, 40 patients, {num_seeds} seeds, runs {run}: {text}")  # noqa: T201
+    print(f"\n4 equal variants, 40 patients, {num_seeds} seeds, runs {run}: {text}")
     assert np.mean(claims) <= most
