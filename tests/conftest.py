@@ -17,6 +17,7 @@ from brainseg.data.phantom import generate_phantom
 from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
+from brainseg.storage.files import write_text
 from brainseg.training.trainer import train_two_stage
 
 # Ray starts trials at niceness 15: beside other tests they would hardly move.
@@ -152,3 +153,26 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = generate_study(tmp_path_factory.mktemp("generated") / "study", failed=(3,))
     write_report(study)
     return study
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A generated study of two variants without a report, to be changed."""
+    from generated import generate_study
+
+    return generate_study(tmp_path / "small", grid="lite", patients=20)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace a report's figures by an empty one: drawing takes most of a report's time."""
+    from study.report.figures import FigureWriter
+
+    def draw(writer: FigureWriter) -> str:
+        for suffix in ("svg", "png"):
+            write_text(writer._results.folder / "figures" / f"one.{suffix}", "<svg/>")
+        return "figures/one.png"
+
+    for name in vars(FigureWriter):
+        if not name.startswith("_") and name != "save":
+            monkeypatch.setattr(FigureWriter, name, draw)

@@ -1,7 +1,6 @@
-"""The slices that a reader learns from, chosen over the whole study and drawn.
+"""Choose and draw the example slices of a study once all trials have ended.
 
-Drawn once the trials have ended, from the probabilities that they kept: only then is it known
-which slices all variants find hard.
+The pictures are drawn from the probability maps that the trials kept.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from brainseg.inference.overlay import (
 )
 from brainseg.storage.files import read_csv, write_bytes, write_csv
 from study.analysis.scores import dice_by_patient, read_slices
+from study.report.results import WORST_PATIENT, WORST_SLICE
 from study.spec.grid import Trial
 from study.storage.probability_maps import LEVELS, load_probabilities
 from study.storage.tables import Row, TrialFolder
@@ -34,28 +34,28 @@ from study.storage.tables import Row, TrialFolder
 EXAMPLE_COLUMNS = (
     *("kind", "place", "variant", "fold", "seed", "patient", "slice", "Dice", "picture"),
 )
-WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 _NUM_WORST = 10
 _MOST_OF_A_PATIENT = 2
 _SIDE = 256
-_STEP = 4  # of the 256 greys, one in so many is used
-_BACKGROUND, _MARGIN = 20, 6
+_STEP = 4  # greys are rounded to multiples of it, which makes files smaller
+_BACKGROUND, _MARGIN = 20, 6  # grey level, pixels
 
 
 def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> None:
     """Write examples.csv and the pictures in examples/.
 
-    Per variant the best, the median and the worst slice with tumour; of all variants together the
-    ten worst patients (each by the slice with most wrong pixels) and the ten worst slices.
+    Each variant gets its best, its median and its worst slice with tumour. All variants together
+    get the ten worst patients, each by the slice with the most wrong pixels, and the ten worst
+    slices.
 
     Args:
-        study: The study's folder, its slices.csv written.
-        trials: All of them; those without probabilities have no pictures.
+        study: The study's folder, with slices.csv.
+        trials: All trials of the study; those without probability maps get no pictures.
         data: The dataset.
     """
     slices = read_slices(read_csv(study / "slices.csv"))
     folder = study / "examples"
-    shutil.rmtree(folder, ignore_errors=True)  # of a smaller study, whose choice was another
+    shutil.rmtree(folder, ignore_errors=True)  # a smaller study had other examples
     rows = _choose(slices)
     drawn = dict(_draw_all(study, trials, data, rows))
     kept = [row for row in rows if row["picture"] in drawn]
@@ -86,12 +86,12 @@ def _choose(slices: pd.DataFrame) -> list[Row]:
 
 
 def _worst_first(slices: pd.DataFrame) -> pd.DataFrame:
-    """Sort by Dice, of equal ones the one with more wrong pixels first."""
+    """Sort slices by Dice; of equal ones, those with more wrong pixels come first."""
     return slices.sort_values(["Dice", "wrong"], ascending=[True, False], kind="stable")
 
 
 def _worst_patients(slices: pd.DataFrame) -> list[str]:
-    """Per patient, lowest mean Dice first, the slice with most wrong pixels."""
+    """Return the slice with the most wrong pixels of each of the patients with the lowest Dice."""
     if slices.empty:
         return []
     means = np.nanmean(dice_by_patient(slices), axis=(0, 1))
@@ -101,7 +101,7 @@ def _worst_patients(slices: pd.DataFrame) -> list[str]:
 
 
 def _worst_slices(slices: pd.DataFrame) -> list[str]:
-    """The slices of the lowest mean Dice, of one patient at most two."""
+    """Return the slices with the lowest mean Dice, at most two of a patient."""
     groups = slices.groupby(["patient", "slice"], sort=False, observed=True)
     means = groups[["Dice", "wrong"]].mean().round({"Dice": 12}).reset_index()
     worst = _worst_first(means).groupby("patient", sort=False, observed=True)
@@ -126,7 +126,7 @@ def _draw_all(
     study: Path, trials: Sequence[Trial], data: SliceStore, rows: Sequence[Row]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the path and the PNG of each picture, trial by trial."""
-    number_of = {item.name: number for number, item in enumerate(data.slices)}
+    index_of = {item.name: index for index, item in enumerate(data.slices)}
     for trial in trials:
         path = TrialFolder(study / "trials" / trial.name).probabilities
         cell = (trial.variant, trial.fold, trial.seed)
@@ -138,14 +138,14 @@ def _draw_all(
         for position, name in enumerate(maps.slices):
             if name in wanted:
                 predicted = np.asarray(maps.levels[position] >= threshold)
-                image = data.image(number_of[name])
+                image = data.image(index_of[name])
                 yield wanted[name]["picture"], _paint(image, maps.true[position], predicted)
 
 
 def _paint(
     image: NDArray[np.uint8], true: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> bytes:
-    """Return a PNG of the head in FLAIR with both outlines, in few greys for few bytes."""
+    """Return a PNG of the head in FLAIR with both outlines."""
     left, top, side = _find_head(image[:, :, FLAIR])
     window = np.s_[top : top + side, left : left + side]
     masks = [_enlarge(mask, image.shape[0])[window] for mask in (true, predicted)]
@@ -159,12 +159,12 @@ def _enlarge(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 
 def _find_head(flair: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Return left, top and side of a square around what is not background; all, if nothing is."""
+    """Return left, top and side of a square around the head; the whole slice if it is black."""
     size = flair.shape[0]
     left, top, width, height = cv2.boundingRect((flair > _BACKGROUND).astype(np.uint8))
-    side = min(max(width, height) + 2 * _MARGIN, size)
     if width == 0:
         return 0, 0, size
+    side = min(max(width, height) + 2 * _MARGIN, size)
     centre = (left + width // 2, top + height // 2)
     x, y = (min(max(c - side // 2, 0), size - side) for c in centre)
     return x, y, side

@@ -1,6 +1,6 @@
-"""A model card beside each exported model: what it is, what it was tested on, what limits it.
+"""Model cards beside the exported models: what each is, what it was tested on, what limits it.
 
-After Mitchell et al. 2019, Model Cards for Model Reporting. Needs neither Ray nor torch.
+After Mitchell et al. 2019, Model Cards for Model Reporting.
 """
 
 from __future__ import annotations
@@ -9,39 +9,37 @@ from collections.abc import Iterator
 
 from brainseg.document import format_estimate, format_number, markdown_table
 from brainseg.storage.files import write_text
-from study.analysis.comparison import VariantScores
-from study.report.results import Records
+from study.report.results import StudyResults
 from study.storage.tables import Row, kept_models
 
 
-def write_cards(records: Records) -> None:
+def write_model_cards(results: StudyResults) -> None:
     """Write `models/<variant>.md` for each variant that has a finished trial."""
-    scores = {item.variant: item for item in records.comparison.variants}
-    for variant, row in kept_models(records.trials).items():
+    for variant, row in kept_models(results.trials).items():
         blocks = [
             f"# Model card: {variant}",
-            *([f"**{' · '.join(records.labels)}**"] if records.labels else []),
-            *_describe_model(records, row),
-            *_describe_data(records, row),
-            *_describe_scores(records, row, scores[variant]),
-            *_describe_limits(records, variant),
+            *([f"**{' · '.join(results.labels)}**"] if results.labels else []),
+            *_model(results, row),
+            *_data(results, row),
+            *_scores(results, row),
+            *_limits(results, variant),
         ]
-        write_text(records.study / "models" / f"{variant}.md", "\n\n".join(blocks) + "\n")
+        write_text(results.folder / "models" / f"{variant}.md", "\n\n".join(blocks) + "\n")
 
 
-def _describe_model(records: Records, row: Row) -> Iterator[str]:
-    variant, size = row["variant"], records.about["experiment"]["data"]["size"]
+def _model(results: StudyResults, row: Row) -> Iterator[str]:
+    variant, size = row["variant"], results.about["experiment"]["data"]["size"]
     filters = "median filter and CLAHE" if row["preprocessed"] == "True" else "none"
     yield "## Model"
     yield "\n".join(
         [
             f"- File: `{variant}.safetensors`; its header holds the experiment that made it.",
-            f"- U-Net, encoder {row['encoder']}; first weights: {row['weights']}.",
-            f"- In: one slice, channels pre-contrast, FLAIR, post-contrast; resized to {size} px; "
-            f"filters: {filters}.",
-            "- Out: the probability of tumour (FLAIR abnormality) per pixel.",
-            f"- The variant's trial of the lowest validation loss: fold {row['fold']}, seed "
-            f"{row['seed']}, stage {float(row['best_stage']):.0f}, epoch "
+            f"- Network: U-Net, encoder {row['encoder']}; first weights: {row['weights']}.",
+            "- Input: one slice with the channels pre-contrast, FLAIR and post-contrast; resized "
+            f"to {size} px; filters: {filters}.",
+            "- Output: the probability of tumour (FLAIR abnormality) per pixel.",
+            "- Chosen from the variant's trials by the lowest validation loss: fold "
+            f"{row['fold']}, seed {row['seed']}, stage {float(row['best_stage']):.0f}, epoch "
             f"{float(row['best_epoch']):.0f}.",
         ]
     )
@@ -51,34 +49,37 @@ def _describe_model(records: Records, row: Row) -> Iterator[str]:
     )
 
 
-def _describe_data(records: Records, row: Row) -> Iterator[str]:
-    about = records.about
+def _data(results: StudyResults, row: Row) -> Iterator[str]:
+    about = results.about
     kind = "Generated phantoms (SYNTHETIC)" if about["synthetic"] else "MRI slices"
     yield "## Data and split"
     lines = [
         f"- {kind}: {about['patients']} patients, {about['slices']:,} slices, "
         f"{about['tumour_slices']:,} with tumour; fingerprint `{about['fingerprint']}`.",
     ]
-    for rotation in records.split.get("rotations", []):
+    for rotation in results.split.get("rotations", []):
         if int(rotation["rotation"]) == int(row["fold"]):
             sizes = ", ".join(f"{len(rotation[part])} {part}" for part in ("train", "val", "test"))
-            lines.append(f"- By patient, none in two parts: {sizes} patients (`split.json`).")
+            lines.append(f"- Split by patient (`split.json`): {sizes} patients.")
     yield "\n".join(lines)
 
 
-def _describe_scores(records: Records, row: Row, scores: VariantScores) -> Iterator[str]:
+def _scores(results: StudyResults, row: Row) -> Iterator[str]:
+    variant = row["variant"]
+    (scores,) = (item for item in results.comparison.variants if item.variant == variant)
     yield "## Scores"
-    num_trials = len(records.finished(row["variant"]))
+    num_trials = len(results.trials_of(variant, "finished"))
     yield (
-        f"Of the variant: {num_trials} trials, {scores.num_patients} test patients, with 95 % "
-        "intervals; global Dice, IoU, precision and recall from the pixels of all patients; HD95 "
-        "in pixels."
+        f"Scores of the variant with 95 % intervals, from {num_trials} trials and "
+        f"{scores.num_patients} test patients. Global Dice, IoU, precision and recall are "
+        "computed from the pixels of all patients; HD95 is in pixels."
     )
-    table = {
-        name: format_estimate(estimate, 1 if name == "HD95" else 3)
-        for name, estimate in scores.scores.items()
-    }
-    yield markdown_table([{"score": name, "value": value} for name, value in table.items()])
+    yield markdown_table(
+        [
+            {"score": name, "value": format_estimate(estimate, 1 if name == "HD95" else 3)}
+            for name, estimate in scores.scores.items()
+        ]
+    )
     own = ", ".join(
         f"{title} {float(row[key]):.3f}"
         for title, key in (
@@ -88,49 +89,42 @@ def _describe_scores(records: Records, row: Row, scores: VariantScores) -> Itera
             ("recall", "test_recall"),
         )
     )
-    yield f"Of this file alone, on its own test patients: {own}."
+    yield f"Scores of this model file on its own test patients: {own}."
 
 
-def _describe_limits(records: Records, variant: str) -> Iterator[str]:
+def _limits(results: StudyResults, variant: str) -> Iterator[str]:
     yield "## Limits"
     lines = [
-        "**Not for clinical use.** For research on the comparison of networks.",
-        f"The study's conclusion: {records.conclusion.sentence}",
-        *records.conclusion.caveats,
-        "Slices are segmented one by one; volumes are not looked at. Scanners, sites and "
+        "**Not for clinical use.** The model serves research on the comparison of networks.",
+        f"The study's conclusion: {results.conclusion.sentence}",
+        *results.conclusion.caveats,
+        "The model segments slices one by one and does not see volumes. Scanners, sites and "
         "reference outlines other than the dataset's were not tested.",
-        *_weakest(records, variant),
-        *_alarms(records, variant),
     ]
-    for item in records.calibrations:
-        if item.variant == variant:
-            error = format_number(item.error_unsure)
-            lines.append(f"Calibration error where the probability is 0.05 or more: {error}.")
+    for breakdown in results.breakdowns:
+        groups = [group for group in breakdown.groups if variant in group.dice]
+        if groups:
+            weakest = min(groups, key=lambda group: group.dice[variant].point)
+            lines.append(
+                f"Weakest group by {breakdown.title[0].lower()}{breakdown.title[1:]}: "
+                f"{weakest.name}, Dice/patient {format_estimate(weakest.dice[variant])} on "
+                f"{weakest.num_patients} patients."
+            )
+    lines += [
+        f"False alarms on {format_estimate(item.false_alarms)} of tumour-free slices; "
+        f"{format_estimate(item.missed)} of tumour slices missed (shares, means over patients)."
+        for item in results.slice_errors
+        if item.variant == variant
+    ]
+    lines += [
+        "Calibration error where the probability is 0.05 or more: "
+        f"{format_number(item.error_unsure)}."
+        for item in results.calibrations
+        if item.variant == variant
+    ]
     yield "\n".join(f"- {line}" for line in lines)
-    if not records.about["synthetic"]:
+    if not results.about["synthetic"]:
         yield (
             "The weights derive from the LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG "
             "through TCIA), which is under CC BY-NC-SA 4.0."
         )
-
-
-def _weakest(records: Records, variant: str) -> Iterator[str]:
-    for found in records.breakdowns:
-        groups = [group for group in found.groups if variant in group.dice]
-        if groups:
-            weakest = min(groups, key=lambda group: group.dice[variant].point)
-            score = format_estimate(weakest.dice[variant])
-            yield (
-                f"Weakest group by {found.title[0].lower()}{found.title[1:]}: {weakest.name}, "
-                f"Dice/patient {score} on {weakest.num_patients} patients."
-            )
-
-
-def _alarms(records: Records, variant: str) -> Iterator[str]:
-    for item in records.alarms:
-        if item.variant == variant:
-            yield (
-                f"False alarms on {format_estimate(item.false_alarms)} of tumour-free slices; "
-                f"{format_estimate(item.missed)} of tumour slices missed (shares, means over "
-                "patients)."
-            )

@@ -1,18 +1,14 @@
-"""What a study rests on, section by section: trials, cost, data, split, versions, command.
-
-Needs neither Ray nor torch.
-"""
+"""What the findings rest on, as sections: trials, published results, cost, data, reproduction."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
-from study.report.results import SYNTHETIC, Records
-from study.storage.tables import Row
+from study.report.results import SYNTHETIC, StudyResults
 
 PUBLISHED = {
     "raw-resnet50": (0.8898, 0.8015, 0.9963, 0.8820, 0.8978, 0.1265),
@@ -22,38 +18,41 @@ PUBLISHED = {
 }
 """Dice, IoU, accuracy, precision, recall, val loss: one split, one seed, 12 or fewer patients."""
 
-_SECONDS = 3600
+_HOUR = 3600
 
 
-def describe_basis(records: Records) -> list[Section]:
-    """Return the sections about what the findings rest on."""
+def describe_provenance(results: StudyResults) -> list[Section]:
+    """Return the sections on what the findings rest on; those without data are left out."""
     sections = [
-        _trials(records),
-        _published(records),
-        _cost(records),
-        _data(records),
-        _repeat(records),
+        Section("trials", "Trials", list(_trials(results))),
+        Section("published", "Published results, for comparison", list(_published(results))),
+        Section("cost", "Cost", list(_cost(results))),
+        Section("data", "Data and split", list(_data(results))),
+        Section("repeat", "How to reproduce this study", list(_reproduction(results))),
     ]
     return [section for section in sections if section.blocks]
 
 
 def describe_study(about: Mapping[str, Any]) -> str:
-    """Return what a reader must know beside any score, in one line."""
-    size = about["experiment"]["data"]["size"]
+    """Return what a reader must know beside any score, in one line.
+
+    Args:
+        about: The content of study.json.
+    """
     parts = [
         SYNTHETIC if about["synthetic"] else f"data {about['fingerprint'][:12]}",
         f"{about['patients']} patients",
-        f"{size} px",
+        f"{about['experiment']['data']['size']} px",
         f"encoder weights: {about['weights']}",
         f"{about['folds']} fold(s) x {about['seeds']} seed(s)",
     ]
     return " · ".join(parts)
 
 
-def published_rows(records: Records) -> list[dict[str, str]]:
-    """Return the published table, values as text; empty if no variant of the study is in it."""
+def published_rows(results: StudyResults) -> list[dict[str, str]]:
+    """Return the published table, values as text; empty if it has no variant of the study."""
     names = ("Dice", "IoU", "accuracy", "precision", "recall", "val loss")
-    if not set(records.variants) & set(PUBLISHED):
+    if not set(results.variants) & set(PUBLISHED):
         return []
     return [
         {"published": variant, **{n: f"{v:.4f}" for n, v in zip(names, values, strict=True)}}
@@ -61,20 +60,24 @@ def published_rows(records: Records) -> list[dict[str, str]]:
     ]
 
 
-def check_split(records: Records) -> list[tuple[str, bool]]:
-    """Return sentences about the split, each with whether it holds in the files as they are."""
-    rotations = records.split.get("rotations", [])
+def check_split(results: StudyResults) -> list[tuple[str, bool]]:
+    """Verify the split from split.json and scores.csv.
+
+    Returns:
+        Statements about the split, each with whether it holds; empty without split.json.
+    """
+    rotations = results.split.get("rotations", [])
     if not rotations:
         return []
-    everyone = set(records.split["fold_of_patient"])
+    patients = set(results.split["fold_of_patient"])
     parts = [[set(r["train"]), set(r["val"]), set(r["test"])] for r in rotations]
     tested = [test for _, _, test in parts]
-    where = {int(r["rotation"]): set(r["test"]) for r in rotations}
-    matrix = records.matrix
+    test_of = {int(r["rotation"]): set(r["test"]) for r in rotations}
+    matrix = results.matrix
     scored = [
-        (int(fold), matrix.patients[p])
-        for seed in matrix.folds
-        for p, fold in enumerate(seed)
+        (int(fold), patient)
+        for folds in matrix.folds
+        for fold, patient in zip(folds, matrix.patients, strict=True)
         if fold >= 0
     ]
     checks = [
@@ -83,137 +86,117 @@ def check_split(records: Records) -> list[tuple[str, bool]]:
             all(not a & b for group in parts for a, b in itertools.combinations(group, 2)),
         ),
         (
-            "every patient is in one of them, in every rotation",
-            all(set().union(*group) == everyone for group in parts),
+            "every patient is in train, val or test of every rotation",
+            all(set().union(*group) == patients for group in parts),
         ),
         (
             "no patient is tested in two rotations",
             all(not a & b for a, b in itertools.combinations(tested, 2)),
         ),
         (
-            "every score is of a patient of its rotation's test part",
-            all(patient in where.get(fold, set()) for fold, patient in scored),
+            "every score is of a patient in the test part of its rotation",
+            all(patient in test_of.get(fold, set()) for fold, patient in scored),
         ),
     ]
     if len(rotations) == 10:
-        checks.append(("every patient is tested", set().union(*tested) == everyone))
+        checks.append(("every patient is tested", set().union(*tested) == patients))
     return checks
 
 
-def _trials(records: Records) -> Section:
-    failed = [row for row in records.trials if row["status"] != "finished"]
-    halved = [row for row in records.trials if row.get("batch_parts") not in (None, "", "1")]
-    finished = len(records.trials) - len(failed)
-    blocks: list[Block] = [Paragraph(f"{finished} of {len(records.trials)} trials finished.")]
+def _trials(results: StudyResults) -> Iterator[Block]:
+    failed = [row for row in results.trials if row["status"] != "finished"]
+    halved = [row for row in results.trials if row.get("batch_parts") not in (None, "", "1")]
+    total = len(results.trials)
+    yield Paragraph(f"{total - len(failed)} of {total} trials finished.")
     if failed:
         keys = ("variant", "fold", "seed", "status", "error")
         rows = [{key: row[key] or NONE for key in keys} for row in failed]
-        blocks.append(Table(f"{len(failed)} trials without a score.", rows))
+        yield Table(f"{len(failed)} trials without scores.", rows)
     if halved:
         names = ", ".join(f"{r['variant']} fold {r['fold']} seed {r['seed']}" for r in halved)
-        blocks.append(
-            Paragraph(f"Batches in parts for want of memory, which changes numbers: {names}.")
+        yield Paragraph(
+            f"Memory ran out, so batches were taken in parts, which changes numbers: {names}."
         )
-    return Section("trials", "Trials", blocks)
 
 
-def _published(records: Records) -> Section:
-    rows = published_rows(records)
-    blocks: list[Block] = []
+def _published(results: StudyResults) -> Iterator[Block]:
+    rows = published_rows(results)
     if rows:
-        table = Table("Published by others, not measured here.", rows, is_result=False)
-        blocks = [Paragraph(_PUBLISHED_NOTE), table]
-    return Section("published", "Published results, for comparison", blocks)
+        yield Paragraph(
+            "Published by the project whose protocol this study follows (Tada-TOT) and not "
+            "measured here: one split, one seed, 12 or fewer test patients of 110, 256 px, "
+            "ImageNet weights, on a GPU. The published Dice is the global one."
+        )
+        yield Table("Published by others, not measured here.", rows, is_result=False)
 
 
-def _cost(records: Records) -> Section:
-    rows = [_cost_row(records, variant) for variant in records.variants]
-    rows.append(_cost_row(records, None))
-    caption = "What training took; preparation, testing and waiting are not counted."
-    return Section("cost", "Cost", [Table(caption, rows), Paragraph("Energy was not measured.")])
+def _cost(results: StudyResults) -> Iterator[Block]:
+    rows = [_cost_row(results, variant) for variant in (*results.variants, None)]
+    yield Table("Cost of training; preparation, testing and waiting are not counted.", rows)
+    yield Paragraph("Energy was not measured.")
 
 
-def _cost_row(records: Records, variant: str | None) -> dict[str, str]:
-    rows = records.trials if variant is None else records.trials_of(variant)
+def _cost_row(results: StudyResults, variant: str | None) -> dict[str, str]:
+    rows = results.trials if variant is None else results.trials_of(variant)
     seconds = sum(float(row["seconds"] or 0) for row in rows)
     epochs = sum(int(row["epochs"] or 0) for row in rows)
-    gpus = float(records.about["gpus_per_trial"])
-    cpus = float(records.about["cpus_per_trial"])
+    gpus = float(results.about["gpus_per_trial"])
+    cpus = float(results.about["cpus_per_trial"])
     kind, share = ("GPU hours", gpus) if gpus else ("CPU hours", cpus)
     return {
         "variant": variant or "all",
         "trials": str(len(rows)),
         "epochs": f"{epochs:,}",
         "seconds per epoch": f"{seconds / epochs:.1f}" if epochs else NONE,
-        "hours of trials": f"{seconds / _SECONDS:.2f}",
-        kind: f"{seconds * share / _SECONDS:.2f}",
+        "hours of trials": f"{seconds / _HOUR:.2f}",
+        kind: f"{seconds * share / _HOUR:.2f}",
     }
 
 
-def _data(records: Records) -> Section:
-    about, patients = records.about, list(records.patients.values())
+def _data(results: StudyResults) -> Iterator[Block]:
+    about = results.about
     facts = {
         "kind": "SYNTHETIC: generated phantoms" if about["synthetic"] else "MRI slices",
         "patients": f"{about['patients']:,}",
         "slices": f"{about['slices']:,}",
         "slices with tumour": f"{about['tumour_slices']:,}",
         "fingerprint": str(about["fingerprint"]),
-        **_count_patients(patients),
     }
-    blocks: list[Block] = [facts_table("The dataset.", facts)]
-    if not about["synthetic"]:
-        blocks.append(Paragraph(_LICENCE))
-    checks = check_split(records)
-    if checks:
-        rows = [{"check": text, "result": "holds" if ok else "FAILS"} for text, ok in checks]
-        caption = "The split, checked anew from split.json and scores.csv."
-        blocks.append(Table(caption, rows, is_result=False))
-    return Section("data", "Data and split", blocks)
-
-
-def _count_patients(patients: list[Row]) -> dict[str, str]:
-    counts = {}
-    for title, key, empty in (
+    for name, key, empty in (
         ("patients by site", "site", "not known"),
         ("patients by missing sequence", "missing", "none"),
         ("patients by grade (code)", "grade", "not known"),
         ("patients by histology (code)", "histology", "not known"),
     ):
-        found = Counter(row[key] or empty for row in patients)
-        if found and set(found) != {"not known"}:
-            counts[title] = ", ".join(f"{name}: {n}" for name, n in sorted(found.items()))
-    return counts
+        counts = Counter(row[key] or empty for row in results.patients.values())
+        if counts and set(counts) != {"not known"}:
+            facts[name] = ", ".join(f"{value}: {n}" for value, n in sorted(counts.items()))
+    yield facts_table("The dataset.", facts)
+    if not about["synthetic"]:
+        yield Paragraph(
+            "The slices are from the LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG through "
+            "TCIA). They and their pictures in this report are under CC BY-NC-SA 4.0."
+        )
+    checks = check_split(results)
+    if checks:
+        rows = [{"check": text, "result": "holds" if ok else "FAILS"} for text, ok in checks]
+        yield Table("The split, verified from split.json and scores.csv.", rows, is_result=False)
 
 
-def _repeat(records: Records) -> Section:
-    about, start = records.about, records.about["starts"][-1]
-    versions = {"commit of this code": start["commit"], **start["versions"]}
-    shared = records.study / "experiment.yaml"
+def _reproduction(results: StudyResults) -> Iterator[Block]:
+    start = results.about["starts"][-1]
+    yield Listing("The command:", start["command"])
+    yield facts_table("Versions.", {"commit of this code": start["commit"], **start["versions"]})
     differences = "\n".join(
         f"{variant}: " + ", ".join(f"{key}={value}" for key, value in changes.items())
-        for variant, changes in about["variants"].items()
+        for variant, changes in results.about["variants"].items()
     )
-    blocks: list[Block] = [
-        Listing("The command:", start["command"]),
-        facts_table("Versions.", versions),
-        Listing("The variants, and the keys in which they differ:", differences),
-    ]
+    yield Listing("The variants and the keys in which they differ:", differences)
+    shared = results.folder / "experiment.yaml"
     if shared.exists():
         text = shared.read_text(encoding="utf-8")
-        blocks.append(Listing("The configuration that they share:", text, is_folded=True))
-    blocks.append(Paragraph(_FILES))
-    return Section("repeat", "How to repeat it", blocks)
-
-
-_PUBLISHED_NOTE = """\
-Published by the project whose protocol this is (Tada-TOT): one split, one seed, 12 or fewer test \
-patients of 110, 256 px, ImageNet weights, on a GPU. Not measured here. Its Dice is the global \
-one."""
-
-_LICENCE = """\
-Slices from the LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG through TCIA) are under \
-CC BY-NC-SA 4.0, and so are their pictures in this report."""
-
-_FILES = """\
-Every number above comes from study.json, split.json and the CSV files beside this report: \
-trials, scores, slices, stages, ensemble, calibration, patients, examples."""
+        yield Listing("The configuration that they share:", text, is_folded=True)
+    yield Paragraph(
+        "All numbers above come from study.json, split.json and the CSV files beside this report: "
+        "trials, scores, slices, stages, ensemble, calibration, patients, examples."
+    )

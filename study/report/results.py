@@ -1,7 +1,4 @@
-"""A study's files, read once and compared: all that a report knows.
-
-Needs neither Ray nor torch.
-"""
+"""Read the files of a study and analyse them: everything that a report shows."""
 
 from __future__ import annotations
 
@@ -32,126 +29,124 @@ from study.storage.tables import Row, TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"
+WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 History = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Records:
-    """What a study left behind.
+class StudyResults:
+    """The files of a study and their analysis.
 
     Attributes:
-        study: Its folder.
+        folder: The study's folder.
         about: study.json.
-        split: split.json; empty if there is none.
-        trials: Rows of trials.csv.
-        patients: Patient -> its row of patients.csv.
-        stages: Rows of stages.csv, those of ensemble.csv after them.
-        calibration: Rows of calibration.csv.
-        examples: Rows of examples.csv whose picture is there.
-        slices: slices.csv, as the table of `read_slices`.
-        histories: (variant, fold, seed) -> rows of history.csv.
-        matrix: scores.csv.
-        comparison: Of the matrix.
-        conclusion: Of the comparison.
+        split: split.json; empty if the file is missing.
+        trials: The rows of trials.csv.
+        patients: Patient -> row of patients.csv.
+        postprocessing: The rows of stages.csv and ensemble.csv.
+        calibration: The rows of calibration.csv.
+        examples: The rows of examples.csv whose picture exists.
+        slices: slices.csv as the table of `read_slices`.
+        histories: (variant, fold, seed) -> rows of the trial's history.csv.
+        matrix: scores.csv as arrays.
     """
 
-    study: Path
+    folder: Path
     about: Mapping[str, Any]
     split: Mapping[str, Any]
     trials: Sequence[Row]
     patients: Mapping[str, Row]
-    stages: Sequence[Row]
+    postprocessing: Sequence[Row]
     calibration: Sequence[Row]
     examples: Sequence[Row]
     slices: pd.DataFrame
     histories: Mapping[tuple[str, int, int], History]
     matrix: ScoreMatrix
-    comparison: Comparison
-    conclusion: Conclusion
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The comparison of the variants."""
+        return compare(self.matrix, read_factors(self.trials))
+
+    @cached_property
+    def conclusion(self) -> Conclusion:
+        """The comparison in words."""
+        searched = self.split.get("search", ())
+        return conclude(self.matrix, self.comparison, self.about["synthetic"], searched)
 
     @cached_property
     def breakdowns(self) -> list[Breakdown]:
-        """Scores by group of patients and slices; none without slices.csv."""
+        """Scores by group of patients or slices; empty without slices.csv."""
         return break_down(self.slices, self.patients) if len(self.slices) else []
 
     @cached_property
     def slice_dice(self) -> dict[str, Estimate]:
-        """Variant -> Dice/slice; none without slices.csv."""
+        """Variant -> Dice/slice; empty without slices.csv."""
         return average_slices(self.slices) if len(self.slices) else {}
 
     @cached_property
-    def alarms(self) -> list[SliceErrors]:
-        """How often each variant's slices are wrong as a whole; none without slices.csv."""
+    def slice_errors(self) -> list[SliceErrors]:
+        """False alarms and missed tumours of each variant; empty without slices.csv."""
         return count_slice_errors(self.slices) if len(self.slices) else []
 
     @cached_property
-    def stage_effects(self) -> list[PostprocessingEffect]:
+    def effects_of_postprocessing(self) -> list[PostprocessingEffect]:
         """What each post-processing step changes."""
-        return compare_postprocessing(self.stages)
+        return compare_postprocessing(self.postprocessing)
 
     @cached_property
     def calibrations(self) -> list[Calibration]:
-        """Whether each variant's probabilities are right."""
+        """The calibration of each variant's probabilities."""
         return calibrate(self.calibration)
 
     @property
     def variants(self) -> list[str]:
-        """Names, best first."""
+        """The names of the variants, best first."""
         return [item.variant for item in self.comparison.variants]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What must stand beside every number: synthetic data, random first weights."""
+        """Warnings that stand beside every number: synthetic data, random first weights."""
         is_random = NO_WEIGHTS in str(self.about["weights"])
         found = (self.about["synthetic"] and "SYNTHETIC", is_random and NO_WEIGHTS)
         return tuple(str(label) for label in found if label)
 
-    def trials_of(self, variant: str) -> list[Row]:
-        """Return the rows of one variant's trials."""
-        return [row for row in self.trials if row["variant"] == variant]
-
-    def finished(self, variant: str) -> list[Row]:
-        """Return the rows of one variant's finished trials."""
-        return [row for row in self.trials_of(variant) if row["status"] == "finished"]
+    def trials_of(self, variant: str, status: str | None = None) -> list[Row]:
+        """Return the rows of a variant's trials, or of those with one status."""
+        rows = [row for row in self.trials if row["variant"] == variant]
+        return [row for row in rows if status in (None, row["status"])]
 
 
-def read_records(study: Path) -> Records:
-    """Read and compare.
+def read_results(folder: Path) -> StudyResults:
+    """Read the files of a study.
 
     Args:
-        study: A folder with study.json and trials.csv; what else is missing is left out.
+        folder: A folder with study.json and trials.csv. Other files may be missing; the report
+            then leaves out what they hold.
 
     Raises:
         StudyError: If scores.csv contradicts itself.
     """
-    about = json.loads((study / "study.json").read_text(encoding="utf-8"))
-    trials = read_csv(study / "trials.csv")
-    path = study / "split.json"
-    split = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    matrix = read_matrix(read_csv(study / "scores.csv"), trials)
-    comparison = compare(matrix, read_factors(trials))
-    examples = [r for r in read_csv(study / "examples.csv") if (study / r["picture"]).exists()]
-    return Records(
-        study,
-        about,
-        split,
-        trials,
-        {row["patient"]: row for row in read_csv(study / "patients.csv")},
-        read_csv(study / "stages.csv") + read_csv(study / "ensemble.csv"),
-        read_csv(study / "calibration.csv"),
-        examples,
-        read_slices(read_csv(study / "slices.csv")),
-        {_cell(row): _history(study, row) for row in trials},
-        matrix,
-        comparison,
-        conclude(matrix, comparison, about["synthetic"], split.get("search", ())),
+    trials = read_csv(folder / "trials.csv")
+    split = folder / "split.json"
+    return StudyResults(
+        folder=folder,
+        about=json.loads((folder / "study.json").read_text(encoding="utf-8")),
+        split=json.loads(split.read_text(encoding="utf-8")) if split.exists() else {},
+        trials=trials,
+        patients={row["patient"]: row for row in read_csv(folder / "patients.csv")},
+        postprocessing=read_csv(folder / "stages.csv") + read_csv(folder / "ensemble.csv"),
+        calibration=read_csv(folder / "calibration.csv"),
+        examples=[
+            row for row in read_csv(folder / "examples.csv") if (folder / row["picture"]).exists()
+        ],
+        slices=read_slices(read_csv(folder / "slices.csv")),
+        histories=dict(_read_history(folder, row) for row in trials),
+        matrix=read_matrix(read_csv(folder / "scores.csv"), trials),
     )
 
 
-def _cell(row: Row) -> tuple[str, int, int]:
-    return row["variant"], int(row["fold"]), int(row["seed"])
-
-
-def _history(study: Path, row: Row) -> History:
-    name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-    return TrialFolder(study / "trials" / name).read_history()
+def _read_history(folder: Path, row: Row) -> tuple[tuple[str, int, int], History]:
+    cell = row["variant"], int(row["fold"]), int(row["seed"])
+    name = "{}-fold{}-seed{}".format(*cell)
+    return cell, TrialFolder(folder / "trials" / name).read_history()

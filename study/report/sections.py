@@ -1,11 +1,9 @@
-"""What a study found, section by section: scores, differences, groups, stages, slices.
-
-Needs neither Ray nor torch.
-"""
+"""The findings of a study as sections, from test scores to example slices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from statistics import fmean
 
 import numpy as np
@@ -24,9 +22,8 @@ from brainseg.document import (
     format_number,
     format_p,
 )
-from study.analysis.subgroups import Breakdown
-from study.report.figures import Drawer
-from study.report.results import Records
+from study.report.figures import FigureWriter
+from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults
 from study.storage.tables import Row
 
 _SCORES = {
@@ -38,78 +35,103 @@ _SCORES = {
     "recall": 3,
     "HD95": 1,
 }
+"""Score -> decimals."""
 
 
-def describe_findings(records: Records, drawer: Drawer) -> list[Section]:
-    """Return the sections about what was found; what was not measured is left out."""
+def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Section]:
+    """Return the sections on the findings; those without data are left out."""
     sections = [
-        _ranking(records),
-        _differences(records, drawer),
-        _ranks(records, drawer),
-        _learning(records, drawer),
-        _patients(records, drawer),
-        _breakdowns(records),
-        _calibration(records, drawer),
-        _stages(records, drawer),
-        *describe_cases(records),
+        Section(name, title, list(blocks))
+        for name, title, blocks in (
+            ("scores", "Test scores", _scores(results)),
+            ("differences", "Differences between variants", _differences(results, figures)),
+            ("ranks", "Ranks and sources of variance", _ranks(results, figures)),
+            ("learning", "Learning curves", _learning(results, figures)),
+            ("patients", "Scores per patient", _patients(results, figures)),
+            ("groups", "Scores by group", _groups(results)),
+            ("calibration", "Calibration", _calibration(results, figures)),
+            ("postprocessing", "Post-processing", _postprocessing(results, figures)),
+            ("worst-patient", "Hardest patients", _hardest_patients(results)),
+            ("worst-slice", "Hardest slices", _hardest_slices(results)),
+            ("examples", "Best, median and worst slice of each variant", _examples(results)),
+        )
     ]
     return [section for section in sections if section.blocks]
 
 
-def ranked_rows(records: Records) -> list[dict[str, str]]:
-    """Return the ranked table with intervals, a row per variant, values as text."""
+def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
+    """Return the rows of the ranking with intervals, one per variant, values as text."""
     rows = []
-    ranked = [item.variant for item in records.comparison.variants if item.ranks]
-    for item in records.comparison.variants:
-        place = str(1 + ranked.index(item.variant)) if item.variant in ranked else NONE
-        rows.append({"": place, "variant": item.variant})
-        own = {**item.scores, "Dice/slice": records.slice_dice.get(item.variant)}
-        for name, decimals in _SCORES.items():
-            rows[-1][name] = format_estimate(own.get(name), decimals)
-        finished, asked = records.finished(item.variant), records.trials_of(item.variant)
+    ranked = [item.variant for item in results.comparison.variants if item.ranks]
+    for item in results.comparison.variants:
+        variant = item.variant
+        finished = results.trials_of(variant, "finished")
         losses = [float(row["val_loss"]) for row in finished]
-        rows[-1] |= {
-            "val loss": format_number(fmean(losses)) if losses else NONE,
-            "patients": str(item.num_patients),
-            "trials": f"{len(finished)}/{len(asked)}",
-        }
+        scores = {**item.scores, "Dice/slice": results.slice_dice.get(variant)}
+        rows.append(
+            {
+                "": str(1 + ranked.index(variant)) if variant in ranked else NONE,
+                "variant": variant,
+                **{name: format_estimate(scores.get(name), n) for name, n in _SCORES.items()},
+                "val loss": format_number(fmean(losses)) if losses else NONE,
+                "patients": str(item.num_patients),
+                "trials": f"{len(finished)}/{len(results.trials_of(variant))}",
+            }
+        )
     return rows
 
 
-def _ranking(records: Records) -> Section:
-    blocks: list[Block] = [Paragraph(_EXPLANATION)]
-    if records.trials:
+def _scores(results: StudyResults) -> Iterator[Block]:
+    yield Paragraph(
+        "Variants are ranked by Dice/patient: the Dice of all slices of a patient together, "
+        "averaged over test patients. Global Dice, IoU, precision and recall are computed from "
+        "the pixel counts of all patients together. Dice/slice is the mean over slices with "
+        "tumour. HD95 is the 95th percentile of the distance between the true and the predicted "
+        "outline, in pixels at the network's input size, over slices where both exist. Each trial "
+        "was tested once, after training, with the weights of its lowest validation loss. "
+        "Intervals come from resampling patients and seeds."
+    )
+    if results.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
-        blocks.append(Table(caption, ranked_rows(records)))
-    return Section("scores", "Test scores", blocks)
+        yield Table(caption, ranked_rows(results))
 
 
-def _differences(records: Records, drawer: Drawer) -> Section:
-    comparison = records.comparison
-    blocks: list[Block] = []
+def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    comparison = results.comparison
     if comparison.pairs:
-        path = drawer.differences(comparison.pairs, comparison.effects)
-        alt = (
-            "Forest plot: each pair of variants' difference in Dice/patient with its interval, "
-            "beside a line at no difference"
+        yield Figure(
+            figures.differences(),
+            "Forest plot: the difference in Dice/patient of each pair of variants with its "
+            "interval, beside a line at no difference",
+            "Right of the line, the first variant scored better. If an interval crosses the line, "
+            "the comparison is inconclusive.",
         )
-        blocks.append(Figure(path, alt, _FOREST))
         rows = [
             {
                 "first - second": f"{pair.first} - {pair.second}",
                 "difference": format_change(pair.difference),
                 "p": format_p(pair.p),
                 "p (Holm)": format_p(pair.p_holm),
-                "higher mean": format_number(pair.share_better, 2),
-                "better on a patient": format_number(pair.improvement, 2),
+                "P(higher mean)": format_number(pair.share_better, 2),
+                "P(better on a patient)": format_number(pair.improvement, 2),
                 "patients": str(pair.num_patients),
-                "patients needed": _spell_needed(pair.patients_needed),
+                "patients needed": _format_needed(pair.patients_needed),
             }
             for pair in comparison.pairs
         ]
-        blocks += [Table(_PAIRS, rows), Paragraph(_PAIRS_NOTE)]
+        yield Table(
+            "Paired differences in Dice/patient with 95 % intervals, first minus second.", rows
+        )
+        yield Paragraph(
+            "p is the two-sided p-value of a sign-flip test on the "
+            "patients' differences; p (Holm) is corrected for the number of pairs. P(higher mean) "
+            "is the probability that the first variant has the higher mean. P(better on a "
+            "patient) is the probability that it has the higher Dice on a single patient, where "
+            "ties count half. With the patients needed, a paired t-test would detect this "
+            "difference with a power of 0.8."
+        )
     if comparison.effects:
-        effects = [
+        rows = [
             {
                 "factor": effect.name,
                 "effect on Dice/patient": format_change(effect.difference),
@@ -117,276 +139,247 @@ def _differences(records: Records, drawer: Drawer) -> Section:
             }
             for effect in comparison.effects
         ]
-        blocks.append(Table("Encoder and preprocessing as the two factors they are.", effects))
-    return Section("differences", "Is one better than another?", blocks)
+        yield Table("Effects of the two factors, encoder and preprocessing.", rows)
 
 
-def _spell_needed(patients: float) -> str:
-    if np.isnan(patients):
+def _format_needed(patients: float) -> str:
+    if math.isnan(patients):
         return NONE
     return f"{patients:,.0f}" if patients < 1e6 else "> 1,000,000"
 
 
-def _ranks(records: Records, drawer: Drawer) -> Section:
-    blocks: list[Block] = []
-    ranked = [item for item in records.comparison.variants if item.ranks]
+def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    ranked = [item for item in results.comparison.variants if item.ranks]
     if len(ranked) > 1:
-        alt = "Bars: for each variant the probability of each rank, from first to last"
-        blocks.append(Figure(drawer.ranks(records.comparison), alt, _RANKS))
+        yield Figure(
+            figures.ranks(),
+            "Bars: for each variant the probability of each rank, from first to last",
+            "How often each variant takes each rank if patients and seeds are resampled.",
+        )
         rows = [
             {"variant": item.variant}
-            | {f"rank {n}": format_number(share, 2) for n, share in enumerate(item.ranks, start=1)}
+            | {f"rank {n}": format_number(p, 2) for n, p in enumerate(item.ranks, start=1)}
             for item in ranked
         ]
-        blocks.append(Table("Probability of each rank.", rows))
-    shares = records.comparison.variance
-    if any(not np.isnan(share) for share in shares.values()):
-        alt = "Bars: shares of the variance of Dice/patient by what causes it"
-        blocks.append(Figure(drawer.variance(shares), alt, _VARIANCE))
-    return Section("ranks", "How stable is the order, and what makes scores differ?", blocks)
+        yield Table("Probability of each rank.", rows)
+    if not all(map(math.isnan, results.comparison.variance.values())):
+        yield Figure(
+            figures.variance(),
+            "Bars: shares of the variance of Dice/patient by source",
+            "Sources of the variance of Dice/patient over all variants, patients and seeds.",
+        )
 
 
-def _learning(records: Records, drawer: Drawer) -> Section:
-    blocks: list[Block] = []
-    if any(records.histories.values()):
-        alt = "Validation loss and validation Dice per epoch, one line per variant"
-        blocks.append(Figure(drawer.learning_curves(records), alt, _CURVES))
-    return Section("learning", "Learning curves", blocks)
+def _learning(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    if any(results.histories.values()):
+        yield Figure(
+            figures.learning_curves(),
+            "Validation loss and validation Dice per epoch, one line per variant",
+            "Lines are means over trials. Bands go from the lowest to the highest seed, or fold "
+            "if there is only one seed.",
+        )
 
 
-def _patients(records: Records, drawer: Drawer) -> Section:
-    blocks: list[Block] = []
-    if records.matrix.patients:
-        alt = "Dots: Dice of every test patient with every variant, patients from hard to easy"
-        caption = "Every test patient: a column of dots is one patient with all variants."
-        blocks.append(Figure(drawer.patients(records), alt, caption))
-    return Section("patients", "Patient by patient", blocks)
+def _patients(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    if results.matrix.patients:
+        yield Figure(
+            figures.patients(),
+            "Dots: Dice of every test patient with every variant, patients from hard to easy",
+            "Dice of every test patient. Each column of dots is one patient with all variants.",
+        )
 
 
-def _breakdowns(records: Records) -> Section:
-    blocks: list[Block] = []
-    if len(records.slices):
-        blocks.append(Paragraph(_BREAKDOWN))
-        blocks += [_breakdown(found, records.variants) for found in records.breakdowns]
+def _groups(results: StudyResults) -> Iterator[Block]:
+    if results.slices.empty:
+        return
+    yield Paragraph(
+        "Dice/patient over the slices of each group, with 95 % intervals. Small groups have wide "
+        "intervals. Nothing here is corrected for the number of groups."
+    )
+    for breakdown in results.breakdowns:
         rows = [
             {
-                "variant": item.variant,
-                "tumour-free slices with a false alarm": format_estimate(item.false_alarms),
-                "false pixels per tumour-free slice": format_estimate(item.false_pixels, 1),
-                "tumour slices missed": format_estimate(item.missed),
+                "group": group.name,
+                "patients": str(group.num_patients),
+                "slices": f"{group.num_slices:,}",
+                **{name: format_estimate(group.dice.get(name)) for name in results.variants},
             }
-            for item in records.alarms
+            for group in breakdown.groups
         ]
-        blocks.append(Table("Slices that are wrong as a whole, means over patients.", rows))
-    return Section("groups", "By group of patients and slices", blocks)
-
-
-def _breakdown(found: Breakdown, variants: Sequence[str]) -> Table:
+        yield Table(f"{breakdown.title}: Dice/patient by group.", rows)
     rows = [
         {
-            "group": group.name,
-            "patients": str(group.num_patients),
-            "slices": f"{group.num_slices:,}",
-            **{variant: format_estimate(group.dice.get(variant)) for variant in variants},
+            "variant": item.variant,
+            "tumour-free slices with a false alarm": format_estimate(item.false_alarms),
+            "false pixels per tumour-free slice": format_estimate(item.false_pixels, 1),
+            "tumour slices missed": format_estimate(item.missed),
         }
-        for group in found.groups
+        for item in results.slice_errors
     ]
-    return Table(f"{found.title}: Dice/patient by group.", rows)
+    yield Table("False alarms and missed tumours by slice, means over patients.", rows)
 
 
-def _calibration(records: Records, drawer: Drawer) -> Section:
-    calibrations = records.calibrations
-    blocks: list[Block] = []
-    if calibrations:
-        alt = "Reliability diagram: share of tumour against predicted probability, per variant"
-        blocks.append(Figure(drawer.calibration(calibrations), alt, _RELIABILITY))
-        rows = [
+def _calibration(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    if not results.calibrations:
+        return
+    yield Figure(
+        figures.calibration(),
+        "Reliability diagram: share of tumour against predicted probability, per variant",
+        "Left: on the dotted line, the predicted probability is the observed share of tumour; "
+        "below it, the network is overconfident. Right: the number of test pixels of each point.",
+    )
+    rows = [
+        {
+            "variant": item.variant,
+            "ECE": format_number(item.error, 4),
+            "ECE where the probability is 0.05 or more": format_number(item.error_unsure),
+        }
+        for item in results.calibrations
+    ]
+    yield Table("Expected calibration error (ECE) on test pixels.", rows)
+
+
+def _postprocessing(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    effects = results.effects_of_postprocessing
+    if not effects:
+        return
+    yield Paragraph(
+        "Each step is applied alone and compared with the same networks without it, on the same "
+        "test patients. Thresholds, and whether a step is used, are chosen on validation for each "
+        "trial; nothing is chosen on test. An ensemble averages the probabilities of the seeds of "
+        "one fold. Folds are not combined, because the networks of a fold were trained on most of "
+        "the other folds' test patients."
+    )
+    yield Figure(
+        figures.postprocessing(),
+        "Forest plot: what each post-processing step changes in each variant's Dice/patient",
+        "Change in Dice/patient on test if the step is always applied.",
+    )
+    rows = [
+        {
+            "step": effect.step,
+            "variant": effect.variant,
+            "setting": effect.settings or NONE,
+            "change on validation": f"{effect.val_difference:+.3f}",
+            "chosen on validation": f"{effect.num_chosen} of {effect.num_trials}",
+            "change on test, always": format_change(effect.always),
+            "change on test, where chosen": format_change(effect.as_chosen),
+        }
+        for effect in effects
+    ]
+    yield Table("Post-processing steps, paired by patient.", rows)
+    if not any(effect.step == "ensemble" for effect in effects):
+        yield Paragraph("There is no ensemble, because the study has only one seed.")
+
+
+_OUTLINES = "Pictures show FLAIR with the true outline in blue and the predicted one in orange."
+
+
+def _hardest_patients(results: StudyResults) -> Iterator[Block]:
+    groups = _by_place(results, WORST_PATIENT)
+    if not groups:
+        return
+    yield Paragraph(
+        "The ten patients with the lowest mean Dice over variants and seeds, each with the slice "
+        f"that has the most wrong pixels. {_OUTLINES}"
+    )
+    rows = []
+    for place, (example, *_) in groups.items():
+        patient = example["patient"]
+        about = results.patients.get(patient, {})
+        area = about.get("tumour_pixels")
+        rows.append(
             {
-                "variant": item.variant,
-                "ECE": format_number(item.error, 4),
-                "ECE where the probability is 0.05 or more": format_number(item.error_unsure),
+                "": str(place),
+                "patient": patient,
+                "site": about.get("site") or NONE,
+                "tumour, px": f"{int(area):,}" if area else NONE,
+                "missing": about.get("missing") or NONE,
+                **{name: _patient_dice(results, name, patient) for name in results.variants},
             }
-            for item in calibrations
+        )
+    yield Table("Dice of each patient by variant, mean over seeds.", rows)
+    yield from _galleries(results, groups)
+
+
+def _hardest_slices(results: StudyResults) -> Iterator[Block]:
+    groups = _by_place(results, WORST_SLICE)
+    if not groups:
+        return
+    yield Paragraph(
+        "The ten slices with the lowest mean Dice over variants and seeds, at most two of a "
+        f"patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
+    )
+    rows = []
+    for place, (example, *_) in groups.items():
+        name = example["slice"]
+        area = _tumour_area(results, name)
+        row = {"": str(place), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
+        rows.append(row | {v: _wrong_pixels(results, v, name) for v in results.variants})
+    yield Table(
+        "Wrong pixels of each slice by variant, false positives and false negatives together, at "
+        "the network's input size; mean over seeds.",
+        rows,
+    )
+    yield from _galleries(results, groups)
+
+
+def _examples(results: StudyResults) -> Iterator[Block]:
+    galleries = []
+    for variant in results.variants:
+        tiles = [
+            _tile(row, f"{kind}: {row['slice']}")
+            for kind in ("best", "median", "worst")
+            for row in results.examples
+            if row["kind"] == kind and row["variant"] == variant
         ]
-        blocks.append(Table("Expected calibration error on test pixels.", rows))
-    return Section("calibration", "Are the probabilities right?", blocks)
+        if tiles:
+            galleries.append(Gallery(variant, tiles))
+    if galleries:
+        yield Paragraph(f"Chosen from the tumour slices of each variant. {_OUTLINES}")
+        yield from galleries
 
 
-def _stages(records: Records, drawer: Drawer) -> Section:
-    effects = records.stage_effects
-    blocks: list[Block] = []
-    if effects:
-        alt = "Forest plot: what each optional stage changes in each variant's Dice/patient"
-        figure = Figure(drawer.stages(effects), alt, "Always applied, whatever validation says.")
-        rows = [
-            {
-                "stage": effect.step,
-                "variant": effect.variant,
-                "setting": effect.settings or NONE,
-                "change on validation": f"{effect.val_difference:+.3f}",
-                "chosen on validation": f"{effect.num_chosen} of {effect.num_trials}",
-                "change on test, always": format_change(effect.always),
-                "change on test, where chosen": format_change(effect.as_chosen),
-            }
-            for effect in effects
-        ]
-        blocks = [Paragraph(_STAGES), figure, Table("Optional stages, paired by patient.", rows)]
-        if not any(effect.step == "ensemble" for effect in effects):
-            blocks.append(Paragraph("With one seed there is no ensemble over seeds."))
-    return Section("stages", "Optional stages: do they earn their place?", blocks)
+def _by_place(results: StudyResults, kind: str) -> dict[int, list[Row]]:
+    """Return place -> the example slices of one kind, a row per variant."""
+    groups: dict[int, list[Row]] = {}
+    for row in results.examples:
+        if row["kind"] == kind:
+            groups.setdefault(int(row["place"]), []).append(row)
+    return dict(sorted(groups.items()))
 
 
-_EXPLANATION = """\
-Ranked by Dice/patient: Dice over all slices of a patient together, then the mean over test \
-patients. Global Dice, IoU, precision and recall come from the pixel counts of all patients \
-together; Dice/slice is the mean over slices that hold tumour. HD95 is the 95th percentile of the \
-distance between the outlines in pixels at the network's size, over slices where both exist. The \
-test part was opened once per trial, after training; the weights are those of the lowest \
-validation loss. Intervals redraw patients and seeds."""
-
-_FOREST = """\
-Right of the line the first scored better; an interval across the line leaves the question open."""
-
-_PAIRS = "Paired differences in Dice/patient, first minus second, with 95 % intervals."
-
-_PAIRS_NOTE = """\
-p: how often chance alone would give a difference this large, by flipping the signs of patients' \
-differences; Holm's correction is for the number of pairs. Higher mean: probability that the \
-first has it. Better on a patient: probability that the first has the higher Dice on one patient, \
-ties counting half. Patients needed: for a paired t-test to find this difference with power 0.8."""
-
-_RANKS = "How often each variant takes each rank when patients and seeds are drawn again."
-_VARIANCE = "What the spread of Dice/patient is made of, over all variants, patients and seeds."
-_CURVES = """\
-Line: mean over trials. Band: from the lowest to the highest seed; with one seed, fold."""
-
-_BREAKDOWN = """\
-Dice/patient over the slices of each group, with 95 % intervals. Small groups have wide \
-intervals; nothing here is corrected for the number of groups that one may look at."""
-
-_RELIABILITY = """\
-Left: on the dotted line a probability is what it says; below it the network is too sure. Right: \
-how many test pixels each point stands on."""
-
-_STAGES = """\
-Each stage alone, against the same networks without it, on the same test patients. Validation \
-chooses a threshold, and whether a stage is used, trial by trial; the test part chooses nothing. \
-An ensemble is the mean probability of one fold's seeds; over folds there is none, because each \
-fold's networks were trained on most of the others' test patients."""
+def _galleries(results: StudyResults, groups: dict[int, list[Row]]) -> Iterator[Gallery]:
+    for place, rows in groups.items():
+        name = rows[0]["slice"]
+        note = " (no tumour)" if _tumour_area(results, name) == 0 else ""
+        yield Gallery(f"{place}. {name}{note}", [_tile(row, row["variant"]) for row in rows])
 
 
-# --- cases ---
-
-_WORST = {"worst patient": "The hardest patients", "worst slice": "The hardest slices"}
-
-
-def describe_cases(records: Records) -> list[Section]:
-    """Return the sections with pictures; without pictures they have no blocks."""
-    return [*_worst(records), _examples(records)]
-
-
-def _worst(records: Records) -> list[Section]:
-    sections = []
-    for kind, title in _WORST.items():
-        places: dict[int, list[Row]] = {}
-        for row in records.examples:
-            if row["kind"] == kind:
-                places.setdefault(int(row["place"]), []).append(row)
-        blocks: list[Block] = []
-        if places:
-            describe = _patient_row if kind == "worst patient" else _slice_row
-            rows = [describe(records, place, r[0]) for place, r in sorted(places.items())]
-            blocks = [
-                Paragraph(f"{_WORST_NOTE[kind]} {_OUTLINES}"),
-                Table(_WORST_TABLE[kind], rows),
-            ]
-            blocks += [_gallery(records, place, r) for place, r in sorted(places.items())]
-        sections.append(Section(kind.replace(" ", "-"), title, blocks))
-    return sections
+def _tile(row: Row, label: str) -> Tile:
+    score = f"Dice {float(row['Dice']):.2f}"
+    alt = (
+        f"FLAIR slice {row['slice']} with the true outline in blue and that of {row['variant']} "
+        f"in orange, {score}"
+    )
+    return Tile(row["picture"], alt, f"{label}, {score}")
 
 
-def _gallery(records: Records, place: int, rows: Sequence[Row]) -> Gallery:
-    name = rows[0]["slice"]
-    area = _area_of(records, name)
-    note = " (no tumour)" if area == 0 else ""
-    return Gallery(f"{place}. {name}{note}", [_tile(row) for row in rows])
-
-
-def _patient_row(records: Records, place: int, example: Row) -> dict[str, str]:
-    patient = example["patient"]
-    about = records.patients.get(patient, {})
-    area = about.get("tumour_pixels")
-    return {
-        "": str(place),
-        "patient": patient,
-        "site": about.get("site") or NONE,
-        "tumour, px": f"{int(area):,}" if area else NONE,
-        "missing": about.get("missing") or NONE,
-        **{variant: _patient_dice(records, variant, patient) for variant in records.variants},
-    }
-
-
-def _slice_row(records: Records, place: int, example: Row) -> dict[str, str]:
-    name = example["slice"]
-    area = _area_of(records, name)
-    own = records.slices[records.slices["slice"] == name]
-    row = {"": str(place), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
-    for variant in records.variants:
-        wrong = own.loc[own["variant"] == variant, ["FP", "FN"]].sum(axis=1)
-        row[variant] = format_number(float(wrong.mean()), 1) if len(wrong) else NONE
-    return row
-
-
-def _area_of(records: Records, name: str) -> int | None:
-    areas = records.slices.loc[records.slices["slice"] == name, "tumour_pixels"]
-    return int(areas.iloc[0]) if len(areas) else None
-
-
-def _patient_dice(records: Records, variant: str, patient: str) -> str:
-    matrix = records.matrix
+def _patient_dice(results: StudyResults, variant: str, patient: str) -> str:
+    matrix = results.matrix
     if patient not in matrix.patients:
         return NONE
     values = matrix.dice[matrix.index(variant), :, matrix.patients.index(patient)]
-    known = [float(value) for value in values if not np.isnan(value)]
+    known = values[~np.isnan(values)].tolist()
     return format_number(fmean(known)) if known else NONE
 
 
-def _examples(records: Records) -> Section:
-    blocks: list[Block] = []
-    for variant in records.variants:
-        rows = [
-            row
-            for kind in ("best", "median", "worst")
-            for row in records.examples
-            if row["kind"] == kind and row["variant"] == variant
-        ]
-        if rows:
-            tiles = [_tile(row, f"{row['kind']}: {row['slice']}") for row in rows]
-            blocks.append(Gallery(variant, tiles))
-    if blocks:
-        blocks.insert(0, Paragraph(f"Of each variant's tumour slices. {_OUTLINES}"))
-    return Section("examples", "Best, median and worst slice of each variant", blocks)
+def _wrong_pixels(results: StudyResults, variant: str, name: str) -> str:
+    slices = results.slices
+    own = slices.loc[(slices["slice"] == name) & (slices["variant"] == variant), ["FP", "FN"]]
+    return format_number(float(own.sum(axis=1).mean()), 1)
 
 
-def _tile(row: Row, label: str = "") -> Tile:
-    alt = (
-        f"FLAIR slice {row['slice']} with the true outline in blue and that of {row['variant']} "
-        f"in orange, Dice {float(row['Dice']):.2f}"
-    )
-    return Tile(row["picture"], alt, f"{label or row['variant']}, Dice {float(row['Dice']):.2f}")
-
-
-_OUTLINES = "FLAIR; the true outline is blue, the predicted one orange."
-
-_WORST_NOTE = {
-    "worst patient": "The ten of the lowest mean Dice over variants and seeds; of each the slice "
-    "with most wrong pixels.",
-    "worst slice": "The ten of the lowest mean Dice over variants and seeds, of equal ones those "
-    "with more wrong pixels; at most two of a patient.",
-}
-
-_WORST_TABLE = {
-    "worst patient": "Dice of the patient with each variant, mean over seeds.",
-    "worst slice": "Wrong pixels of the slice with each variant, invented or missed, at the "
-    "network's size; mean over seeds.",
-}
+def _tumour_area(results: StudyResults, name: str) -> int | None:
+    areas = results.slices.loc[results.slices["slice"] == name, "tumour_pixels"]
+    return int(areas.iloc[0]) if len(areas) else None

@@ -1,4 +1,4 @@
-"""report.html in a real headless Chromium: nothing fails, everything loads, tables sort."""
+"""report.html in a headless Chromium: nothing fails, everything loads, tables sort."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: pip in
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 _DESKTOP, _PHONE = (1280, 900), (390, 844)
-_PAPER = 718  # pixels across A4 with margins of 1 cm
+_PAPER = 718  # width of A4 in pixels with margins of 1 cm
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def browser() -> Iterator[Any]:
 
 
 class _Visit:
-    """A page that was opened, and what the browser complained about."""
+    """An open page, with the browser's messages and requests."""
 
     def __init__(self, browser: Any, path: Path, size: tuple[int, int]) -> None:
-        self.complaints: list[str] = []
+        self.messages: list[str] = []
         self.requests: list[str] = []
         self.page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(path.as_uri())
         self.page.wait_for_load_state("load")
@@ -53,7 +53,7 @@ def desktop(browser: Any, generated: Path) -> Iterator[_Visit]:
 
 
 def test_nothing_fails_and_nothing_is_fetched(desktop: _Visit, generated: Path) -> None:
-    assert desktop.complaints == []
+    assert desktop.messages == []
     fetched = [url for url in desktop.requests if not url.startswith("data:")]
     assert fetched == [(generated / "report.html").as_uri()]
 
@@ -64,16 +64,18 @@ def test_every_picture_is_loaded(desktop: _Visit) -> None:
     assert all(width > 100 for width in widths)
 
 
-def test_what_is_broken_would_be_seen(browser: Any, generated: Path, tmp_path: Path) -> None:
+def test_broken_scripts_and_pictures_are_noticed(
+    browser: Any, generated: Path, tmp_path: Path
+) -> None:
     text = (generated / "report.html").read_text(encoding="utf-8")
     broken = text.replace('"use strict";', "nonsense();").replace("base64,iVBOR", "base64,AAAAA")
     (tmp_path / "broken.html").write_text(broken, encoding="utf-8")
     visit = _Visit(browser, tmp_path / "broken.html", _DESKTOP)
-    assert any("nonsense" in complaint for complaint in visit.complaints)
+    assert any("nonsense" in message for message in visit.messages)
     assert 0 in visit.ask("[...document.images].map((i) => i.naturalWidth)")
 
 
-def test_a_table_sorts_by_the_column_that_is_clicked(desktop: _Visit) -> None:
+def test_a_click_on_a_column_sorts_the_table(desktop: _Visit) -> None:
     heads = desktop.page.locator("#scores ~ .scroll table thead button").all_text_contents()
     column = heads.index("recall")
     cells = f"#scores ~ .scroll tbody tr td:nth-child({column + 1})"
@@ -87,14 +89,14 @@ def test_a_table_sorts_by_the_column_that_is_clicked(desktop: _Visit) -> None:
     assert values() == sorted(before)
     button.click()
     assert values() == sorted(before, reverse=True)
-    assert before != sorted(before)  # or nothing would have been moved
+    assert before != sorted(before)  # the click has moved rows
     head = desktop.page.locator("#scores ~ .scroll thead th").nth(column)
     assert head.get_attribute("aria-sort") == "descending"
 
 
-def test_a_table_sorts_by_keyboard_and_keeps_dashes_below(desktop: _Visit) -> None:
-    setting = "#stages ~ .scroll tbody tr td:nth-child(3)"
-    button = desktop.page.locator("#stages ~ .scroll thead button").nth(2)
+def test_a_table_sorts_by_keyboard_and_keeps_dashes_last(desktop: _Visit) -> None:
+    setting = "#postprocessing ~ .scroll tbody tr td:nth-child(3)"
+    button = desktop.page.locator("#postprocessing ~ .scroll thead button").nth(2)
     for _ in range(2):
         button.press("Enter")
         texts = desktop.page.locator(setting).all_text_contents()
@@ -109,7 +111,7 @@ def test_the_page_is_as_wide_as_its_window(
 ) -> None:
     visit = _Visit(browser, generated / "report.html", size)
     assert visit.ask("document.documentElement.scrollWidth") <= size[0]
-    # What is wider scrolls in its own frame.
+    # Wider content scrolls in its own frame.
     assert visit.ask(
         "[...document.querySelectorAll('main > section > *')]"
         ".every((e) => e.getBoundingClientRect().right <= innerWidth)"
@@ -122,7 +124,7 @@ def test_the_page_fits_on_paper(desktop: _Visit) -> None:
     assert desktop.ask("document.documentElement.scrollWidth") <= _PAPER
 
 
-def test_printing_unfolds_what_is_folded(desktop: _Visit) -> None:
+def test_printing_opens_folded_listings(desktop: _Visit) -> None:
     assert desktop.ask("[...document.querySelectorAll('details')].some((d) => !d.open)")
     pdf = desktop.page.pdf(format="A4")
     assert len(pdf) > 100_000

@@ -1,3 +1,5 @@
+"""The section on a search, of a study whose scores and curves are invented."""
+
 from __future__ import annotations
 
 import json
@@ -7,15 +9,21 @@ from pathlib import Path
 
 import pytest
 from generated import generate_study
+from optuna.importance import (
+    FanovaImportanceEvaluator,
+    PedAnovaImportanceEvaluator,
+    get_param_importances,
+)
+from optuna.trial import TrialState
 from stubs import Drive, build_search
 
 from brainseg.config import Experiment
 from brainseg.document import Figure, Paragraph, Section, Table
 from brainseg.storage.files import read_csv
 from study.report.build import write_report
-from study.report.figures import Drawer
-from study.report.results import Records, read_records
-from study.report.search_section import describe_search, importances, restrict
+from study.report.figures import FigureWriter
+from study.report.results import StudyResults, read_results
+from study.report.search_section import describe_search, restrict, to_optuna
 from study.storage.candidates import candidate_folder
 from study.storage.leaderboard import ranked, write_standings
 
@@ -42,14 +50,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records(study: Path) -> Records:
-    return read_records(study)
+def results(study: Path) -> StudyResults:
+    return read_results(study)
 
 
 @pytest.fixture(scope="module")
-def section(records: Records) -> Section:
-    drawer = Drawer(records.study, records.matrix.variants, records.labels)
-    (section,) = describe_search(records, drawer)
+def section(results: StudyResults) -> Section:
+    (section,) = describe_search(results, FigureWriter(results))
     return section
 
 
@@ -57,7 +64,7 @@ def _table(section: Section, words: str) -> Table:
     return next(b for b in section.blocks if isinstance(b, Table) and words in b.caption)
 
 
-def test_a_search_says_what_it_found(section: Section, study: Path) -> None:
+def test_the_section_names_the_best_candidates(section: Section, study: Path) -> None:
     text = " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
     rows = read_csv(study / "candidates.csv")
     finished = sum(row["status"] == "finished" for row in rows)
@@ -67,48 +74,49 @@ def test_a_search_says_what_it_found(section: Section, study: Path) -> None:
     assert [row["candidate"] for row in top] == [r["candidate"] for r in ranked(rows)[:5]]
 
 
-def test_every_drawing_is_there(section: Section, study: Path) -> None:
+def test_every_figure_is_drawn(section: Section, study: Path) -> None:
     names = {block.path for block in section.blocks if isinstance(block, Figure)}
-    kinds = ("progress", "importance", "slices", "parallel")
-    assert names == {f"figures/search_{kind}.png" for kind in kinds}
+    kinds = ["history", "curves", "importance_fanova", "importance_ped_anova", "parallel"]
+    assert names == {f"figures/search_{kind}.png" for kind in [*kinds, "slices_1", "slices_2"]}
     for name in names:
         assert (study / name).stat().st_size > 5_000
         assert "SYNTHETIC" in (study / name).with_suffix(".svg").read_text()
 
 
-def test_what_stopping_saved_is_in_epochs_and_hours(section: Section, study: Path) -> None:
-    trained, full = _table(section, "saved").rows
+def test_early_stopping_is_measured_in_epochs_and_hours(section: Section, study: Path) -> None:
+    trained, full = _table(section, "early stopping saved").rows
     rows = read_csv(study / "candidates.csv")
     assert trained["epochs"] == str(sum(int(row["epochs"]) for row in rows))
     assert float(trained["share"]) < float(full["share"]) == 1
     assert _table(section, "Do scores at a rung").rows[0]["after epoch"] == "7"
 
 
-def test_the_winner_is_compared_on_patients_that_the_search_never_saw(
-    section: Section, records: Records
+def test_the_winner_is_compared_on_patients_new_to_the_search(
+    section: Section, results: StudyResults
 ) -> None:
-    rows = _table(section, "what it gains").rows
+    rows = _table(section, "difference from each variant").rows
     groups = {row["test patients"]: int(row["number"]) for row in rows}
-    first = records.split["rotations"][0]
-    assert groups["those whom the search never saw"] == len(first["test"])
-    assert groups["all"] == len(records.matrix.patients)
-    tested = {p for r in records.split["rotations"] for p in r["test"]}
-    expected = len(tested - set(first["val"]))
-    assert groups["those who did not judge candidates"] == expected
+    first = results.split["rotations"][0]
+    tested = {p for r in results.split["rotations"] for p in r["test"]}
+    assert groups == {
+        "all": len(results.matrix.patients),
+        "not used to judge candidates": len(tested - set(first["val"])),
+        "never seen by the search": len(first["test"]),
+    }
     assert {row["against"] for row in rows} == {
-        name for name in records.matrix.variants if not name.startswith("winner")
+        name for name in results.matrix.variants if not name.startswith("winner")
     }
 
 
-def test_the_factors_of_the_grid_are_compared_without_the_winner(records: Records) -> None:
-    assert records.comparison.effects == ()  # one of the four became the winner
-    kept = [patient for patient in records.matrix.patients if patient.endswith("9")]
-    few = restrict(records.matrix, kept)
+def test_the_factors_of_the_grid_are_compared_without_the_winner(results: StudyResults) -> None:
+    assert results.comparison.effects == ()  # one of the four became the winner
+    kept = [patient for patient in results.matrix.patients if patient.endswith("9")]
+    few = restrict(results.matrix, kept)
     assert few.patients == tuple(kept)
     assert few.dice.shape[-1] == few.folds.shape[-1] == len(kept)
 
 
-def test_what_matters_is_found_important(tmp_path: Path) -> None:
+def test_candidates_become_an_optuna_study(tmp_path: Path) -> None:
     text = "augment.strength: {low: 0.0, high: 2.0}\noptimizer.weight_decay: {low: 0.0, high: 1.0}"
     search = build_search(tmp_path, 30, text=text)
     points = [
@@ -119,14 +127,17 @@ def test_what_matters_is_found_important(tmp_path: Path) -> None:
         }
         for n in range(30)
     ]
-    found = importances(search, points, [n / 15 for n in range(30)])
-    for values in found.values():
-        assert values["augment.strength"] > 0.8
-    assert set(found) == {"fANOVA", "PED-ANOVA"}
-    assert importances(search, points[:3], [1.0, 2.0, 3.0]) == {}
+    scores = [None, *(n / 15 for n in range(1, 30))]
+    study = to_optuna(search, points, scores, [{1: n / 20, 2: n / 15} for n in range(30)])
+    assert [trial.params for trial in study.trials] == points
+    assert [trial.value for trial in study.trials] == scores
+    assert study.trials[0].state == TrialState.PRUNED
+    assert study.trials[3].intermediate_values == {1: 3 / 20, 2: 3 / 15}
+    for evaluator in (FanovaImportanceEvaluator(seed=44), PedAnovaImportanceEvaluator()):
+        assert get_param_importances(study, evaluator=evaluator)["augment.strength"] > 0.8
 
 
-def test_a_search_of_one_candidate_is_reported_even_if_it_never_trained(tmp_path: Path) -> None:
+def test_a_candidate_that_never_trained_is_reported(tmp_path: Path) -> None:
     folder = generate_study(tmp_path / "study", grid="lite", seeds=1, patients=10, slices=4)
     search = build_search(folder, 1, base=Experiment())
     with pytest.MonkeyPatch.context() as patch:
@@ -135,25 +146,22 @@ def test_a_search_of_one_candidate_is_reported_even_if_it_never_trained(tmp_path
     (folder / "study.json").write_text(json.dumps(about | {"search": search.to_record()}))
 
     def describe() -> Section:
-        records = read_records(folder)
-        drawer = Drawer(folder, records.matrix.variants, records.labels)
-        (section,) = describe_search(records, drawer)
+        results = read_results(folder)
+        (section,) = describe_search(results, FigureWriter(results))
         return section
 
-    _table(describe(), "What stopping early saved")
+    _table(describe(), "What early stopping saved")
     candidate = candidate_folder(folder, 0)
     (candidate.path / "history.csv").unlink()
     result = {"status": "failed", "error": "out of memory"}
     (candidate.path / "result.json").write_text(json.dumps(result))
     write_standings(folder, search, "SYNTHETIC")
-    assert not [b for b in describe().blocks if isinstance(b, Table) and "saved" in b.caption]
+    assert not [b for b in describe().blocks if isinstance(b, Table | Figure)]
 
 
-def test_a_study_without_a_search_has_no_such_section(tmp_path: Path) -> None:
-    folder = generate_study(tmp_path / "study", grid="lite", seeds=1, patients=10, slices=4)
-    records = read_records(folder)
-    drawer = Drawer(folder, records.matrix.variants, records.labels)
-    assert describe_search(records, drawer) == []
+def test_a_study_without_a_search_has_no_such_section(small: Path) -> None:
+    results = read_results(small)
+    assert describe_search(results, FigureWriter(results)) == []
 
 
 @pytest.mark.slow
@@ -169,4 +177,4 @@ def test_a_report_with_a_search_needs_neither_torch_nor_ray(study: Path) -> None
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert (study / "report.html").read_bytes() == before
-    assert b"Each line is a candidate" in before
+    assert b"Each curve is a candidate" in before

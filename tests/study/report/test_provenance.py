@@ -1,0 +1,85 @@
+"""The sections on what the findings rest on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from generated import EPOCHS
+
+from brainseg.document import Listing, Paragraph, Section, Table
+from study.report.provenance import (
+    check_split,
+    describe_provenance,
+    describe_study,
+    published_rows,
+)
+from study.report.results import read_results
+
+
+def _sections(study: Path) -> dict[str, Section]:
+    return {section.name: section for section in describe_provenance(read_results(study))}
+
+
+def _tables(section: Section) -> list[Table]:
+    return [block for block in section.blocks if isinstance(block, Table)]
+
+
+def test_a_failed_trial_is_listed_with_its_error(generated: Path) -> None:
+    section = _sections(generated)["trials"]
+    assert section.blocks[0] == Paragraph("15 of 16 trials finished.")
+    (row,) = _tables(section)[0].rows
+    assert (row["status"], row["error"]) == ("diverged", "the loss is nan in stage 2, epoch 1")
+
+
+def test_trials_with_smaller_batches_are_named(small: Path) -> None:
+    path = small / "trials.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[lines[0].split(",").index("batch_parts")] = "2"
+    path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
+    section = _sections(small)["trials"]
+    assert isinstance(section.blocks[-1], Paragraph)
+    assert section.blocks[-1].text.endswith("which changes numbers: raw-lite0 fold 0 seed 44.")
+
+
+def test_published_numbers_are_no_results(generated: Path, small: Path) -> None:
+    (table,) = _tables(_sections(generated)["published"])
+    assert not table.is_result
+    assert table.caption == "Published by others, not measured here."
+    assert table.rows[0]["Dice"] == "0.8898"
+    assert published_rows(read_results(small)) == []
+    assert "published" not in _sections(small)
+
+
+def test_cost_is_counted_over_all_trials(generated: Path) -> None:
+    row = _tables(_sections(generated)["cost"])[0].rows[-1]
+    epochs = 16 * sum(EPOCHS)
+    hours = f"{40 * epochs / 3600:.2f}"
+    assert list(row.values()) == ["all", "16", f"{epochs:,}", "40.0", hours, hours]
+
+
+def test_a_patient_in_two_parts_fails_one_check(small: Path) -> None:
+    assert [holds for _, holds in check_split(read_results(small))] == [True] * 4
+    split = json.loads((small / "split.json").read_text())
+    rotation = split["rotations"][0]
+    rotation["train"].append(rotation["test"][0])
+    (small / "split.json").write_text(json.dumps(split))
+    failed = [check for check, holds in check_split(read_results(small)) if not holds]
+    assert failed == ["no patient is in two of train, val and test"]
+    assert "FAILS" in {row.get("result") for row in _tables(_sections(small)["data"])[1].rows}
+
+
+def test_the_study_is_described_in_one_line(generated: Path) -> None:
+    line = describe_study(read_results(generated).about)
+    assert line.startswith("SYNTHETIC DATA (generated phantoms)")
+    assert "20 patients · 256 px · encoder weights: no pretrained weights · 2 fold(s) x 2" in line
+
+
+def test_reproduction_lists_command_versions_and_differences(generated: Path) -> None:
+    blocks = _sections(generated)["repeat"].blocks
+    listings = {block.caption: block.text for block in blocks if isinstance(block, Listing)}
+    assert "preprocess.enabled=True" in listings["The variants and the keys in which they differ:"]
+    assert "seed: 44" in listings["The configuration that they share:"]
+    (versions,) = (block for block in blocks if isinstance(block, Table))
+    assert {"": "torch", "value": "2.13.0"} in versions.rows

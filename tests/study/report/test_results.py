@@ -1,0 +1,40 @@
+"""Results are read from whatever files a study has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from generated import EPOCHS
+
+from study.report.results import read_results
+
+
+def test_results_hold_every_file(generated: Path) -> None:
+    results = read_results(generated)
+    assert len(results.trials) == len(results.histories) == 16
+    assert {len(history) for history in results.histories.values()} == {sum(EPOCHS)}
+    assert len(results.patients) == 20
+    assert len(results.examples) == (10 + 10 + 3) * 4
+    assert set(results.variants) == set(results.matrix.variants)
+    assert results.labels == ("SYNTHETIC", "no pretrained weights")
+    assert len(results.trials_of("raw-resnet50")) == 4
+    assert [row["status"] for row in results.trials if row["error"]] == ["diverged"]
+
+
+def test_missing_files_are_empty(small: Path) -> None:
+    for name in ("slices.csv", "stages.csv", "ensemble.csv", "calibration.csv", "split.json"):
+        (small / name).unlink()
+    results = read_results(small)
+    assert results.split == results.slice_dice == {}
+    assert not results.breakdowns
+    assert not results.slice_errors
+    assert not results.calibrations
+    assert not results.effects_of_postprocessing
+    assert results.comparison.pairs
+
+
+def test_an_example_without_its_picture_is_left_out(small: Path) -> None:
+    before = read_results(small).examples
+    (small / before[0]["picture"]).unlink()
+    after = read_results(small).examples
+    assert after == [row for row in before if row["picture"] != before[0]["picture"]]

@@ -1,0 +1,87 @@
+"""The sections on the findings: their numbers are those of the files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from generated import generate_study
+
+from brainseg.document import Gallery, Paragraph, Section, Table
+from brainseg.storage.files import read_csv, write_csv
+from study.report.figures import FigureWriter
+from study.report.results import StudyResults, read_results
+from study.report.sections import describe_findings, ranked_rows
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+def _sections(results: StudyResults) -> dict[str, Section]:
+    return {section.name: section for section in describe_findings(results, FigureWriter(results))}
+
+
+def _table(section: Section) -> Table:
+    return next(block for block in section.blocks if isinstance(block, Table))
+
+
+def test_the_ranking_has_the_means_of_scores_csv(generated: Path) -> None:
+    variant = "raw-efficientnet-b0"
+    rows = [row for row in read_csv(generated / "scores.csv") if row["variant"] == variant]
+    patients: dict[str, list[float]] = {row["patient"]: [] for row in rows}
+    for row in rows:
+        patients[row["patient"]].append(float(row["Dice"]))
+    mean = np.mean([np.mean(values) for values in patients.values()])
+    (own,) = (r for r in ranked_rows(read_results(generated)) if r["variant"] == variant)
+    assert own["Dice/patient"].startswith(f"{mean:.3f} (")
+    assert own["patients"] == str(len(patients))
+
+
+def test_ties_share_the_first_rank(small: Path) -> None:
+    rows = read_csv(small / "scores.csv")
+    variants = dict.fromkeys(row["variant"] for row in rows)
+    of_first = [row for row in rows if row["variant"] == "raw-lite0"]
+    same = [{**row, "variant": variant} for variant in variants for row in of_first]
+    write_csv(small / "scores.csv", same)
+    results = read_results(small)
+    assert "rank first together by Dice/patient" in results.conclusion.sentence
+    assert len({row["Dice/patient"] for row in ranked_rows(results)}) == 1
+    assert {item.ranks for item in results.comparison.variants} == {(0.5, 0.5)}
+
+
+def test_one_patient_has_no_interval(tmp_path: Path) -> None:
+    study = generate_study(tmp_path / "s", grid="lite", folds=1, seeds=2, patients=10)
+    rows = ranked_rows(read_results(study))
+    assert [row["patients"] for row in rows] == ["1", "1"]
+    assert all(re.fullmatch(r"0\.\d{3}", row["Dice/patient"]) for row in rows)
+
+
+def test_one_seed_has_no_ensemble(tmp_path: Path) -> None:
+    study = generate_study(tmp_path / "s", grid="lite", folds=2, seeds=1)
+    section = _sections(read_results(study))["postprocessing"]
+    assert isinstance(section.blocks[-1], Paragraph)
+    assert "no ensemble, because the study has only one seed" in section.blocks[-1].text
+
+
+def test_post_processing_is_chosen_on_validation(small: Path) -> None:
+    rows = _table(_sections(read_results(small))["postprocessing"]).rows
+    assert {row["step"] for row in rows} == {"flips", "threshold", "largest component", "ensemble"}
+    assert {row["setting"] for row in rows} == {"-", "0.65", "2 seeds"}
+    assert all(re.fullmatch(r"\d of [24]", row["chosen on validation"]) for row in rows)
+
+
+def test_example_slices_have_a_gallery_each(small: Path) -> None:
+    sections = _sections(read_results(small))
+    for name, column, num_tiles in (
+        ("worst-patient", "patient", 2),
+        ("worst-slice", "slice", 2),
+        ("examples", None, 3),
+    ):
+        galleries = [b for b in sections[name].blocks if isinstance(b, Gallery)]
+        assert {len(gallery.tiles) for gallery in galleries} == {num_tiles}
+        assert all((small / tile.path).exists() for g in galleries for tile in g.tiles)
+        if column:
+            rows = _table(sections[name]).rows
+            assert [row[""] for row in rows] == [str(place) for place in range(1, 11)]
+            assert all(row[column] in g.caption for row, g in zip(rows, galleries, strict=True))
