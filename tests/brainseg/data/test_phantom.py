@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from brainseg.data.phantom import MARKER, generate_phantom
+from brainseg.data.slice_store import PHANTOM, open_dataset
+from brainseg.data.split import split_by_patient
 from brainseg.errors import DataError
 from brainseg.storage.files import write_text
 
@@ -20,7 +22,9 @@ SMALL = {"patients": 2, "slices": 6, "size": 32}
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generate_phantom(tmp_path_factory.mktemp("data") / "phantom")
+    """Fewer patients than by default, with enough slices to see a tumour's shape."""
+    root = tmp_path_factory.mktemp("data") / "phantom"
+    return generate_phantom(root, patients=20, slices=12)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -101,6 +105,13 @@ def test_the_marker_holds_the_parameters(phantom: Path) -> None:
     assert "no patient data" in marker["synthetic"]
     expected = {"patients": 20, "slices": 12, "size": 64, "seed": 44}
     assert expected.items() <= marker["parameters"].items()
+
+
+def test_the_default_phantoms_test_four_patients() -> None:
+    data = open_dataset(PHANTOM)
+    assert (len(data.patients), len(data.slices), data.size) == (40, 240, 64)
+    split = split_by_patient(data.slices, 0, 44)
+    assert [len(part) for part in (split.train, split.val, split.test)] == [28, 8, 4]
 
 
 def test_masks_are_0_or_255(phantom: Path) -> None:

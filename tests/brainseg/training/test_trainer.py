@@ -202,6 +202,18 @@ def test_an_encoder_that_is_not_calibrated_keeps_the_statistics_of_its_weights(
     assert all(torch.equal(start[key], state.model[key]) for key in encoder)
 
 
+def test_a_higher_momentum_lets_the_statistics_follow_random_weights(
+    data: SliceStore, tiny: Experiment
+) -> None:
+    unfrozen = {"model.encoder": "efficientnet-b0", "stages.0.epochs": 0}
+    own, fast = (
+        _losses(train_two_stage(tiny.replaced(unfrozen | changes), data, compute=CPU))
+        for changes in ({}, {"model.batchnorm_momentum": 0.1})
+    )
+    assert [train for train, _ in fast] == [train for train, _ in own]
+    assert fast[-1][1] < own[-1][1] / 5
+
+
 def test_a_diverged_training_says_where(data: SliceStore, tiny: Experiment) -> None:
     wild = tiny.replaced({"stages.0.learning_rate": 1e30})
     with pytest.raises(DivergedError, match="in stage 1, epoch 1") as caught:
