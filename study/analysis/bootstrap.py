@@ -1,36 +1,47 @@
-"""Patients and seeds drawn again and again -> intervals; signs flipped -> p-values.
+"""Confidence intervals of test scores, by resampling patients and seeds (a crossed bootstrap).
 
-What varies is twofold: which patients are tested, and which training run (seed) tests them. A
-resample therefore draws patients, and seeds independently of them, both with replacement; a cell
-counts as often as its patient times as often as its seed (the pigeonhole bootstrap, Owen 2007).
-One patient fewer than there are is drawn: drawing all n gives a variance that is too small by
-(n - 1) / n (Hesterberg 2015).
+How the 95 % interval of a score, for example of Dice/patient, is made:
 
-Needs neither Ray nor torch.
+1. A score depends on the patients that are tested and on the training run (seed) that tests them.
+   Each resample draws patients with replacement and, independently, seeds with replacement. A
+   patient tested with a seed counts as often as the patient was drawn times as often as the seed
+   was drawn (the pigeonhole bootstrap, Owen 2007).
+2. Of n patients only n - 1 are drawn, because n draws give a variance that is too small by the
+   factor (n - 1) / n (Hesterberg 2015). All S seeds are drawn.
+3. The score is computed on each of 10,000 resamples. Their standard deviation is its standard
+   error.
+4. The interval is the observed score plus and minus the standard error times the quantile of
+   Student's t with n - 1 degrees of freedom. It is symmetric on a logit scale between the bounds
+   of the score, so it never leaves them. It is not a percentile interval.
+
+Nothing is trained again: the variants, the folds and the trained networks are held fixed. With one
+seed the interval therefore says nothing about how another training run would differ.
+
+References:
+    Owen (2007), The pigeonhole bootstrap, Annals of Applied Statistics 1(2).
+    Hesterberg (2015), What teachers should know about the bootstrap, American Statistician 69(4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, logit
 
 from study.analysis.scores import Floats
 
 NUM_RESAMPLES = 10_000
-_NUM_FLIPS = 9_999
 _CONFIDENCE = 0.95
 _GROUP_SEED = 44
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval; the bounds are NaN where there is no interval."""
+    """A score and its 95 % interval; the bounds are NaN where there is no interval."""
 
     point: float
     low: float
@@ -39,20 +50,25 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Draws:
-    """How often each resample draws each patient and each seed.
+    """How often each of B resamples draws each patient and each seed.
 
     Attributes:
-        patients: float64 (B, P).
-        seeds: float64 (B, S).
-        quantiles: float64 (B,), uniform in (0, 1): how uncertain the spread itself is.
+        patients: float64 (B, P), draws of each patient.
+        seeds: float64 (B, S), draws of each seed.
+        quantiles: float64 (B,), uniform in (0, 1), used by `widen`.
     """
 
     patients: Floats
     seeds: Floats
     quantiles: Floats
 
+    def observed(self) -> Draws:
+        """Return the single resample of every patient and seed once: the observed data."""
+        num_patients, num_seeds = self.patients.shape[1], self.seeds.shape[1]
+        return Draws(np.ones((1, num_patients)), np.ones((1, num_seeds)), np.full(1, 0.5))
+
     def total(self, cells: Floats) -> Floats:
-        """Sum cells as often as they were drawn.
+        """Sum cells, each as often as it was drawn.
 
         Args:
             cells: (..., S, P), finite.
@@ -67,14 +83,15 @@ class Draws:
         return totals.reshape(len(flat), *lead)
 
     def widen(self, replicates: Floats, point: Floats, num_patients: int) -> Floats:
-        """Scale deviations from the point so that normal ones become Student's t.
+        """Scale deviations from the observed score so that normal ones become Student's t.
 
-        Resamples of few patients spread too little for counting how many lie beyond a value; with
-        n patients deviations are multiplied by sqrt((n - 1) / chi-square of n - 1).
+        The share of resamples beyond a value is too small with few patients. The deviation of each
+        resample is therefore multiplied by sqrt((n - 1) / chi-square with n - 1 degrees of
+        freedom).
 
         Args:
-            replicates: (B, ...).
-            point: (...).
+            replicates: (B, ...), scores of the resamples.
+            point: (...), observed scores.
             num_patients: n, at least 2.
         """
         df = num_patients - 1
@@ -84,13 +101,13 @@ class Draws:
 
 
 Statistic = Callable[[Draws], Floats]
-"""Draws of B resamples -> the B values of one score; NaN where a resample drew no cell of it."""
+"""Draws of B resamples -> (B, ...) scores; NaN where a resample drew no cell with a value."""
 
 
 def draw(
     num_patients: int, num_seeds: int, rng: np.random.Generator, times: int = NUM_RESAMPLES
 ) -> Draws:
-    """Draw patients and seeds, both at least one, `times` times."""
+    """Draw resamples of patients and seeds, of which there is at least one each."""
 
     def multinomial(draws: int, size: int) -> Floats:
         return rng.multinomial(draws, [1 / size] * size, size=times).astype(np.float64)
@@ -99,31 +116,32 @@ def draw(
     return Draws(patients, multinomial(num_seeds, num_seeds), rng.random(times))
 
 
-def each_once(draws: Draws) -> Draws:
-    """Return the one draw of every patient and seed once: of it, a score is the observed one."""
-    num_patients, num_seeds = draws.patients.shape[1], draws.seeds.shape[1]
-    return Draws(np.ones((1, num_patients)), np.ones((1, num_seeds)), np.full(1, 0.5))
-
-
-def mean_over_patients(values: Floats) -> Statistic:
-    """Return the mean over patients of each patient's mean over seeds.
+def mean_over_patients(values: Floats, sizes: Floats | None = None) -> Statistic:
+    """Return the statistic that averages each patient's seeds, then patients.
 
     Args:
-        values: (S, P), NaN where there is none.
+        values: (..., S, P), NaN where there is none.
+        sizes: (P,), how much each patient counts; all equally by default.
     """
-    weights = weigh(values)
+    weights = _weigh(values) if sizes is None else _weigh(values) * sizes
     weighted = np.nan_to_num(values) * weights
-    return lambda draws: divide(draws.total(weighted), draws.total(weights))
+
+    def statistic(draws: Draws) -> Floats:
+        total, weight = draws.total(weighted), draws.total(weights)
+        ratio: Floats = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+        return ratio
+
+    return statistic
 
 
 def of_summed_counts(counts: Floats, score: Callable[[Floats], Floats]) -> Statistic:
-    """Return a score of the counts summed over patients, each patient's averaged over seeds.
+    """Return the statistic that averages each patient's seeds, sums patients, then scores the sum.
 
     Args:
-        counts: (S, P, 4), NaN where there are none.
-        score: (B, 4) -> (B,), one of brainseg.metrics.
+        counts: (S, P, 4), TP, FP, FN, TN; NaN where there are none.
+        score: (B, 4) -> (B,), a function of brainseg.metrics.
     """
-    weights = weigh(counts[..., 0])
+    weights = _weigh(counts[..., 0])
     weighted = np.moveaxis(np.nan_to_num(counts), -1, 0) * weights
 
     def statistic(draws: Draws) -> Floats:
@@ -132,73 +150,72 @@ def of_summed_counts(counts: Floats, score: Callable[[Floats], Floats]) -> Stati
     return statistic
 
 
-def weigh(values: Floats) -> Floats:
-    """Return weights (..., S, P): a patient's cells share 1 equally, missing ones have 0."""
+def average_seeds(values: Floats) -> Floats:
+    """Return (P',), the mean over seeds of each patient with a value, of values (S, P)."""
+    weights = _weigh(values)
+    means: Floats = (np.nan_to_num(values) * weights).sum(axis=0)
+    return means[weights.any(axis=0)]
+
+
+def _weigh(values: Floats) -> Floats:
+    """Return weights (..., S, P): a patient's present values share 1 equally, others have 0."""
     present = (~np.isnan(values)).astype(np.float64)
     weights: Floats = present / np.maximum(present.sum(axis=-2, keepdims=True), 1)
     return weights
 
 
-def divide(total: Floats, weight: Floats) -> Floats:
-    """Return total / weight, NaN where nothing was drawn."""
-    ratio: Floats = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
-    return ratio
-
-
 def estimate(
     statistic: Statistic, draws: Draws, num_patients: int, bounds: tuple[float, float] = (0, 1)
 ) -> Estimate:
-    """Return a score and its 95 % interval.
+    """Return a score with its 95 % interval, made as the module's docstring says.
 
-    Student's t with n - 1 degrees of freedom times the standard deviation over resamples, on the
-    scale log((x - low) / (high - x)), or log(x - low) where nothing bounds the score above; its
-    width there by the delta method. In simulations (LOG.md) it covered far better than
-    percentile and BCa intervals with few patients, and as well with many.
+    The scale is log((x - low) / (high - x)), or log(x - low) where high is inf; the standard error
+    is carried over to it by the delta method. In simulations (LOG.md) the interval covered far
+    better than percentile and BCa intervals with few patients, and as well with many.
 
     Args:
-        statistic: Of the score.
+        statistic: Computes the score of each resample.
         draws: Resamples.
-        num_patients: Patients that have the score; with fewer than 2 there is no interval.
-        bounds: Of the score, low and high; high may be inf.
+        num_patients: Patients that have the score; fewer than 2 have no interval.
+        bounds: Lowest and highest possible score; the highest may be inf.
     """
-    point = float(statistic(each_once(draws))[0])
+    point = float(statistic(draws.observed())[0])
     replicates = statistic(draws)
     drawn = replicates[~np.isnan(replicates)]
     if num_patients < 2 or len(drawn) == 0:
         return Estimate(point, np.nan, np.nan)
     half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, num_patients - 1) * drawn.std())
-    return Estimate(point, *_within(point, half, *bounds))
+    return Estimate(point, *_interval(point, half, *bounds))
+
+
+def estimate_mean(values: Floats, draws: Draws, bounds: tuple[float, float] = (0, 1)) -> Estimate:
+    """Return the mean over patients of values (S, P), NaN where there is none; see `estimate`."""
+    num_patients = int((~np.isnan(values)).any(axis=0).sum())
+    return estimate(mean_over_patients(values), draws, num_patients, bounds)
 
 
 def estimate_group_mean(
     values: Floats, bounds: tuple[float, float] = (0, 1), sizes: Floats | None = None
 ) -> Estimate:
-    """Return the mean over the patients that have a value, with its 95 % interval.
+    """Return the mean over a group of patients, of whom alone the resamples are drawn.
 
-    Only these patients are resampled. Groups of the same size get the same resamples, so that
-    equal calls give equal numbers.
+    Groups of the same size get the same resamples, so equal calls give equal numbers.
 
     Args:
-        values: (S, P), NaN where there is none; a patient's seeds are averaged first.
-        bounds: Of the values, as in `estimate`.
-        sizes: (P,), how much each patient counts; all alike if left out.
+        values: (S, P), NaN where there is none; patients without a value are not in the group.
+        bounds: Lowest and highest possible value, as in `estimate`.
+        sizes: (P,), how much each patient counts; all equally by default.
 
     Returns:
-        The estimate, with a point of NaN if no patient has a value.
+        The estimate; its point is NaN if no patient has a value.
     """
-    has_value = ~np.isnan(values).all(axis=0)
-    if not has_value.any():
+    group = ~np.isnan(values).all(axis=0)
+    if not group.any():
         return Estimate(np.nan, np.nan, np.nan)
-    values = values[:, has_value]
+    values = values[:, group]
     num_seeds, num_patients = values.shape
-    weights = weigh(values) * (1 if sizes is None else sizes[has_value])
-    weighted = np.nan_to_num(values) * weights
-    return estimate(
-        lambda draws: divide(draws.total(weighted), draws.total(weights)),
-        _draw_group(num_patients, num_seeds),
-        num_patients,
-        bounds,
-    )
+    statistic = mean_over_patients(values, None if sizes is None else sizes[group])
+    return estimate(statistic, _draw_group(num_patients, num_seeds), num_patients, bounds)
 
 
 @lru_cache(maxsize=16)
@@ -207,8 +224,9 @@ def _draw_group(num_patients: int, num_seeds: int) -> Draws:
     return draw(num_patients, num_seeds, rng)
 
 
-def _within(point: float, half: float, lowest: float, highest: float) -> tuple[float, float]:
-    if point <= lowest or point >= highest:  # where the scale ends
+def _interval(point: float, half: float, lowest: float, highest: float) -> tuple[float, float]:
+    """Return an interval whose width is 2 * half to first order, within the bounds."""
+    if point <= lowest or point >= highest:  # the scale is infinite there
         return max(point - half, lowest), min(point + half, highest)
     if np.isinf(highest):
         factor = float(np.exp(half / (point - lowest)))
@@ -218,78 +236,3 @@ def _within(point: float, half: float, lowest: float, highest: float) -> tuple[f
     width = half / span / (share * (1 - share))
     low, high = expit(logit(share) + np.array([-width, width]))
     return lowest + span * float(low), lowest + span * float(high)
-
-
-def sign_flip_test(differences: Floats, rng: np.random.Generator) -> float:
-    """Return the two-sided p-value of a mean difference of 0 (Fisher 1935).
-
-    Under it each patient's difference is as likely to have the other sign. All 2^n flips are tried
-    for 13 patients or fewer, else 9,999 random ones.
-
-    Args:
-        differences: (P,), a patient's difference averaged over seeds; P may be 0 (p is NaN).
-        rng: Of the random flips.
-    """
-    if len(differences) < 2:
-        return 1.0 if len(differences) else np.nan
-    test = stats.permutation_test(
-        (differences,),
-        lambda sample, axis: sample.mean(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=_NUM_FLIPS,
-        batch=1_000,
-        rng=rng,
-    )
-    return float(test.pvalue)
-
-
-def smallest_p(num_patients: int) -> float:
-    """Return the smallest p-value that `sign_flip_test` can give with so many patients."""
-    return max(2.0 ** (1 - num_patients), 2 / (_NUM_FLIPS + 1))
-
-
-def correct_by_holm(p_values: Sequence[float]) -> NDArray[np.float64]:
-    """Return p-values corrected for their number (Holm 1979); NaN, no test, stays NaN."""
-    p = np.asarray(p_values, dtype=np.float64)
-    corrected = np.full_like(p, np.nan)
-    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
-    steps = len(order) - np.arange(len(order))
-    corrected[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
-    return corrected
-
-
-def patients_needed(differences: Floats, power: float = 0.8, level: float = 0.05) -> float:
-    """Return with how many patients a paired t-test would find the observed mean difference.
-
-    The smallest n at which Student's t with n - 1 degrees of freedom and noncentrality
-    |mean| / sd * sqrt(n) passes the two-sided critical value with the asked power (Cohen 1988,
-    section 2.3). The observed difference is itself uncertain, and so is this number.
-
-    Args:
-        differences: (P,), a patient's difference averaged over seeds.
-        power: In (0, 1).
-        level: Two-sided, in (0, 1).
-
-    Returns:
-        A whole number, 2 or more; inf if the mean is 0; NaN with fewer than 2 patients.
-    """
-    if len(differences) < 2:
-        return np.nan
-    mean, spread = abs(float(differences.mean())), float(differences.std(ddof=1))
-    if mean <= 1e-12:
-        return np.inf
-    effect = mean / max(spread, 1e-12)
-    normal = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
-    patients = max(2, int((normal / effect) ** 2))
-    while _power(effect, patients, level) < power:
-        patients += 1
-    return float(patients)
-
-
-def _power(effect: float, patients: int, level: float) -> float:
-    df, shift = patients - 1, effect * np.sqrt(patients)
-    critical = stats.t.ppf(1 - level / 2, df)
-    if shift > 1e3 * critical:
-        return 1.0  # scipy's nct overflows there
-    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))

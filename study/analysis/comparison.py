@@ -1,31 +1,30 @@
-"""What can be read from the score matrix: intervals, paired differences, ranks, factors.
+"""Comparison of a study's variants: scores with intervals, ranks, paired differences and tests.
 
-Pure functions over arrays; needs neither Ray nor torch.
+`compare` returns all of it. What two variants differ by is computed on the patients and seeds that
+both were tested on. Intervals come from `bootstrap`; p-values from flipping the signs of patients'
+differences (`sign_flip_test`), corrected for the number of pairs (`correct_by_holm`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from brainseg import metrics
 from study.analysis.bootstrap import (
     Draws,
     Estimate,
-    correct_by_holm,
-    divide,
+    average_seeds,
     draw,
-    each_once,
     estimate,
+    estimate_mean,
     mean_over_patients,
     of_summed_counts,
-    patients_needed,
-    sign_flip_test,
-    weigh,
 )
 from study.analysis.scores import Floats, ScoreMatrix
 from study.analysis.variance import decompose
@@ -36,24 +35,25 @@ POOLED = {
     "precision": metrics.precision,
     "recall": metrics.recall,
 }
-"""Name -> score of the counts of all patients together; large tumours decide it."""
+"""Name -> score of the counts of all patients together, in which large tumours weigh most."""
 
-_LEAST_SHARE = 0.5
+_MIN_SHARE = 0.5
+_NUM_FLIPS = 9_999
 
 
 @dataclass(frozen=True)
 class VariantScores:
-    """One variant's test scores, each over the patients that it was tested on.
+    """One variant's test scores, over the patients that it was tested on.
 
     Attributes:
-        variant: Its name.
-        num_patients: Patients it was tested on, with at least one seed.
-        scores: Name of a score -> estimate: Dice/patient (the one that is compared), global Dice,
-            IoU, precision, recall and, where measured, HD95 (pixels, lower is better); empty if it
-            has no scores.
-        ranks: Probability of each rank, first to last: share of widened resamples, ties share
-            theirs. Empty if it is not ranked: it lacks more than half of all cells, or the ranked
-            ones share fewer than 2 patients.
+        variant: Name of the variant.
+        num_patients: Patients tested with at least one seed.
+        scores: Name of a score -> estimate: Dice/patient (the score that is compared), global
+            Dice, IoU, precision, recall and, where measured, HD95 (in pixels, lower is better).
+            Empty if the variant has no scores.
+        ranks: Probability of each rank, first to last: the share of widened resamples; ties share
+            their ranks. Empty if the variant is not ranked, because it lacks more than half of the
+            cells or because the ranked variants share fewer than 2 patients.
     """
 
     variant: str
@@ -67,19 +67,19 @@ class Pair:
     """The paired comparison of two variants by Dice/patient, on the cells that both have.
 
     Attributes:
-        first: The variant that stands higher in the order of the comparison.
-        second: The other.
+        first: The variant that is higher in the order of the comparison.
+        second: The other variant.
         num_patients: Patients tested with both.
-        num_dropped: Patients tested with one of them only.
+        num_dropped: Patients tested with only one of them.
         difference: first - second; NaN if they share no patient.
-        share_better: Probability that first has the higher mean: share of widened resamples,
-            ties count half; NaN with fewer than 2 patients.
+        share_better: Probability that first has the higher mean: the share of widened resamples,
+            ties counting half; NaN with fewer than 2 patients.
         improvement: Probability that first has the higher Dice on one patient with one seed, ties
             counting half: the probability of improvement of Agarwal et al. 2021, paired by seed.
-        p: Two-sided, by sign flips of the patients' differences.
+        p: Two-sided p-value of `sign_flip_test`.
         p_holm: The same, corrected for the number of pairs.
         patients_needed: Patients with whom a paired t-test would find this difference with power
-            0.8 at level 0.05; inf if there is none, NaN with fewer than 2 patients.
+            0.8 at level 0.05; inf if the difference is 0, NaN with fewer than 2 patients.
     """
 
     first: str
@@ -96,15 +96,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one factor changes in Dice/patient, or by how much one changes the other's effect.
+    """The effect on Dice/patient of one factor, or the interaction of both factors.
 
-    On the cells that all four variants have; NaN if there is none.
+    It is computed on the cells that all four variants have, and is NaN if there is none.
 
     Attributes:
-        name: As `encoder: resnet50 -> efficientnet-b0`, `preprocessing: raw -> preprocessed`, or
-            `interaction`.
-        difference: With its interval.
-        p: Two-sided, by sign flips; not corrected for their number.
+        name: `encoder: resnet50 -> efficientnet-b0`, `preprocessing: raw -> preprocessed` or
+            `interaction`, for example.
+        difference: The effect with its interval.
+        p: Two-sided p-value of `sign_flip_test`; not corrected for the number of effects.
     """
 
     name: str
@@ -114,16 +114,16 @@ class Effect:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that the test scores of a study say about its variants.
+    """The comparison of all variants of a study.
 
     Attributes:
-        variants: By Dice/patient on the cells that all ranked ones share, best first; then those
-            with too few scores to be ranked; then those with none.
-        num_shared: Patients whom all ranked variants were tested on: those of the ranks.
-        pairs: Every two variants, in that order.
-        effects: Main effects and interaction of encoder and preprocessing, where the variants are
-            the 2 x 2 of them; else empty.
-        variance: Component -> share of the variance of Dice/patient (see `decompose`).
+        variants: The ranked variants by Dice/patient on the cells that all of them have, best
+            first; then variants with too few scores to be ranked; then those without scores.
+        num_shared: Patients tested with all ranked variants; the ranks are about them.
+        pairs: Every pair of variants with scores, in that order.
+        effects: Main effects and interaction of encoder and preprocessing, if the variants are
+            their 2 x 2 combinations; else empty.
+        variance: Component -> share of the variance of Dice/patient (see `variance.decompose`).
     """
 
     variants: tuple[VariantScores, ...]
@@ -138,13 +138,13 @@ def compare(
 ) -> Comparison:
     """Compare the variants of a study by Dice/patient.
 
-    All intervals and ranks come from the same resamples.
+    All intervals and ranks are computed from the same resamples.
 
     Args:
-        matrix: Its test scores.
-        factors: Variant -> its encoder, and whether its slices are preprocessed
-            (`study.scores.read_factors`).
-        seed: Of resamples and sign flips: the same seed, the same numbers.
+        matrix: Test scores.
+        factors: Variant -> its encoder and whether its slices are preprocessed (see
+            `scores.read_factors`).
+        seed: Seed of the resamples and sign flips; equal seeds give equal numbers.
     """
     if not matrix.patients:
         nothing = tuple(VariantScores(variant, 0, {}, ()) for variant in matrix.variants)
@@ -167,40 +167,35 @@ def compare(
 
 
 def _rankable(matrix: ScoreMatrix) -> tuple[list[int], NDArray[np.bool_]]:
-    """Return the variants that have half of the cells that any has, and the cells they share."""
+    """Return the variants with half of the cells that any has, and the cells they share."""
     tested = matrix.tested
     cells = tested.any(axis=0).sum()
-    ranked = [v for v, own in enumerate(tested) if own.sum() >= _LEAST_SHARE * cells]
+    ranked = [v for v, own in enumerate(tested) if own.sum() >= _MIN_SHARE * cells]
     return ranked, np.asarray(tested[ranked].all(axis=0) & bool(ranked))
 
 
 def _order(matrix: ScoreMatrix, ranked: list[int], shared: NDArray[np.bool_]) -> list[int]:
-    """Return all variants: the ranked ones by their mean, then others, then those without any."""
+    """Sort all variants: ranked ones by their mean, then others, then those without scores."""
 
-    def place(v: int) -> tuple[bool, bool, float]:
+    def key(v: int) -> tuple[bool, bool, float]:
         own = matrix.tested[v]
         cells = shared if v in ranked and shared.any() else own
         values = np.where(cells, matrix.dice[v], np.nan)
         return v not in ranked, not own.any(), -_mean(values) if own.any() else 0.0
 
-    return sorted(range(len(matrix.variants)), key=place)
+    return sorted(range(len(matrix.variants)), key=key)
 
 
 def _rank_probabilities(
     matrix: ScoreMatrix, ranked: list[int], shared: NDArray[np.bool_], draws: Draws
 ) -> dict[int, tuple[float, ...]]:
-    """Return variant -> share of resamples in which it has each rank; empty if none can be."""
-    values = np.where(shared, matrix.dice[ranked], np.nan)
+    """Return variant -> share of resamples in which it has each rank; empty if none is ranked."""
     num_patients = int(shared.any(axis=0).sum())
     if num_patients < 2:
         return {}
-    weighted, weights = np.nan_to_num(values) * weigh(values), weigh(values)
-
-    def means(draws: Draws) -> Floats:
-        return divide(draws.total(weighted), draws.total(weights))
-
-    widened = draws.widen(means(draws), means(each_once(draws))[0], num_patients)
-    # Sums of the same numbers differ in their last bits; a tie is one all the same.
+    means = mean_over_patients(np.where(shared, matrix.dice[ranked], np.nan))
+    widened = draws.widen(means(draws), means(draws.observed())[0], num_patients)
+    # Equal means can differ in their last bits; rounding makes them ties.
     widened = widened[~np.isnan(widened).any(axis=1)].round(12)
     better = (widened[:, None, :] > widened[:, :, None]).sum(axis=2)
     equal = (widened[:, None, :] == widened[:, :, None]).sum(axis=2)
@@ -210,18 +205,14 @@ def _rank_probabilities(
 
 
 def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]) -> VariantScores:
-    num_patients = _num_patients(matrix.dice[v])
-    name = matrix.variants[v]
+    name, num_patients = matrix.variants[v], int(matrix.tested[v].any(axis=0).sum())
     if not num_patients:
         return VariantScores(name, 0, {}, ())
-    scores = {"Dice/patient": estimate(mean_over_patients(matrix.dice[v]), draws, num_patients)}
+    scores = {"Dice/patient": estimate_mean(matrix.dice[v], draws)}
     for label, score in POOLED.items():
-        statistic = of_summed_counts(matrix.counts[v], score)
-        scores[label] = estimate(statistic, draws, num_patients)
-    measured = _num_patients(matrix.hd95[v])
-    if measured:
-        statistic = mean_over_patients(matrix.hd95[v])
-        scores["HD95"] = estimate(statistic, draws, measured, bounds=(0, np.inf))
+        scores[label] = estimate(of_summed_counts(matrix.counts[v], score), draws, num_patients)
+    if not np.isnan(matrix.hd95[v]).all():
+        scores["HD95"] = estimate_mean(matrix.hd95[v], draws, (0, np.inf))
     return VariantScores(name, num_patients, scores, ranks)
 
 
@@ -230,21 +221,29 @@ def _pair(
 ) -> Pair:
     a, b = matrix.index(first), matrix.index(second)
     values = matrix.dice[a] - matrix.dice[b]
-    num_patients = _num_patients(values)
+    differences = average_seeds(values)
     either = (matrix.tested[a] | matrix.tested[b]).any(axis=0).sum()
-    per_patient = _by_patient(values)
     return Pair(
         first=first,
         second=second,
-        num_patients=num_patients,
-        num_dropped=int(either) - num_patients,
-        difference=estimate(mean_over_patients(values), draws, num_patients, bounds=(-1, 1)),
+        num_patients=len(differences),
+        num_dropped=int(either) - len(differences),
+        difference=estimate_mean(values, draws, (-1, 1)),
         share_better=_share_better(values, draws),
-        improvement=_mean((np.sign(values) + 1) / 2) if num_patients else np.nan,
-        p=sign_flip_test(per_patient, rng),
+        improvement=_mean((np.sign(values) + 1) / 2) if len(differences) else np.nan,
+        p=sign_flip_test(differences, rng),
         p_holm=np.nan,
-        patients_needed=patients_needed(per_patient),
+        patients_needed=patients_needed(differences),
     )
+
+
+def _share_better(values: Floats, draws: Draws) -> float:
+    means = average_seeds(values)
+    if len(means) < 2:
+        return np.nan
+    replicates = mean_over_patients(values)(draws)
+    widened = draws.widen(replicates, np.array(means.mean()), len(means))
+    return float((np.sign(widened[~np.isnan(widened)]) + 1).mean() / 2)
 
 
 def _effects(
@@ -268,32 +267,90 @@ def _effects(
     return tuple(
         Effect(
             name,
-            estimate(mean_over_patients(values), draws, _num_patients(values), bounds=(-2, 2)),
-            sign_flip_test(_by_patient(values), rng),
+            estimate_mean(values, draws, (-2, 2)),
+            sign_flip_test(average_seeds(values), rng),
         )
         for name, values in contrasts.items()
     )
 
 
-def _by_patient(values: Floats) -> Floats:
-    """Return (P',): the mean over seeds of each patient who has one, from (S, P)."""
-    weights = weigh(values)
-    means: Floats = (np.nan_to_num(values) * weights).sum(axis=0)
-    return means[weights.any(axis=0)]
-
-
 def _mean(values: Floats) -> float:
-    return float(_by_patient(values).mean())
+    return float(average_seeds(values).mean())
 
 
-def _num_patients(values: Floats) -> int:
-    return int((~np.isnan(values)).any(axis=0).sum())
+def sign_flip_test(differences: Floats, rng: np.random.Generator) -> float:
+    """Return the two-sided p-value of the hypothesis that the mean difference is 0 (Fisher 1935).
+
+    Under it each patient's difference is as likely to have the other sign. All 2^n flips are tried
+    for up to 13 patients, else 9,999 random ones.
+
+    Args:
+        differences: (P,), each patient's difference averaged over seeds.
+        rng: Generator of the random flips.
+
+    Returns:
+        The p-value; 1 with one patient, NaN without patients.
+    """
+    if len(differences) < 2:
+        return 1.0 if len(differences) else np.nan
+    test = stats.permutation_test(
+        (differences,),
+        lambda sample, axis: sample.mean(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_NUM_FLIPS,
+        batch=1_000,
+        rng=rng,
+    )
+    return float(test.pvalue)
 
 
-def _share_better(values: Floats, draws: Draws) -> float:
-    num_patients = _num_patients(values)
-    if num_patients < 2:
+def smallest_p(num_patients: int) -> float:
+    """Return the smallest p-value that `sign_flip_test` can give with this many patients."""
+    return max(2.0 ** (1 - num_patients), 2 / (_NUM_FLIPS + 1))
+
+
+def correct_by_holm(p_values: Sequence[float]) -> Floats:
+    """Return p-values corrected for their number (Holm 1979); NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
+    steps = np.arange(len(order), 0, -1)
+    corrected = np.full_like(p, np.nan)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
+    return corrected
+
+
+def patients_needed(differences: Floats, power: float = 0.8, level: float = 0.05) -> float:
+    """Return how many patients a paired t-test needs to find the observed mean difference.
+
+    The smallest n at which Student's t with n - 1 degrees of freedom and noncentrality
+    |mean| / sd * sqrt(n) exceeds the two-sided critical value with the given power (Cohen 1988,
+    section 2.3). The observed difference is itself uncertain, and so is this number.
+
+    Args:
+        differences: (P,), each patient's difference averaged over seeds.
+        power: In (0, 1).
+        level: Two-sided, in (0, 1).
+
+    Returns:
+        A whole number from 2; inf if the mean is 0; NaN with fewer than 2 patients.
+    """
+    if len(differences) < 2:
         return np.nan
-    replicates = mean_over_patients(values)(draws)
-    widened = draws.widen(replicates, np.array(_mean(values)), num_patients)
-    return float((np.sign(widened[~np.isnan(widened)]) + 1).mean() / 2)
+    mean, spread = abs(float(differences.mean())), float(differences.std(ddof=1))
+    if mean <= 1e-12:
+        return np.inf
+    effect = mean / max(spread, 1e-12)
+    normal = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    patients = max(2, int((normal / effect) ** 2))
+    while _power(effect, patients, level) < power:
+        patients += 1
+    return float(patients)
+
+
+def _power(effect: float, patients: int, level: float) -> float:
+    df, shift = patients - 1, effect * np.sqrt(patients)
+    critical = stats.t.ppf(1 - level / 2, df)
+    if shift > 1e3 * critical:
+        return 1.0  # scipy's nct overflows there
+    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))

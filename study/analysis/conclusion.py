@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from study.analysis.bootstrap import Estimate, smallest_p
-from study.analysis.comparison import Comparison, Pair
+from study.analysis.bootstrap import Estimate
+from study.analysis.comparison import Comparison, Pair, smallest_p
 from study.analysis.scores import ScoreMatrix
 from study.spec.grid import WINNER
 
