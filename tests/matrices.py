@@ -1,4 +1,4 @@
-"""Score matrices with a known truth. All of them are SYNTHETIC."""
+"""SYNTHETIC score matrices drawn from known distributions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _missing(dice: Floats, num_folds: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class World:
-    """Where scores come from; spreads are on the logit scale of Dice.
+    """A distribution of Dice; standard deviations are on its logit scale.
 
     Attributes:
         patient: Between patients.
@@ -78,3 +78,9 @@ class World:
     def mean(self) -> float:
         """Return the expected Dice of a patient, from a million of them."""
         return float(self.dice(np.random.default_rng(9), (1, 1, 1_000_000), 1_000_000).mean())
+
+
+def draw_dice(*shape: int, num_folds: int = 1, seed: int = 1) -> Floats:
+    """Draw Dice (V, S, P) from the default `World`."""
+    v, s, p = shape
+    return World().dice(np.random.default_rng(seed), (v, s, p), num_folds)

@@ -37,6 +37,10 @@ POOLED = {
 }
 """Name -> score of the counts of all patients together, in which large tumours weigh most."""
 
+LEVEL = 0.05
+"""Level of significance, two-sided."""
+
+_POWER = 0.8
 _MIN_SHARE = 0.5
 _NUM_FLIPS = 9_999
 
@@ -252,9 +256,10 @@ def _effects(
     draws: Draws,
     rng: np.random.Generator,
 ) -> tuple[Effect, ...]:
-    cell = {factors[v]: matrix.dice[matrix.index(v)] for v in matrix.variants if v in factors}
+    known = [variant for variant in matrix.variants if variant in factors]
+    cell = {factors[variant]: matrix.dice[matrix.index(variant)] for variant in known}
     encoders = list(dict.fromkeys(encoder for encoder, _ in cell))
-    if not sum(v in factors for v in matrix.variants) == len(cell) == 4 or len(encoders) != 2:
+    if not len(known) == len(cell) == 4 or len(encoders) != 2:
         return ()
     one, other = encoders
     means = [(cell[e, False] + cell[e, True]) / 2 for e in encoders]
@@ -320,17 +325,15 @@ def correct_by_holm(p_values: Sequence[float]) -> Floats:
     return corrected
 
 
-def patients_needed(differences: Floats, power: float = 0.8, level: float = 0.05) -> float:
+def patients_needed(differences: Floats) -> float:
     """Return how many patients a paired t-test needs to find the observed mean difference.
 
     The smallest n at which Student's t with n - 1 degrees of freedom and noncentrality
-    |mean| / sd * sqrt(n) exceeds the two-sided critical value with the given power (Cohen 1988,
-    section 2.3). The observed difference is itself uncertain, and so is this number.
+    |mean| / sd * sqrt(n) exceeds the two-sided critical value at level 0.05 with power 0.8 (Cohen
+    1988, section 2.3). The observed difference is itself uncertain, and so is this number.
 
     Args:
         differences: (P,), each patient's difference averaged over seeds.
-        power: In (0, 1).
-        level: Two-sided, in (0, 1).
 
     Returns:
         A whole number from 2; inf if the mean is 0; NaN with fewer than 2 patients.
@@ -341,16 +344,16 @@ def patients_needed(differences: Floats, power: float = 0.8, level: float = 0.05
     if mean <= 1e-12:
         return np.inf
     effect = mean / max(spread, 1e-12)
-    normal = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+    normal = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(_POWER)
     patients = max(2, int((normal / effect) ** 2))
-    while _power(effect, patients, level) < power:
+    while _power(effect, patients) < _POWER:
         patients += 1
     return float(patients)
 
 
-def _power(effect: float, patients: int, level: float) -> float:
+def _power(effect: float, patients: int) -> float:
     df, shift = patients - 1, effect * np.sqrt(patients)
-    critical = stats.t.ppf(1 - level / 2, df)
+    critical = stats.t.ppf(1 - LEVEL / 2, df)
     if shift > 1e3 * critical:
         return 1.0  # scipy's nct overflows there
     return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))

@@ -1,4 +1,4 @@
-"""Test scores read from a study's CSV files: scores.csv as arrays, slices.csv as a table."""
+"""Test scores from a study's CSV files: scores.csv as arrays, slices.csv as a pandas table."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _COUNTS = ("TP", "FP", "FN", "TN")
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """The test scores of a study. A cell is one variant, trained with one seed, on one patient.
+    """The test scores of a study; a cell is one variant, trained with one seed, on one patient.
 
     Attributes:
-        variants: V names in the order of the plan, those without any score included.
+        variants: V names in the order of the plan, those without scores included.
         seeds: S seeds, ascending.
         patients: P names, in alphabetical order.
         folds: int64 (S, P): the fold in which a patient was tested with a seed, -1 if in none.
@@ -34,8 +34,8 @@ class ScoreMatrix:
         dice: float64 (V, S, P): each patient's Dice, in [0, 1].
         hd95: float64 (V, S, P): 95th percentile of the Hausdorff distance in pixels; NaN also
             where it is undefined or was not measured.
-        num_trials: Trials that were asked for.
-        missing: Names of those of them that have no scores.
+        num_trials: Trials in the plan.
+        missing: Names of the planned trials that have no scores.
     """
 
     variants: tuple[str, ...]
@@ -50,21 +50,21 @@ class ScoreMatrix:
 
     @property
     def tested(self) -> NDArray[np.bool_]:
-        """Bool (V, S, P): the cells that have scores."""
+        """Cells that have scores, bool (V, S, P)."""
         return ~np.isnan(self.dice)
 
     def index(self, variant: str) -> int:
-        """Return a variant's position."""
+        """Return the index of a variant."""
         return self.variants.index(variant)
 
 
 def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatrix:
-    """Arrange the rows of scores.csv.
+    """Arrange the rows of scores.csv as a matrix.
 
     Args:
-        scores: Rows of scores.csv, values as text or numbers; the column hd95 may be absent, or
-            empty where a distance is undefined.
-        trials: Rows of trials.csv, so that trials without scores are known.
+        scores: Rows of scores.csv, values as text or numbers. The column hd95 may be absent, or
+            empty where the distance is undefined.
+        trials: Rows of trials.csv, which name the trials without scores too.
 
     Raises:
         StudyError: If a cell has two rows, a patient was tested in two folds with one seed, or a
@@ -74,13 +74,13 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     seeds = tuple(sorted({int(row["seed"]) for row in chain(trials, scores)}))
     patients = tuple(sorted({str(row["patient"]) for row in scores}))
     shape = (len(variants), len(seeds), len(patients))
-    numbers = np.full((*shape, 6), np.nan)
+    values = np.full((*shape, 6), np.nan)
     folds = np.full(shape[1:], -1, dtype=np.int64)
-    position = {name: p for p, name in enumerate(patients)}
+    index_of = {name: index for index, name in enumerate(patients)}
     for row in scores:
         v, s = variants.index(str(row["variant"])), seeds.index(int(row["seed"]))
-        p = position[str(row["patient"])]
-        if not np.isnan(numbers[v, s, p, 4]):
+        p = index_of[str(row["patient"])]
+        if not np.isnan(values[v, s, p, 4]):
             raise StudyError(f"scores.csv has two rows for {_cell(row)}; keep one")
         if folds[s, p] not in (-1, int(row["fold"])):
             raise StudyError(
@@ -88,16 +88,20 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
                 "a patient belongs to one fold"
             )
         folds[s, p] = int(row["fold"])
-        numbers[v, s, p] = _numbers(row)
-    asked, missing = _missing(scores, trials)
-    counts, dice, hd95 = numbers[..., :4], numbers[..., 4], numbers[..., 5]
-    return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, asked, missing)
+        values[v, s, p] = _values(row)
+    scored, planned = (
+        dict.fromkeys(f"{r['variant']}-fold{r['fold']}-seed{r['seed']}" for r in rows)
+        for rows in (scores, chain(trials, scores))
+    )
+    missing = tuple(trial for trial in planned if trial not in scored)
+    counts, dice, hd95 = values[..., :4], values[..., 4], values[..., 5]
+    return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, len(planned), missing)
 
 
 def read_factors(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
-    """Return variant -> its encoder, and whether its slices are preprocessed.
+    """Return variant -> its encoder and whether its slices are preprocessed.
 
-    A search's winner is left out: it differs from the others in more than these two.
+    The winner of a search is left out, because it differs from the others in more than these two.
 
     Args:
         trials: Rows of trials.csv, values as text or as they are.
@@ -109,25 +113,16 @@ def read_factors(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
     }
 
 
-def _numbers(row: Row) -> list[float]:
+def _values(row: Row) -> list[float]:
+    """Return TP, FP, FN, TN, Dice and HD95 of a row of scores.csv."""
     try:
         values = [float(row[column]) for column in (*_COUNTS, "Dice")]
-        distance = row.get("hd95")
-        values.append(np.nan if distance in ("", None) else float(distance))
+        distance = float(row["hd95"]) if row.get("hd95") not in ("", None) else np.nan
     except ValueError as error:
         raise StudyError(f"scores.csv, row of {_cell(row)}: {error}") from error
-    if not np.isfinite(values[:5]).all():
+    if not np.isfinite(values).all():
         raise StudyError(f"scores.csv, row of {_cell(row)}: a value is not finite")
-    return values
-
-
-def _missing(scores: Sequence[Row], trials: Sequence[Row]) -> tuple[int, tuple[str, ...]]:
-    def name(row: Row) -> str:
-        return f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-
-    scored = dict.fromkeys(map(name, scores))
-    asked = dict.fromkeys(map(name, chain(trials, scores)))
-    return len(asked), tuple(trial for trial in asked if trial not in scored)
+    return [*values, distance]
 
 
 def _cell(row: Row) -> str:

@@ -88,12 +88,7 @@ def average_slices(slices: pd.DataFrame) -> dict[str, Estimate]:
     """
     tumour = slices[_has_tumour(slices)]
     sizes = tumour.groupby("patient", observed=False)["slice"].nunique().to_numpy(np.float64)
-    means = _mean_by_patient(tumour)
-    return {
-        variant: estimate_group_mean(values, sizes=sizes)
-        for variant, values in zip(slices["variant"].cat.categories, means, strict=True)
-        if not np.isnan(values).all()
-    }
+    return _estimate_variants(tumour, _mean_by_patient(tumour, "Dice"), sizes)
 
 
 def count_slice_errors(slices: pd.DataFrame) -> list[SliceErrors]:
@@ -105,20 +100,17 @@ def count_slice_errors(slices: pd.DataFrame) -> list[SliceErrors]:
     predicted = slices["TP"] + slices["FP"]
     slices = slices.assign(predicted=predicted, alarm=predicted > 0, missed=slices["TP"] == 0)
     tumour = _has_tumour(slices)
+    false_alarms = _mean_by_patient(slices[~tumour], "alarm")
+    false_pixels = _mean_by_patient(slices[~tumour], "predicted")
+    missed = _mean_by_patient(slices[tumour], "missed")
     return [
         SliceErrors(
             variant,
-            estimate_group_mean(false_alarms),
-            estimate_group_mean(false_pixels, (0, np.inf)),
-            estimate_group_mean(missed),
+            estimate_group_mean(false_alarms[v]),
+            estimate_group_mean(false_pixels[v], (0, np.inf)),
+            estimate_group_mean(missed[v]),
         )
-        for variant, false_alarms, false_pixels, missed in zip(
-            slices["variant"].cat.categories,
-            _mean_by_patient(slices[~tumour], "alarm"),
-            _mean_by_patient(slices[~tumour], "predicted"),
-            _mean_by_patient(slices[tumour], "missed"),
-            strict=True,
-        )
+        for v, variant in enumerate(slices["variant"].cat.categories)
     ]
 
 
@@ -126,19 +118,24 @@ def _has_tumour(slices: pd.DataFrame) -> pd.Series:
     return slices["TP"] + slices["FN"] > 0
 
 
-def _mean_by_patient(slices: pd.DataFrame, column: str = "Dice") -> Floats:
+def _mean_by_patient(slices: pd.DataFrame, column: str) -> Floats:
     """Return (V, S, P): the mean of a column over slices, NaN where there is none."""
     return sum_by_patient(slices, column) / sum_by_patient(slices.assign(one=1), "one")
 
 
-def _group(name: str, slices: pd.DataFrame) -> Group:
-    dice = {
-        variant: estimate_group_mean(values)
-        for variant, values in zip(
-            slices["variant"].cat.categories, dice_by_patient(slices), strict=True
-        )
-        if not np.isnan(values).all()
+def _estimate_variants(
+    slices: pd.DataFrame, values: Floats, sizes: Floats | None = None
+) -> dict[str, Estimate]:
+    """Return variant -> mean of its values (S, P); variants without a value are left out."""
+    return {
+        variant: estimate_group_mean(own, sizes=sizes)
+        for variant, own in zip(slices["variant"].cat.categories, values, strict=True)
+        if not np.isnan(own).all()
     }
+
+
+def _group(name: str, slices: pd.DataFrame) -> Group:
+    dice = _estimate_variants(slices, dice_by_patient(slices))
     return Group(name, slices["patient"].nunique(), slices["slice"].nunique(), dice)
 
 

@@ -1,7 +1,4 @@
-"""What the spread of Dice/patient is made of: patient, variant, fold, seed and the rest.
-
-Needs neither Ray nor torch.
-"""
+"""Variance components: which share of the spread of Dice/patient patients, seeds etc. cause."""
 
 from __future__ import annotations
 
@@ -16,35 +13,36 @@ COMPONENTS = (
 )
 
 Levels = NDArray[np.int64]
-"""int64 (N,): the level of a factor that each of N cells has, 0 to K - 1."""
+"""int64 (N,): the level of a factor in each of N cells, 0 to K - 1."""
 
 
 def decompose(matrix: ScoreMatrix) -> dict[str, float]:
-    """Return the share of each random component of Dice/patient.
+    """Return the share of each random component in the variance of Dice/patient.
 
-    Variance components by the analysis of variance of unbalanced data, all of them random
-    (Henderson 1953, method 1; Searle, Casella and McCulloch 1992, chapter 5): on balanced data the
-    classical estimates, with failed trials still unbiased. Negative estimates count as 0.
+    Variance components by the analysis of variance of unbalanced data, with all factors random
+    (Henderson 1953, method 1; Searle, Casella and McCulloch 1992, chapter 5). On balanced data
+    these are the classical estimates; failed trials leave them unbiased. Negative estimates are
+    set to 0.
 
     Returns:
-        Shares that sum to 1 of:
+        Component -> share; the shares sum to 1:
 
-        - variant: between variants, whoever is tested;
-        - patient: between patients, whoever is asked;
-        - fold: between training sets, over all variants;
-        - variant x patient: which patients suit which variant;
-        - variant x fold: which training sets suit which variant;
-        - seed: between training runs of one variant on one training set;
-        - residual: what is left.
+        - variant: differences between variants;
+        - patient: differences between patients, the same for all variants;
+        - fold: differences between training sets, the same for all variants;
+        - variant x patient: patients on which some variants do better than others;
+        - variant x fold: training sets with which some variants do better than others;
+        - seed: differences between training runs of one variant on one training set;
+        - residual: the rest.
 
-        NaN where the study cannot tell a component from another: there it is part of another one's
-        share. Only NaN if no cell differs from another.
+        A component that the study cannot separate from another one is NaN and is part of the other
+        one's share. All are NaN if all cells are equal.
     """
     v, s, p = np.nonzero(matrix.tested)
     fold = matrix.folds[s, p]
     if not len(v):
         return dict.fromkeys(COMPONENTS, np.nan)
-    # A factor that parts the cells as an earlier one does cannot be told from it.
+    # A factor that groups the cells as an earlier one does cannot be separated from it.
     factors = {
         "variant": _levels(v),
         "patient": _levels(p),
@@ -54,12 +52,12 @@ def decompose(matrix: ScoreMatrix) -> dict[str, float]:
         "seed": _levels(v, fold, s),
     }
     everything, each = np.zeros_like(v), np.arange(len(v))
-    told_apart: dict[str, Levels] = {}
+    separable: dict[str, Levels] = {}
     for name, levels in factors.items():
-        if not any(_equal(levels, other) for other in (everything, each, *told_apart.values())):
-            told_apart[name] = levels
-    components = _solve(matrix.dice[v, s, p], [everything, *told_apart.values(), each])
-    variances = dict(zip(told_apart, components[1:-1], strict=True))
+        if not any(_equal(levels, other) for other in (everything, each, *separable.values())):
+            separable[name] = levels
+    components = _solve(matrix.dice[v, s, p], [everything, *separable.values(), each])
+    variances = dict(zip(separable, components[1:-1], strict=True))
     variances["residual"] = components[-1]
     total = sum(max(value, 0.0) for value in variances.values())
     if not total > 0:
@@ -72,7 +70,7 @@ def _levels(*labels: Levels) -> Levels:
 
 
 def _equal(left: Levels, right: Levels) -> bool:
-    """Return whether two factors part the cells into the same groups."""
+    """Return whether two factors group the cells in the same way."""
     pairs = np.unique(np.stack([left, right]), axis=1).shape[1]
     return bool(pairs == left.max() + 1 == right.max() + 1)
 
@@ -81,7 +79,7 @@ def _solve(values: Floats, factors: list[Levels]) -> list[float]:
     """Return the variance of each factor, in the scores' unit squared.
 
     Each factor's sum over groups of (sum of the group)^2 / size is set equal to its expectation,
-    which is linear in the variances; the first factor, one group of all cells, is the mean's.
+    which is linear in the variances. The first factor, one group of all cells, is the mean.
     """
     sums = [_between(values - values.mean(), levels) for levels in factors]
     expected = np.array([[_coefficient(a, b) for b in factors] for a in factors])

@@ -10,15 +10,13 @@ from study.analysis.bootstrap import (
     Draws,
     Estimate,
     Statistic,
-    correct_by_holm,
+    average_seeds,
     draw,
-    each_once,
     estimate,
+    estimate_group_mean,
+    estimate_mean,
     mean_over_patients,
     of_summed_counts,
-    patients_needed,
-    sign_flip_test,
-    smallest_p,
 )
 from study.analysis.scores import Floats
 
@@ -27,9 +25,8 @@ def _rng(seed: int = 1) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _estimate(values: Floats, **more: tuple[float, float]) -> Estimate:
-    draws = draw(values.shape[1], values.shape[0], _rng())
-    return estimate(mean_over_patients(values), draws, values.shape[1], **more)
+def _estimate(values: Floats, bounds: tuple[float, float] = (0, 1)) -> Estimate:
+    return estimate_mean(values, draw(values.shape[1], values.shape[0], _rng()), bounds)
 
 
 def test_totals_by_hand() -> None:
@@ -48,14 +45,15 @@ def test_a_resample_has_one_patient_fewer_and_all_seeds() -> None:
 
 
 def test_seeds_of_a_patient_are_averaged_before_patients() -> None:
-    values = np.array([[0.2, 0.9], [0.4, np.nan]])
-    assert mean_over_patients(values)(each_once(draw(2, 2, _rng())))[0] == pytest.approx(0.6)
+    values = np.array([[0.2, 0.9, np.nan], [0.4, np.nan, np.nan]])
+    assert average_seeds(values) == pytest.approx([0.3, 0.9])
+    assert _estimate(values).point == pytest.approx(0.6)
 
 
 def test_counts_are_summed_before_the_ratio() -> None:
     counts = np.array([[[9.0, 1, 1, 0], [0, 2, 0, 0]]])
     statistic = of_summed_counts(counts, metrics.dice)
-    assert statistic(each_once(draw(2, 1, _rng())))[0] == pytest.approx(18 / (18 + 1 + 1 + 2))
+    assert statistic(draw(2, 1, _rng()).observed())[0] == pytest.approx(18 / (18 + 1 + 1 + 2))
 
 
 def test_a_resample_without_any_cell_has_no_score() -> None:
@@ -75,10 +73,10 @@ def test_the_spread_agrees_with_scipy() -> None:
     assert ours == pytest.approx(values.std(ddof=1) / np.sqrt(12), rel=0.03)
 
 
-def test_an_interval_is_students_t_where_the_scale_is_straight() -> None:
+def test_an_interval_is_students_t_in_the_middle_of_the_scale() -> None:
     values = 0.01 * _rng().standard_normal((1, 8))
     interval = stats.t.interval(0.95, 7, values.mean(), values.std(ddof=1) / np.sqrt(8))
-    ours = _estimate(values, bounds=(-1, 1))
+    ours = _estimate(values, (-1, 1))
     assert (ours.low, ours.high) == pytest.approx(interval, abs=3e-4)
 
 
@@ -87,7 +85,7 @@ def test_intervals_enclose_the_point_and_keep_to_the_bounds() -> None:
         values = _rng(seed).beta(0.5, 0.5, (2, 3))
         ours = _estimate(values)
         assert 0 < ours.low < ours.point < ours.high < 1
-        far = _estimate(100 * values, bounds=(0, np.inf))
+        far = _estimate(100 * values, (0, np.inf))
         assert 0 < far.low < far.point < far.high < np.inf
 
 
@@ -102,7 +100,7 @@ def test_one_patient_has_no_interval() -> None:
     assert np.isnan([ours.low, ours.high]).all()
 
 
-def test_seeds_that_differ_widen_the_interval() -> None:
+def test_differing_seeds_widen_the_interval() -> None:
     values = _rng().normal(0.7, 0.05, (3, 20))
     apart = values + np.array([[-0.1], [0.0], [0.1]])
     alike, differing = _estimate(values), _estimate(apart)
@@ -119,89 +117,30 @@ def test_widened_normal_resamples_are_students_t() -> None:
     )
 
 
-def test_sign_flips_by_hand() -> None:
-    assert sign_flip_test(np.array([0.1, 0.2, 0.3]), _rng()) == 2 / 8
-    assert sign_flip_test(np.array([0.3, 0.2, -0.1]), _rng()) == 4 / 8  # sums 6, 4, 2, 0 and -
-    assert sign_flip_test(np.zeros(6), _rng()) == 1
-    assert sign_flip_test(np.array([0.5]), _rng()) == 1
-    assert np.isnan(sign_flip_test(np.array([]), _rng()))
+def test_a_group_mean_resamples_the_patients_of_the_group_alone() -> None:
+    values = _rng().beta(8, 2, (2, 6))
+    among_others = np.insert(values, 3, np.nan, axis=1)
+    assert estimate_group_mean(among_others) == estimate_group_mean(values)
+    assert estimate_group_mean(values).point == pytest.approx(values.mean())
+    nobody = estimate_group_mean(np.full((2, 3), np.nan))
+    assert np.isnan([nobody.point, nobody.low, nobody.high]).all()
 
 
-@pytest.mark.parametrize("num_patients", [2, 5, 13, 14, 30])
-def test_the_smallest_p_value(num_patients: int) -> None:
-    same_sign = 1 + 0.01 * _rng().standard_normal(num_patients)
-    p = sign_flip_test(same_sign, _rng())
-    assert p == pytest.approx(smallest_p(num_patients)) or num_patients == 14
-    # Of 9,999 random flips of 14 signs, one or two change none or all.
-    assert smallest_p(num_patients) <= p * (1 + 1e-9) <= 5 * smallest_p(num_patients)
-
-
-def test_sign_flips_keep_their_level() -> None:
-    p = np.array([sign_flip_test(_rng(seed).normal(0, 1, 8), _rng()) for seed in range(1_000)])
-    for level in (0.05, 0.2, 0.5):
-        exact = np.floor(level * 128) / 128  # there are 128 p-values
-        error = np.sqrt(exact * (1 - exact) / len(p))
-        assert (p <= level).mean() == pytest.approx(exact, abs=3 * error)
-
-
-def test_holm_by_hand() -> None:
-    # 0.01 x 4, 0.02 x 3, 0.03 x 2 (not below the one before it), 0.5 x 1
-    assert correct_by_holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
-    assert correct_by_holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
-    assert correct_by_holm([0.9, 0.8]) == pytest.approx([1, 1])
-    np.testing.assert_allclose(correct_by_holm([np.nan, 0.02, 0.03]), [np.nan, 0.04, 0.04])
-    assert len(correct_by_holm([])) == 0
-
-
-@pytest.mark.parametrize(("effect", "expected"), [(0.2, 199), (0.5, 34), (0.8, 15)])
-def test_patients_needed_are_those_of_the_tables(effect: float, expected: int) -> None:
-    differences = np.array([-1.0, 0.0, 1.0]) + effect  # standard deviation 1
-    assert patients_needed(differences) == expected
-    assert patients_needed(-differences) == expected
-
-
-def test_patients_needed_at_the_edges() -> None:
-    assert patients_needed(np.array([-0.1, 0.1])) == np.inf
-    assert np.isnan(patients_needed(np.array([0.1])))
-    assert np.isnan(patients_needed(np.array([])))
-    assert patients_needed(np.array([0.1, 0.1, 0.1])) == 2
-    many = ((1.95996 + 0.84162) * np.sqrt(2) / 1e-4) ** 2  # the normal approximation
-    assert patients_needed(np.array([-0.9999, 1.0001])) == pytest.approx(many, rel=1e-3)
-
-
-def test_needed_patients_find_the_difference_with_the_predicted_power() -> None:
-    needed = int(patients_needed(np.array([-1.0, 0.0, 1.0]) + 1))
-    assert needed == 10
-    found = [sign_flip_test(_rng(s).normal(1, 1, needed), _rng()) < 0.05 for s in range(400)]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("gain", [0.02, 0.04])
-def test_skewed_scores_are_told_apart_with_the_predicted_power(gain: float) -> None:
-    world, rng = World(), _rng()
-
-    def differences(num_patients: int) -> Floats:
-        a, b = world.dice(rng, (2, 3, num_patients), num_folds=num_patients).mean(axis=1)
-        gains: Floats = a - b + gain
-        return gains
-
-    needed = int(patients_needed(differences(100_000)))
-    found = np.mean([sign_flip_test(differences(needed), rng) < 0.05 for _ in range(500)])
-    print(f"\ngain {gain}: {needed} patients needed, found with power {found:.1%}")
-    assert found == pytest.approx(0.8, abs=0.07)
+def test_a_group_mean_weighs_patients_by_their_size() -> None:
+    values, sizes = np.array([[0.2, np.nan, 0.8]]), np.array([3.0, 5.0, 1.0])
+    assert estimate_group_mean(values, sizes=sizes).point == pytest.approx((0.6 + 0.8) / 4)
 
 
 def _coverage(
     world: World, num_patients: int, num_seeds: int, num_folds: int, repetitions: int
 ) -> dict[str, float]:
-    """Return how often each interval contains the truth."""
+    """Return score -> share of its intervals that contain the true value."""
     rng = _rng()
     draws = draw(num_patients, num_seeds, rng, times=2_000)
     truth = world.mean()
     hits: dict[str, list[bool]] = {}
 
-    def ask(statistic: Statistic, low: float, high: float) -> Estimate:
+    def interval(statistic: Statistic, low: float, high: float) -> Estimate:
         return estimate(statistic, draws, num_patients, (low, high))
 
     for _ in range(repetitions):
@@ -212,10 +151,10 @@ def _coverage(
             2 + 0.8 * rng.standard_normal(num_patients) + 0.2 * rng.standard_normal(a.shape)
         )
         estimates = {
-            "Dice/patient": (ask(mean_over_patients(a), 0, 1), truth),
-            "global Dice": (ask(of_summed_counts(counts, metrics.dice), 0, 1), truth),
-            "HD95": (ask(mean_over_patients(distances), 0, np.inf), np.exp(2.34)),
-            "difference": (ask(mean_over_patients(a - b), -1, 1), 0.0),
+            "Dice/patient": (interval(mean_over_patients(a), 0, 1), truth),
+            "global Dice": (interval(of_summed_counts(counts, metrics.dice), 0, 1), truth),
+            "HD95": (interval(mean_over_patients(distances), 0, np.inf), np.exp(2.34)),
+            "difference": (interval(mean_over_patients(a - b), -1, 1), 0.0),
         }
         for name, (found, true) in estimates.items():
             hits.setdefault(name, []).append(found.low <= true <= found.high)

@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matrices import World, matrix_of
+from matrices import World, draw_dice, matrix_of
 
-from study.analysis.bootstrap import (
-    Estimate,
+from study.analysis.bootstrap import Estimate, draw, estimate_mean
+from study.analysis.comparison import (
+    Comparison,
+    Effect,
+    Pair,
+    compare,
     correct_by_holm,
-    draw,
-    estimate,
-    mean_over_patients,
+    patients_needed,
     sign_flip_test,
+    smallest_p,
 )
-from study.analysis.comparison import Comparison, Effect, Pair, compare
 from study.analysis.scores import Floats, ScoreMatrix
 
 NAN = np.nan
@@ -27,17 +29,13 @@ FACTORS = {
 }
 
 
-def _draw(*shape: int, num_folds: int = 1, seed: int = 1) -> Floats:
-    return World().dice(np.random.default_rng(seed), shape, num_folds)  # type: ignore[arg-type]
+def _rng(seed: int = 1) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def _pair(comparison: Comparison, first: str, second: str) -> Pair:
     (pair,) = [q for q in comparison.pairs if (q.first, q.second) == (first, second)]
     return pair
-
-
-def _numbers(comparison: Comparison) -> str:
-    return repr(comparison)
 
 
 def test_a_pair_by_hand() -> None:
@@ -81,7 +79,7 @@ def test_empty_masks_by_hand() -> None:
 
 
 def test_distances_are_averaged_where_they_are_defined() -> None:
-    matrix = matrix_of(_draw(2, 2, 4))
+    matrix = matrix_of(draw_dice(2, 2, 4))
     assert "HD95" not in compare(matrix).variants[0].scores
     hd95 = np.full((2, 2, 4), NAN)
     hd95[0] = [[4, 6, NAN, NAN], [8, NAN, NAN, 3]]
@@ -93,13 +91,13 @@ def test_distances_are_averaged_where_they_are_defined() -> None:
 
 
 def test_points_lie_in_their_intervals() -> None:
-    for variant in compare(matrix_of(_draw(3, 2, 12))).variants:
+    for variant in compare(matrix_of(draw_dice(3, 2, 12))).variants:
         for found in variant.scores.values():
             assert 0 <= found.low < found.point < found.high <= 1
 
 
 def test_variants_are_ordered_and_ranks_are_probabilities() -> None:
-    dice = np.clip(_draw(4, 3, 40) + np.array([0, -0.2, 0.1, -0.3])[:, None, None], 0, 1)
+    dice = np.clip(draw_dice(4, 3, 40) + np.array([0, -0.2, 0.1, -0.3])[:, None, None], 0, 1)
     comparison = compare(matrix_of(dice))
     assert [variant.variant for variant in comparison.variants] == ["c", "a", "b", "d"]
     ranks = np.array([variant.ranks for variant in comparison.variants])
@@ -110,7 +108,7 @@ def test_variants_are_ordered_and_ranks_are_probabilities() -> None:
 
 
 def test_identical_variants_do_not_differ() -> None:
-    dice = np.repeat(_draw(1, 2, 9), 3, axis=0)
+    dice = np.repeat(draw_dice(1, 2, 9), 3, axis=0)
     comparison = compare(matrix_of(dice))
     for pair in comparison.pairs:
         assert pair.difference == Estimate(0, 0, 0)
@@ -129,7 +127,7 @@ def test_variants_with_equal_means_share_their_ranks() -> None:
 
 
 def test_a_constant_gain_is_certain() -> None:
-    base = 0.8 * _draw(1, 3, 14)
+    base = 0.8 * draw_dice(1, 3, 14)
     pair = _pair(compare(matrix_of(np.concatenate([base, base + 0.1]))), "b", "a")
     difference = pair.difference
     assert (difference.point, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
@@ -139,13 +137,13 @@ def test_a_constant_gain_is_certain() -> None:
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
-    matrix = matrix_of(_draw(3, 2, 15, num_folds=3), 3)
-    assert _numbers(compare(matrix)) == _numbers(compare(matrix))
-    assert _numbers(compare(matrix, seed=45)) != _numbers(compare(matrix))
+    matrix = matrix_of(draw_dice(3, 2, 15, num_folds=3), 3)
+    assert repr(compare(matrix)) == repr(compare(matrix))
+    assert repr(compare(matrix, seed=45)) != repr(compare(matrix))
 
 
 def test_one_patient_has_points_only() -> None:
-    comparison = compare(matrix_of(_draw(2, 3, 1)), FACTORS)
+    comparison = compare(matrix_of(draw_dice(2, 3, 1)), FACTORS)
     for variant in comparison.variants:
         assert variant.num_patients == 1
         assert variant.ranks == ()
@@ -159,18 +157,18 @@ def test_one_patient_has_points_only() -> None:
 
 
 def test_one_seed_has_intervals() -> None:
-    comparison = compare(matrix_of(_draw(2, 1, 20)))
+    comparison = compare(matrix_of(draw_dice(2, 1, 20)))
     assert np.isnan(comparison.variance["seed"])
     assert comparison.pairs[0].difference.low < comparison.pairs[0].difference.high
 
 
 def test_one_variant_has_no_pair() -> None:
-    comparison = compare(matrix_of(_draw(1, 2, 6)))
+    comparison = compare(matrix_of(draw_dice(1, 2, 6)))
     assert comparison.pairs == ()
     assert comparison.variants[0].ranks == (1.0,)
 
 
-def test_no_variant_and_no_score() -> None:
+def test_a_study_without_variants_or_scores_is_compared() -> None:
     assert compare(matrix_of(np.empty((0, 0, 0)))).variants == ()
     (variant,) = compare(matrix_of(np.empty((1, 1, 0)))).variants
     assert (variant.num_patients, variant.scores, variant.ranks) == (0, {}, ())
@@ -208,14 +206,14 @@ def test_a_patient_is_compared_on_the_seeds_that_both_have() -> None:
 
 def test_different_patients_with_each_seed() -> None:
     dice = np.full((2, 2, 6), NAN)
-    dice[:, 0, :3], dice[:, 1, 3:] = _draw(2, 1, 3)[:, 0], _draw(2, 1, 3, seed=2)[:, 0]
+    dice[:, 0, :3], dice[:, 1, 3:] = draw_dice(2, 1, 3)[:, 0], draw_dice(2, 1, 3, seed=2)[:, 0]
     comparison = compare(matrix_of(dice))
     assert comparison.num_shared == comparison.pairs[0].num_patients == 6
     assert np.isfinite(comparison.pairs[0].difference.low)
 
 
 def test_a_variant_without_scores_stands_last_and_in_no_pair() -> None:
-    dice = _draw(3, 1, 8)
+    dice = draw_dice(3, 1, 8)
     dice[0] = NAN
     comparison = compare(matrix_of(dice), FACTORS)
     assert comparison.variants[-1].variant == "a"
@@ -224,8 +222,8 @@ def test_a_variant_without_scores_stands_last_and_in_no_pair() -> None:
     assert len(comparison.variants[0].ranks) == 2
 
 
-def test_a_variant_with_few_scores_is_not_ranked_and_costs_the_others_nothing() -> None:
-    dice = _draw(3, 1, 10)
+def test_a_variant_with_few_scores_is_not_ranked_and_leaves_the_other_ranks_alone() -> None:
+    dice = draw_dice(3, 1, 10)
     dice[1, :, 4:] = NAN
     comparison = compare(matrix_of(dice))
     assert comparison.variants[-1].variant == "b"
@@ -244,7 +242,7 @@ def test_nothing_is_ranked_where_all_have_few_scores() -> None:
 
 
 def test_variants_that_share_no_patient_are_not_compared() -> None:
-    dice = _draw(2, 1, 6)
+    dice = draw_dice(2, 1, 6)
     dice[0, :, :3], dice[1, :, 3:] = NAN, NAN
     comparison = compare(matrix_of(dice))
     (pair,) = comparison.pairs
@@ -258,7 +256,7 @@ def _effects(dice: Floats) -> dict[str, Effect]:
 
 
 def test_factors_of_an_additive_world_do_not_interact() -> None:
-    base = 0.5 * _draw(1, 2, 12)
+    base = 0.5 * draw_dice(1, 2, 12)
     gain = np.array([0.0, 0.1, 0.2, 0.3])[:, None, None]  # large +0.2, preprocessed +0.1
     effects = _effects(base + gain)
     expected = {
@@ -272,7 +270,7 @@ def test_factors_of_an_additive_world_do_not_interact() -> None:
 
 
 def test_an_interaction_by_hand() -> None:
-    dice = np.array([0.5, 0.6, 0.7, 0.5])[:, None, None] + 0.02 * _draw(4, 2, 12)
+    dice = np.array([0.5, 0.6, 0.7, 0.5])[:, None, None] + 0.02 * draw_dice(4, 2, 12)
     effects = _effects(dice)
     # Preprocessing gives +0.1 to the small encoder, -0.2 to the large one.
     assert effects["interaction"].difference.point == pytest.approx(-0.3, abs=0.02)
@@ -284,19 +282,92 @@ def test_an_interaction_by_hand() -> None:
 
 
 def test_effects_use_the_patients_that_all_four_have() -> None:
-    dice = np.repeat(0.5 * _draw(1, 1, 10), 4, axis=0)
+    dice = np.repeat(0.5 * draw_dice(1, 1, 10), 4, axis=0)
     dice[3, :, :5] = NAN
     dice[:3, :, :5] = np.array([0, 1, 0])[:, None, None]
     assert _effects(dice)["interaction"].difference == Estimate(0, 0, 0)
 
 
 def test_there_are_no_effects_without_a_two_by_two() -> None:
-    assert compare(matrix_of(_draw(2, 1, 6)), FACTORS).effects == ()
-    assert compare(matrix_of(_draw(4, 1, 6))).effects == ()
+    assert compare(matrix_of(draw_dice(2, 1, 6)), FACTORS).effects == ()
+    assert compare(matrix_of(draw_dice(4, 1, 6))).effects == ()
     alike = FACTORS | {"d": ("large", False)}
-    assert compare(matrix_of(_draw(4, 1, 6)), alike).effects == ()
+    assert compare(matrix_of(draw_dice(4, 1, 6)), alike).effects == ()
     third = FACTORS | {"d": ("huge", True)}
-    assert compare(matrix_of(_draw(4, 1, 6)), third).effects == ()
+    assert compare(matrix_of(draw_dice(4, 1, 6)), third).effects == ()
+
+
+def test_sign_flips_by_hand() -> None:
+    assert sign_flip_test(np.array([0.1, 0.2, 0.3]), _rng()) == 2 / 8
+    assert sign_flip_test(np.array([0.3, 0.2, -0.1]), _rng()) == 4 / 8  # sums 6, 4, 2, 0 and -
+    assert sign_flip_test(np.zeros(6), _rng()) == 1
+    assert sign_flip_test(np.array([0.5]), _rng()) == 1
+    assert np.isnan(sign_flip_test(np.array([]), _rng()))
+
+
+@pytest.mark.parametrize("num_patients", [2, 5, 13, 14, 30])
+def test_the_smallest_p_value(num_patients: int) -> None:
+    same_sign = 1 + 0.01 * _rng().standard_normal(num_patients)
+    p = sign_flip_test(same_sign, _rng())
+    assert p == pytest.approx(smallest_p(num_patients)) or num_patients == 14
+    # Of 9,999 random flips of 14 signs, one or two change none or all.
+    assert smallest_p(num_patients) <= p * (1 + 1e-9) <= 5 * smallest_p(num_patients)
+
+
+def test_sign_flips_keep_their_level() -> None:
+    p = np.array([sign_flip_test(_rng(seed).normal(0, 1, 8), _rng()) for seed in range(1_000)])
+    for level in (0.05, 0.2, 0.5):
+        exact = np.floor(level * 128) / 128  # there are 128 p-values
+        error = np.sqrt(exact * (1 - exact) / len(p))
+        assert (p <= level).mean() == pytest.approx(exact, abs=3 * error)
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 x 4, 0.02 x 3, 0.03 x 2 (not below the one before it), 0.5 x 1
+    assert correct_by_holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert correct_by_holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+    assert correct_by_holm([0.9, 0.8]) == pytest.approx([1, 1])
+    np.testing.assert_allclose(correct_by_holm([np.nan, 0.02, 0.03]), [np.nan, 0.04, 0.04])
+    assert len(correct_by_holm([])) == 0
+
+
+@pytest.mark.parametrize(("effect", "expected"), [(0.2, 199), (0.5, 34), (0.8, 15)])
+def test_patients_needed_are_those_of_the_tables(effect: float, expected: int) -> None:
+    differences = np.array([-1.0, 0.0, 1.0]) + effect  # standard deviation 1
+    assert patients_needed(differences) == expected
+    assert patients_needed(-differences) == expected
+
+
+def test_patients_needed_at_the_edges() -> None:
+    assert patients_needed(np.array([-0.1, 0.1])) == np.inf
+    assert np.isnan(patients_needed(np.array([0.1])))
+    assert np.isnan(patients_needed(np.array([])))
+    assert patients_needed(np.array([0.1, 0.1, 0.1])) == 2
+    many = ((1.95996 + 0.84162) * np.sqrt(2) / 1e-4) ** 2  # the normal approximation
+    assert patients_needed(np.array([-0.9999, 1.0001])) == pytest.approx(many, rel=1e-3)
+
+
+def test_needed_patients_find_the_difference_with_the_predicted_power() -> None:
+    needed = int(patients_needed(np.array([-1.0, 0.0, 1.0]) + 1))
+    assert needed == 10
+    found = [sign_flip_test(_rng(s).normal(1, 1, needed), _rng()) < 0.05 for s in range(400)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gain", [0.02, 0.04])
+def test_skewed_scores_are_told_apart_with_the_predicted_power(gain: float) -> None:
+    world, rng = World(), _rng()
+
+    def differences(num_patients: int) -> Floats:
+        a, b = world.dice(rng, (2, 3, num_patients), num_folds=num_patients).mean(axis=1)
+        gains: Floats = a - b + gain
+        return gains
+
+    needed = int(patients_needed(differences(100_000)))
+    found = np.mean([sign_flip_test(differences(needed), rng) < 0.05 for _ in range(500)])
+    print(f"\ngain {gain}: {needed} patients needed, found with power {found:.1%}")
+    assert found == pytest.approx(0.8, abs=0.07)
 
 
 @pytest.mark.slow
@@ -308,14 +379,14 @@ def test_there_are_no_effects_without_a_two_by_two() -> None:
 def test_equal_variants_are_seldom_shown_to_differ(
     num_seeds: int, run: float, most: float
 ) -> None:
-    world, rng = World(run=run), np.random.default_rng(1)
+    world, rng = World(run=run), _rng()
     draws = draw(40, num_seeds, rng, times=1_000)
     claims, rejections = [], []
     for _ in range(300):
         dice = world.dice(rng, (4, num_seeds, 40), num_folds=10)
         differences = [a - b for a, b in itertools.combinations(dice, 2)]
         p = correct_by_holm([sign_flip_test(d.mean(axis=0), rng) for d in differences])
-        found = [estimate(mean_over_patients(d), draws, 40, (-1, 1)) for d in differences]
+        found = [estimate_mean(d, draws, (-1, 1)) for d in differences]
         claims.append(any(q < 0.05 and e.low * e.high > 0 for q, e in zip(p, found, strict=True)))
         rejections.append((p < 0.05).any())
     text = f"a difference shown {np.mean(claims):.1%}, by p alone {np.mean(rejections):.1%}"

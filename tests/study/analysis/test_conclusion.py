@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matrices import World, matrix_of
+from matrices import draw_dice, matrix_of
 
 from study.analysis.comparison import compare
 from study.analysis.conclusion import Conclusion, conclude, is_shown
@@ -14,8 +14,7 @@ NAN = np.nan
 
 
 def _draw(*shape: int, num_folds: int = 1) -> Floats:
-    rng = np.random.default_rng(1)
-    return 0.8 * World().dice(rng, shape, num_folds)  # type: ignore[arg-type]
+    return 0.8 * draw_dice(*shape, num_folds=num_folds)
 
 
 def _conclude(dice: Floats, num_folds: int = 1, synthetic: bool = False) -> Conclusion:
@@ -96,7 +95,7 @@ def test_a_tie_of_means_is_not_equality() -> None:
     assert "needed" not in sentence
 
 
-def test_one_variant_has_nothing_to_be_compared_with() -> None:
+def test_one_variant_has_no_comparison() -> None:
     sentence = _conclude(_draw(1, 1, 12)).sentence
     assert sentence.startswith("Only a has test scores")
     assert "ranks" not in sentence
@@ -117,16 +116,16 @@ def test_failed_trials_are_counted() -> None:
     dice = _draw(3, 1, 20, num_folds=10)
     dice[0, :, ::10], dice[2] = NAN, NAN
     conclusion = _conclude(dice, 10)
-    assert conclusion.caveats[0].startswith("11 of 30 trials without scores")
-    assert "ranked on the 18 patients" in conclusion.caveats[0]
-    assert "Without any score: c." in conclusion.caveats
+    assert conclusion.caveats[0].startswith("11 of 30 trials have no scores")
+    assert "ranked on the 18 patients tested with all" in conclusion.caveats[0]
+    assert "Variants without scores: c." in conclusion.caveats
 
 
 def test_a_variant_with_few_scores_is_named() -> None:
     dice = _draw(3, 1, 20, num_folds=10)
     dice[1, :, 3:] = NAN
     caveats = _conclude(dice, 10).caveats
-    assert "Not ranked, for want of more than half of the scores: b." in caveats
+    assert "Not ranked, because more than half of the scores are missing: b." in caveats
 
 
 def test_variants_without_a_shared_patient_cannot_be_ranked() -> None:
@@ -135,7 +134,7 @@ def test_variants_without_a_shared_patient_cannot_be_ranked() -> None:
     assert "cannot be ranked" in _conclude(dice).sentence
 
 
-def test_a_first_place_lost_on_other_patients_is_told() -> None:
+def test_a_variant_that_beats_the_first_on_other_patients_is_named() -> None:
     # a leads on the patients that all have, c on those that it shares with a alone.
     dice = _draw(3, 3, 40) + np.array([0.05, 0, 0])[:, None, None]
     dice[1, :, 20:] = NAN
@@ -143,7 +142,7 @@ def test_a_first_place_lost_on_other_patients_is_told() -> None:
     matrix = matrix_of(dice)
     comparison = compare(matrix)
     assert comparison.variants[0].variant == "a"
-    assert "although c scored better on the patients that both have" in _conclude(dice).sentence
+    assert "although c scored better on the patients tested with both" in _conclude(dice).sentence
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
@@ -154,7 +153,7 @@ def test_a_difference_is_shown_by_test_and_interval_together(gain: float) -> Non
     assert is_shown(pair) == (pair.p_holm < 0.05 and pair.difference.low > 0)
 
 
-def test_patients_on_whom_the_winner_was_searched_are_named_beside_its_rank() -> None:
+def test_test_patients_that_the_search_used_are_counted() -> None:
     matrix = replace(matrix_of(_draw(2, 3, 12), 4), variants=("raw", "winner-c0003"))
     patients = matrix.patients
     searched = [{"val": [*patients[:3], "of none"], "train": patients[2:10]}]

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.bootstrap import Estimate
 from study.analysis.scores import read_slices
 from study.analysis.subgroups import Breakdown, average_slices, break_down, count_slice_errors
 
@@ -79,11 +78,3 @@ def test_slice_errors_by_hand(slices: pd.DataFrame) -> None:
     assert found.false_alarms.point == pytest.approx((1 + 0) / 2)  # p1 yes, p2 no
     assert found.false_pixels.point == pytest.approx((6 + 0) / 2)
     assert found.missed.point == pytest.approx((0 + (1 + 0) / 2) / 2)  # p2 with one of two seeds
-
-
-def test_the_same_groups_have_the_same_intervals(slices: pd.DataFrame) -> None:
-    def estimates() -> list[Estimate]:
-        found = break_down(slices, PATIENTS)
-        return [group.dice["a"] for way in found for group in way.groups if group.num_patients > 1]
-
-    assert estimates() == estimates()
