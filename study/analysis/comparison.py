@@ -74,7 +74,6 @@ class Pair:
         first: The variant that is higher in the order of the comparison.
         second: The other variant.
         num_patients: Patients tested with both.
-        num_dropped: Patients tested with only one of them.
         difference: first - second; NaN if they share no patient.
         share_better: Probability that first has the higher mean: the share of widened resamples,
             ties counting half; NaN with fewer than 2 patients.
@@ -89,7 +88,6 @@ class Pair:
     first: str
     second: str
     num_patients: int
-    num_dropped: int
     difference: Estimate
     share_better: float
     improvement: float
@@ -226,12 +224,10 @@ def _pair(
     a, b = matrix.index(first), matrix.index(second)
     values = matrix.dice[a] - matrix.dice[b]
     differences = average_seeds(values)
-    either = (matrix.tested[a] | matrix.tested[b]).any(axis=0).sum()
     return Pair(
         first=first,
         second=second,
         num_patients=len(differences),
-        num_dropped=int(either) - len(differences),
         difference=estimate_mean(values, draws, (-1, 1)),
         share_better=_share_better(values, draws),
         improvement=_mean((np.sign(values) + 1) / 2) if len(differences) else np.nan,
