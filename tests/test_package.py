@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -16,15 +17,26 @@ import brainseg
 from brainseg.config import Experiment
 from study.spec.configs import shipped
 
-pytest.importorskip("build", reason="builds the wheel: pip install build hatchling")
-
 ROOT = Path(__file__).parents[1]
+IMPORTS = {
+    "cmaes": "optuna.samplers",
+    "grpcio": "grpc",
+    "huggingface-hub": "huggingface_hub",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+    "tensorboard": "torch.utils.tensorboard",
+}
+"""Distributions whose packages have another name."""
 SCRIPTS = ("study", "fetch", "explore", "predict", "export", "demo")
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the source archive, and the wheel from it."""
+    pytest.importorskip("build", reason="builds the wheel: pip install build hatchling")
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
@@ -59,6 +71,30 @@ def _run(*command: str | Path) -> str:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def _dependencies() -> list[tuple[str, str]]:
+    """Return the name of each dependency that a user gets, and the comment beside it."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.split("\ndependencies = [\n")[1].split("\n]\n")[0]
+    return re.findall(r'^    "([\w-]+)[^"]*",(.*)$', block, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "reason"), _dependencies())
+def test_every_dependency_has_a_reason_is_imported_and_pinned(name: str, reason: str) -> None:
+    assert re.match(r" +# \w+", reason), f"no reason beside {name}"
+    imported = re.compile(rf"^\s*(from|import) {IMPORTS.get(name, name)}\b", re.MULTILINE)
+    sources = [
+        path for package in ("brainseg", "study") for path in (ROOT / package).rglob("*.py")
+    ]
+    assert any(imported.search(path.read_text(encoding="utf-8")) for path in sources)
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower().replace("_", "-")
+    assert f"\n{name}==" in pinned
+
+
+def test_the_image_for_kubernetes_is_called_by_the_version() -> None:
+    text = (ROOT / "docs" / "rayjob.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"/brainseg:(\S+)", text)) == {brainseg.__version__}
 
 
 def test_the_wheel_holds_the_code_its_yaml_files_and_templates_and_nothing_else(
