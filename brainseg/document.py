@@ -1,7 +1,7 @@
 """Documents of headed sections, written as Markdown, as one HTML page or as LaTeX tables.
 
 A document is built from blocks: paragraphs, bullets, tables, figures, galleries and listings.
-Values in tables are text; `format_number` and its siblings make it.
+Values in tables are text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -138,49 +137,14 @@ def facts_table(caption: str, facts: Mapping[str, str]) -> Table:
     return Table(caption, [{"": key, "value": value} for key, value in facts.items()], False)
 
 
-class Interval(Protocol):
-    """A number and the bounds of its interval; the bounds are NaN if there is no interval."""
-
-    @property
-    def point(self) -> float:
-        """The number."""
-
-    @property
-    def low(self) -> float:
-        """The lower bound."""
-
-    @property
-    def high(self) -> float:
-        """The upper bound."""
-
-
 def format_number(value: float, decimals: int = 3) -> str:
     """Return a number with fixed decimals; NaN as a dash."""
     return NONE if math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def format_estimate(estimate: Interval | None, decimals: int = 3) -> str:
-    """Return `0.812 (0.790 to 0.831)`; only the number if there is no interval."""
-    return NONE if estimate is None else _format(estimate, f".{decimals}f")
-
-
-def format_change(estimate: Interval) -> str:
-    """Return a signed difference: `+0.014 (+0.009 to +0.020)`."""
-    return _format(estimate, "+.3f")
-
-
 def format_p(p: float) -> str:
     """Return a p-value; `< 0.001` for smaller ones and a dash for NaN."""
     return "< 0.001" if p < 0.001 else format_number(p)
-
-
-def _format(estimate: Interval, style: str) -> str:
-    if math.isnan(estimate.point):
-        return NONE
-    point = format(estimate.point, style)
-    if math.isnan(estimate.low) or estimate.low == estimate.high:
-        return point
-    return f"{point} ({estimate.low:{style}} to {estimate.high:{style}})"
 
 
 def to_markdown(document: Document) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from brainseg.storage.files import write_bytes
 from study.analysis.bootstrap import Estimate
-from study.analysis.scores import Floats
 from study.report.results import StudyResults
 
 if TYPE_CHECKING:
@@ -56,14 +56,20 @@ class FigureWriter:
 
     def learning_curves(self) -> str:
         """Draw val loss and val Dice per epoch: the mean over trials and the spread of seeds."""
+        history = self._results.history
+        last_frozen = history["step"][history["stage"] == 1].max()
         titles = {"val_loss": "validation loss", "val_dice": "validation Dice (global)"}
         with self._draw("learning_curves", 3.4, columns=2) as (figure, axes):
             for axis, (key, title) in zip(axes, titles.items(), strict=True):
                 for variant, style in self._styles.items():
-                    curves = self._curves(variant, key)
-                    if curves:
-                        _draw_band(axis, curves, variant, style)
-                axis.axvspan(0.5, self._last_frozen_epoch() + 0.5, color="0.93", zorder=0)
+                    own = history[history["variant"] == variant]
+                    mean = own.groupby("step")[key].mean()
+                    axis.plot(mean, label=variant if len(own) else None, markersize=3, **style)
+                    unit = "seed" if own["seed"].nunique() > 1 else "fold"
+                    spread = own.groupby([unit, "step"])[key].mean().groupby("step")
+                    band = spread.min(), spread.max()
+                    axis.fill_between(mean.index, *band, color=style["color"], alpha=0.18, lw=0)
+                axis.axvspan(0.5, last_frozen + 0.5, color="0.93", zorder=0)
                 axis.set(title=title, xlabel="epoch (shaded: encoder frozen)")
                 axis.xaxis.get_major_locator().set_params(integer=True)
             _add_legend(figure, axes[0])
@@ -123,12 +129,12 @@ class FigureWriter:
     def patients(self) -> str:
         """Draw the Dice of each test patient with each variant, the hardest patient first."""
         matrix = self._results.matrix
-        means = np.array([_mean(matrix.dice[:, :, p]) for p in range(len(matrix.patients))])
-        order = np.argsort(means, kind="stable")
+        num_patients = len(matrix.patients)
+        means = pd.DataFrame(matrix.dice.reshape(-1, num_patients)).mean()
+        order = means.argsort(kind="stable")
         with self._draw("patients", 4.2) as (figure, (axis,)):
             for variant, style in self._styles.items():
-                dice = matrix.dice[matrix.index(variant)]
-                values = [_mean(dice[:, p]) for p in order]
+                values = pd.DataFrame(matrix.dice[matrix.index(variant)]).mean()[order].to_numpy()
                 axis.plot(values, linestyle="", markersize=4, alpha=0.8, label=variant, **style)
             axis.set(ylim=(-0.02, 1.02), ylabel="Dice/patient, mean over seeds")
             axis.set_xlabel("test patients, the hardest first")
@@ -176,18 +182,6 @@ class FigureWriter:
             yield figure, figure.subplots(1, columns, squeeze=False)[0]
             self.save(figure, name)
 
-    def _curves(self, variant: str, key: str) -> dict[int, list[Floats]]:
-        """Return seed -> one curve per fold."""
-        found: dict[int, list[Floats]] = {}
-        for (name, _, seed), history in self._results.histories.items():
-            if name == variant and history:
-                found.setdefault(seed, []).append(np.array([row[key] for row in history]))
-        return found
-
-    def _last_frozen_epoch(self) -> float:
-        histories = self._results.histories.values()
-        return max((row["step"] for h in histories for row in h if row["stage"] == 1), default=0)
-
 
 def _add_legend(figure: Figure, axis: Axes) -> None:
     handles, names = axis.get_legend_handles_labels()
@@ -204,31 +198,3 @@ def _draw_forest(axis: Axes, rows: Sequence[tuple[str, Estimate, str]]) -> None:
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", alpha=0)
-
-
-def _draw_band(
-    axis: Axes, curves: Mapping[int, Sequence[Floats]], name: str, style: Mapping[str, Any]
-) -> None:
-    """Draw the mean over trials and the range of the seeds' means, or of folds if one seed."""
-    everything = _stack([curve for group in curves.values() for curve in group])
-    steps = 1 + np.arange(everything.shape[1])
-    axis.plot(steps, np.nanmean(everything, axis=0), label=name, markersize=3, **style)
-    groups = list(curves.values())
-    members = [np.nanmean(_stack(g), axis=0) for g in groups] if len(groups) > 1 else groups[0]
-    if len(members) > 1:
-        spread = _stack(members)
-        low, high = np.nanmin(spread, axis=0), np.nanmax(spread, axis=0)
-        axis.fill_between(steps[: len(low)], low, high, color=style["color"], alpha=0.18, lw=0)
-
-
-def _stack(curves: Sequence[Floats]) -> Floats:
-    """Stack curves; those that end early are padded with NaN."""
-    stacked = np.full((len(curves), max(len(curve) for curve in curves)), np.nan)
-    for row, curve in zip(stacked, curves, strict=True):
-        row[: len(curve)] = curve
-    return stacked
-
-
-def _mean(values: Floats) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from brainseg.document import format_estimate, format_number, markdown_table
+from brainseg.document import format_number, markdown_table
 from brainseg.storage.files import write_text
-from study.report.results import StudyResults
+from study.report.results import StudyResults, format_estimate
 from study.storage.tables import Row, kept_models
 
 
@@ -76,7 +76,7 @@ def _scores(results: StudyResults, row: Row) -> Iterator[str]:
     )
     yield markdown_table(
         [
-            {"score": name, "value": format_estimate(estimate, 1 if name == "HD95" else 3)}
+            {"score": name, "value": format_estimate(estimate, ".1f" if name == "HD95" else ".3f")}
             for name, estimate in scores.scores.items()
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from brainseg.document import NONE
 from brainseg.storage.files import read_csv
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
@@ -30,7 +32,6 @@ from study.storage.tables import Row, TrialFolder
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"
 WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
-History = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class StudyResults:
         calibration: The rows of calibration.csv.
         examples: The rows of examples.csv whose picture exists.
         slices: slices.csv as the table of `read_slices`.
-        histories: (variant, fold, seed) -> rows of the trial's history.csv.
+        history: The rows of each trial's history.csv with its variant, fold and seed.
         matrix: scores.csv as arrays.
     """
 
@@ -60,7 +61,7 @@ class StudyResults:
     calibration: Sequence[Row]
     examples: Sequence[Row]
     slices: pd.DataFrame
-    histories: Mapping[tuple[str, int, int], History]
+    history: pd.DataFrame
     matrix: ScoreMatrix
 
     @cached_property
@@ -117,6 +118,21 @@ class StudyResults:
         return [row for row in rows if status in (None, row["status"])]
 
 
+def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
+    """Return an estimate as `0.812 (0.790 to 0.831)`, a missing one as a dash.
+
+    Args:
+        estimate: A number with or without an interval.
+        style: Format of each number, such as `.1f` or, for a difference, `+.3f`.
+    """
+    if estimate is None or math.isnan(estimate.point):
+        return NONE
+    point = format(estimate.point, style)
+    if math.isnan(estimate.low) or estimate.low == estimate.high:
+        return point
+    return f"{point} ({estimate.low:{style}} to {estimate.high:{style}})"
+
+
 def read_results(folder: Path) -> StudyResults:
     """Read the files of a study.
 
@@ -141,12 +157,12 @@ def read_results(folder: Path) -> StudyResults:
             row for row in read_csv(folder / "examples.csv") if (folder / row["picture"]).exists()
         ],
         slices=read_slices(read_csv(folder / "slices.csv")),
-        histories=dict(_read_history(folder, row) for row in trials),
+        history=pd.DataFrame([epoch for row in trials for epoch in _read_history(folder, row)]),
         matrix=read_matrix(read_csv(folder / "scores.csv"), trials),
     )
 
 
-def _read_history(folder: Path, row: Row) -> tuple[tuple[str, int, int], History]:
-    cell = row["variant"], int(row["fold"]), int(row["seed"])
-    name = "{}-fold{}-seed{}".format(*cell)
-    return cell, TrialFolder(folder / "trials" / name).read_history()
+def _read_history(folder: Path, row: Row) -> list[Row]:
+    name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
+    cell = {"variant": row["variant"], "fold": int(row["fold"]), "seed": int(row["seed"])}
+    return [cell | epoch for epoch in TrialFolder(folder / "trials" / name).read_history()]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ from brainseg.document import (
     Paragraph,
     Section,
     Table,
-    format_change,
     format_number,
     format_p,
 )
@@ -29,7 +27,7 @@ from study.analysis.comparison import Pair, compare
 from study.analysis.conclusion import patients_of
 from study.analysis.scores import ScoreMatrix
 from study.report.figures import STYLE, FigureWriter
-from study.report.results import StudyResults
+from study.report.results import StudyResults, format_estimate
 from study.spec.grid import WINNER
 from study.spec.search_space import VARIANT, Changes
 from study.storage.candidates import FINISHED, SCORE, Search, candidate_folder, read_params
@@ -44,12 +42,15 @@ from study.storage.leaderboard import (
 from study.storage.tables import Row
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from optuna import Study
 
 _LEAST_FOR_IMPORTANCE = 8
 _SLICES_PER_FIGURE = 3
-_SIZE = (7.2, 3.6)  # inches
+_OPTUNA_STYLE: Any = {
+    "figure.figsize": (7.2, 3.6),
+    "figure.constrained_layout.use": True,
+    "axes.grid": False,
+}
 _HOUR = 3600
 
 
@@ -118,10 +119,9 @@ def to_optuna(
 def _summary(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
     counts = Counter(row["status"] for row in rows)
     ends = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    text = (
-        f"{len(rows)} candidates, drawn by {search.sampler} and stopped by {search.scheduler}: "
-        f"{ends}. "
-    )
+    is_stopping = search.scheduler != "none"
+    stopping = f"stopped early by {search.scheduler}" if is_stopping else "all trained in full"
+    text = f"{len(rows)} candidates, drawn by {search.sampler} and {stopping}: {ends}. "
     full = ranked(rows)
     if full:
         best = full[0]
@@ -207,7 +207,7 @@ def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
         "test patients": group,
         "number": str(pair.num_patients),
         "against": pair.second if is_first else pair.first,
-        "difference in Dice/patient": format_change(found),
+        "difference in Dice/patient": format_estimate(found, "+.3f"),
         "p": format_p(pair.p),
     }
 
@@ -260,10 +260,12 @@ def _figures(
     params: Sequence[Changes],
     figures: FigureWriter,
 ) -> Iterator[Block]:
+    import matplotlib
+
     curves = [_read_curve(results, row) for row in rows]
     if not any(curves):
         return
-    yield from _progress_figures(search, rows, params, curves, figures)
+    finals = [float(row[SCORE]) if row["status"] == FINISHED else None for row in rows]
     rung = next(iter(search.rungs), None)
     column, name = SCORE, "val Dice"
     if rung is not None:
@@ -271,9 +273,14 @@ def _figures(
     scores = [float(row[column]) if row[column] else None for row in rows]
     keys = (VARIANT, *search.space.ranges)
     varied = [key for key in keys if len({row[key] for row in rows} - {""}) > 1]
-    if varied and any(score is not None for score in scores):
-        study = to_optuna(search, params, scores)
-        yield from _parameter_figures(study, varied, name, search.seed, figures)
+    matplotlib.use("Agg")
+    with matplotlib.rc_context(STYLE | _OPTUNA_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its plots experimental
+        study = to_optuna(search, params, finals, curves)
+        yield from _progress_figures(study, search.halving.rungs(), figures)
+        if varied and any(score is not None for score in scores):
+            study = to_optuna(search, params, scores)
+            yield from _parameter_figures(study, varied, name, search.seed, figures)
 
 
 def _read_curve(results: StudyResults, row: Row) -> dict[int, float]:
@@ -282,41 +289,33 @@ def _read_curve(results: StudyResults, row: Row) -> dict[int, float]:
 
 
 def _progress_figures(
-    search: Search,
-    rows: Sequence[Row],
-    params: Sequence[Changes],
-    curves: Sequence[Mapping[int, float]],
-    figures: FigureWriter,
-) -> Iterator[Block]:
+    study: Study, rungs: Sequence[int], figures: FigureWriter
+) -> Iterator[Figure]:
     from optuna.visualization import matplotlib as plots
 
-    finals = [float(row[SCORE]) if row["status"] == FINISHED else None for row in rows]
-    study = to_optuna(search, params, finals, curves)
-    if any(final is not None for final in finals):
-        plot, options = plots.plot_optimization_history, {"target_name": "val Dice"}
-        with _drawing(figures, "search_history", plot, study, **options) as axis:
-            axis.set_xlabel("candidate")
+    if any(trial.value is not None for trial in study.trials):
+        axes = plots.plot_optimization_history(study, target_name="val Dice")
+        axes.set_xlabel("candidate")
         yield Figure(
-            "figures/search_history.png",
+            _save(axes, "search_history", figures),
             "Scatter plot: val Dice of each candidate, with a line for the best so far",
             "Candidates trained in full, in the order in which they were drawn.",
         )
-    with _drawing(figures, "search_curves", plots.plot_intermediate_values, study) as axis:
-        axis.set(xlabel="epoch (dotted: rungs)", ylabel="best val Dice so far")
-        if legend := axis.get_legend():
-            legend.remove()
-        for rung in search.halving.rungs():
-            axis.axvline(rung, color="0.4", linestyle=":", lw=1)
+    axes = plots.plot_intermediate_values(study)
+    axes.set(xlabel="epoch (dotted: rungs)", ylabel="best val Dice so far")
+    axes.legend_ = None
+    for rung in rungs:
+        axes.axvline(rung, color="0.4", linestyle=":", lw=1)
     yield Figure(
-        "figures/search_curves.png",
+        _save(axes, "search_curves", figures),
         "Curves: best val Dice so far of each candidate by epoch",
         "Each curve is a candidate. Curves that end at a rung were stopped there.",
     )
 
 
 def _parameter_figures(
-    study: Study, names: Sequence[str], score: str, seed: int, figures: FigureWriter
-) -> Iterator[Block]:
+    study: Study, names: list[str], score: str, seed: int, figures: FigureWriter
+) -> Iterator[Figure]:
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
     from optuna.visualization import matplotlib as plots
 
@@ -326,60 +325,43 @@ def _parameter_figures(
             ("fANOVA", FanovaImportanceEvaluator(seed=seed)),
             ("PED-ANOVA", PedAnovaImportanceEvaluator()),
         ):
-            name = f"search_importance_{method.replace('-', '_').lower()}"
-            options: dict[str, Any] = {"evaluator": evaluator}
-            with _drawing(figures, name, plots.plot_param_importances, study, **options) as axis:
-                axis.set(xlabel=f"importance for {score}", ylabel="")
-                if legend := axis.get_legend():
-                    legend.remove()
+            axes = plots.plot_param_importances(study, evaluator=evaluator)
+            axes.set(xlabel=f"importance for {score}", ylabel="")
+            axes.legend_ = None
             yield Figure(
-                f"figures/{name}.png",
+                _save(axes, f"search_importance_{method.replace('-', '_').lower()}", figures),
                 f"Bars: the importance of each parameter by {method}",
                 f"Importance by {method}: a rough guide, because candidates are few and not "
                 f"spread evenly. All candidates are compared by {score}.",
             )
-    for part in range(0, len(names), _SLICES_PER_FIGURE):
-        name = f"search_slices_{1 + part // _SLICES_PER_FIGURE}"
-        shown = list(names[part : part + _SLICES_PER_FIGURE])
-        with _drawing(figures, name, plots.plot_slice, study, params=shown, target_name=score):
-            pass
+    for number, first in enumerate(range(0, len(names), _SLICES_PER_FIGURE), 1):
+        shown = names[first : first + _SLICES_PER_FIGURE]
+        panels = plots.plot_slice(study, params=shown, target_name=score)
         yield Figure(
-            f"figures/{name}.png",
+            _save(panels, f"search_slices_{number}", figures),
             f"Scatter plots: {score} against {', '.join(shown)}",
             "Each point is a candidate. The other parameters vary as well.",
         )
-    options = {"params": list(names), "target_name": score}
-    with _drawing(figures, "search_parallel", plots.plot_parallel_coordinate, study, **options):
-        pass
+    axes = plots.plot_parallel_coordinate(study, params=names, target_name=score)
     yield Figure(
-        "figures/search_parallel.png",
+        _save(axes, "search_parallel", figures),
         "Parallel coordinates: a line per candidate through its parameters, coloured by score",
         "Each line is a candidate. `None` marks a parameter that the candidate does not have.",
     )
 
 
-@contextmanager
-def _drawing(
-    figures: FigureWriter, name: str, plot: Callable[..., Any], study: Study, **options: Any
-) -> Iterator[Axes]:
-    """Draw with one of Optuna's functions, let the caller change the axes, and save."""
-    import matplotlib
+def _save(axes: Any, name: str, figures: FigureWriter) -> str:
+    """Save and close a figure of Optuna's in the size and with the labels of all others."""
+    from matplotlib import pyplot
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, rc_context
-
-    style = {"figure.constrained_layout.use": True, "figure.figsize": _SIZE, "axes.grid": False}
-    with rc_context(STYLE | style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls its plots experimental
-        axes = np.ravel(plot(study, **options))
-        figure = axes[0].figure
-        figure.set_size_inches(_SIZE)
-        figure.suptitle("")
-        axes[0].set_title("")
-        axes[0].set_title("", loc="left")
-        for axis in axes:
-            axis.tick_params(labelsize=8)
-            axis.xaxis.label.set_size(9)
-        yield axes[0]
-        figures.save(figure, name)
-        pyplot.close(figure)
+    figure = np.ravel(axes)[0].figure
+    figure.suptitle("")
+    for axis in np.ravel(axes):
+        axis.set_title("")
+        axis.set_title("", loc="left")
+        axis.tick_params(labelsize=8)
+        axis.xaxis.label.set_size(9)
+    figure.set_size_inches(_OPTUNA_STYLE["figure.figsize"])
+    path = figures.save(figure, name)
+    pyplot.close(figure)
+    return path

@@ -17,25 +17,19 @@ from brainseg.document import (
     Section,
     Table,
     Tile,
-    format_change,
-    format_estimate,
     format_number,
     format_p,
 )
 from study.report.figures import FigureWriter
-from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults
+from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults, format_estimate
 from study.storage.tables import Row
 
 _SCORES = {
-    "Dice/patient": 3,
-    "global Dice": 3,
-    "Dice/slice": 3,
-    "IoU": 3,
-    "precision": 3,
-    "recall": 3,
-    "HD95": 1,
+    **dict.fromkeys(("Dice/patient", "global Dice", "Dice/slice"), ".3f"),
+    **dict.fromkeys(("IoU", "precision", "recall"), ".3f"),
+    "HD95": ".1f",
 }
-"""Score -> decimals."""
+"""Score -> format."""
 
 
 def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Section]:
@@ -72,7 +66,7 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             {
                 "": str(1 + ranked.index(variant)) if variant in ranked else NONE,
                 "variant": variant,
-                **{name: format_estimate(scores.get(name), n) for name, n in _SCORES.items()},
+                **{name: format_estimate(scores.get(name), f) for name, f in _SCORES.items()},
                 "val loss": format_number(fmean(losses)) if losses else NONE,
                 "patients": str(item.num_patients),
                 "trials": f"{len(finished)}/{len(results.trials_of(variant))}",
@@ -109,7 +103,7 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
         rows = [
             {
                 "first - second": f"{pair.first} - {pair.second}",
-                "difference": format_change(pair.difference),
+                "difference": format_estimate(pair.difference, "+.3f"),
                 "p": format_p(pair.p),
                 "p (Holm)": format_p(pair.p_holm),
                 "P(higher mean)": format_number(pair.share_better, 2),
@@ -134,7 +128,7 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
         rows = [
             {
                 "factor": effect.name,
-                "effect on Dice/patient": format_change(effect.difference),
+                "effect on Dice/patient": format_estimate(effect.difference, "+.3f"),
                 "p": format_p(effect.p),
             }
             for effect in comparison.effects
@@ -171,7 +165,7 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
 
 
 def _learning(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
-    if any(results.histories.values()):
+    if not results.history.empty:
         yield Figure(
             figures.learning_curves(),
             "Validation loss and validation Dice per epoch, one line per variant",
@@ -211,7 +205,7 @@ def _groups(results: StudyResults) -> Iterator[Block]:
         {
             "variant": item.variant,
             "tumour-free slices with a false alarm": format_estimate(item.false_alarms),
-            "false pixels per tumour-free slice": format_estimate(item.false_pixels, 1),
+            "false pixels per tumour-free slice": format_estimate(item.false_pixels, ".1f"),
             "tumour slices missed": format_estimate(item.missed),
         }
         for item in results.slice_errors
@@ -262,8 +256,8 @@ def _postprocessing(results: StudyResults, figures: FigureWriter) -> Iterator[Bl
             "setting": effect.settings or NONE,
             "change on validation": f"{effect.val_difference:+.3f}",
             "chosen on validation": f"{effect.num_chosen} of {effect.num_trials}",
-            "change on test, always": format_change(effect.always),
-            "change on test, where chosen": format_change(effect.as_chosen),
+            "change on test, always": format_estimate(effect.always, "+.3f"),
+            "change on test, where chosen": format_estimate(effect.as_chosen, "+.3f"),
         }
         for effect in effects
     ]

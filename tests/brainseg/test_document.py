@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -21,8 +20,6 @@ from brainseg.document import (
     Table,
     Tile,
     facts_table,
-    format_change,
-    format_estimate,
     format_number,
     format_p,
     to_html,
@@ -45,12 +42,6 @@ BLOCKS: tuple[Block, ...] = (
     Listing("The command:", "python -m study.run\n"),
     Listing("The configuration:", "seed: 44\n", is_folded=True),
 )
-
-
-class _Estimate(NamedTuple):
-    point: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 @pytest.fixture
@@ -121,14 +112,7 @@ def test_latex_escapes_what_latex_reads_as_commands() -> None:
     assert r"\textbf" not in to_latex(Table("Scores.", rows), [])
 
 
-def test_numbers_are_formatted_with_their_intervals() -> None:
-    assert format_number(0.81249) == "0.812"
+def test_numbers_are_formatted() -> None:
+    assert [format_number(0.81249), format_number(5.16, 1)] == ["0.812", "5.2"]
     assert format_number(math.nan) == "-"
-    assert format_estimate(_Estimate(0.5, 0.25, 0.75), 2) == "0.50 (0.25 to 0.75)"
-    assert format_estimate(_Estimate(0.5)) == "0.500"
-    assert format_estimate(_Estimate(0.5, 0.5, 0.5)) == "0.500"
-    assert format_estimate(_Estimate(math.nan)) == "-"
-    assert format_estimate(None) == "-"
-    assert format_change(_Estimate(0.014, -0.009, 0.02)) == "+0.014 (-0.009 to +0.020)"
-    assert format_change(_Estimate(0.0)) == "+0.000"
     assert [format_p(p) for p in (0.0004, 0.04, math.nan)] == ["< 0.001", "0.040", "-"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from generated import EPOCHS
 
-from study.report.results import read_results
+from study.analysis.bootstrap import Estimate
+from study.report.results import format_estimate, read_results
 
 
 def test_results_hold_every_file(generated: Path) -> None:
     results = read_results(generated)
-    assert len(results.trials) == len(results.histories) == 16
-    assert {len(history) for history in results.histories.values()} == {sum(EPOCHS)}
+    assert len(results.trials) == 16
+    assert len(results.history) == 16 * sum(EPOCHS)
     assert len(results.patients) == 20
     assert len(results.examples) == (10 + 10 + 3) * 4
     assert set(results.variants) == set(results.matrix.variants)
@@ -38,3 +40,13 @@ def test_an_example_without_its_picture_is_left_out(small: Path) -> None:
     (small / before[0]["picture"]).unlink()
     after = read_results(small).examples
     assert after == [row for row in before if row["picture"] != before[0]["picture"]]
+
+
+def test_estimates_are_formatted_with_their_intervals() -> None:
+    nan = math.nan
+    assert format_estimate(Estimate(0.5, 0.25, 0.75), ".2f") == "0.50 (0.25 to 0.75)"
+    assert format_estimate(Estimate(0.5, nan, nan)) == "0.500"
+    assert format_estimate(Estimate(0.5, 0.5, 0.5)) == "0.500"
+    assert format_estimate(Estimate(nan, nan, nan)) == format_estimate(None) == "-"
+    change = Estimate(0.014, -0.009, 0.02)
+    assert format_estimate(change, "+.3f") == "+0.014 (-0.009 to +0.020)"
