@@ -1,4 +1,4 @@
-"""Brain tumour segmentation on LGG MRI: data, model, two-stage training, prediction. No Ray here.
+"""Brain tumour segmentation on LGG MRI: data, networks, two-stage training, prediction. No Ray.
 
     from brainseg import Experiment, Predictor, open_dataset, train_two_stage
 
@@ -7,13 +7,13 @@
     result.save("model.safetensors")
     masks = Predictor.load("model.safetensors").masks([data.image(0)])
 
-Names are imported when first used: a report needs `brainseg.config`, but not torch.
+The packages in the order of the pipeline: `storage`, `data`, `model`, `training`, `inference`;
+`explore` and `demo` are pages. Names are imported on first use, so that `brainseg.config` does not
+load torch.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from brainseg.config import Experiment, load_experiment
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from brainseg.inference.predictor import Predictor
     from brainseg.model.device import Compute
     from brainseg.training.epoch import EpochReport
-    from brainseg.training.trainer import TrainResult, train_two_stage
+    from brainseg.training.trainer import Training, TrainResult, train_two_stage
 
-_HOME = {
+_MODULES = {
     "BrainsegError": "errors",
     "Compute": "model.device",
     "EpochReport": "training.epoch",
     "Experiment": "config",
     "Predictor": "inference.predictor",
     "TrainResult": "training.trainer",
+    "Training": "training.trainer",
     "generate_phantom": "data.phantom",
     "load_experiment": "config",
     "open_dataset": "data.slice_store",
@@ -45,6 +46,7 @@ __all__ = [
     "Experiment",
     "Predictor",
     "TrainResult",
+    "Training",
     "generate_phantom",
     "load_experiment",
     "open_dataset",
@@ -53,6 +55,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module brainseg has no attribute {name}")
-    return getattr(importlib.import_module(f"brainseg.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"brainseg.{_MODULES[name]}"), name)

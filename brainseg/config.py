@@ -1,6 +1,6 @@
-"""Experiment: every knob of one training run, with its default, range and unit, in one place.
+"""The experiment: every setting of a training run, with its default, unit and range.
 
-The defaults are the published protocol at 256 pixels; `configs/baseline.yaml` writes them all out.
+The defaults are the published protocol at 256 pixels; `configs/baseline.yaml` lists them all.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from brainseg.errors import ConfigError
 from brainseg.storage.urls import name_of, to_location
 
 NUM_FOLDS = 10
-"""Folds that the patients are dealt into; a rotation r in [0, 10) says which are tested."""
+"""Folds that patients are assigned to, and rotations that choose which fold is tested."""
 
 NUM_INNER_FOLDS = NUM_FOLDS - 1
-"""Rotations of the folds that are not tested: which of them validate."""
+"""Rotations within the folds that are not tested, which choose the folds that validate."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
-    """Frozen, and an unknown key is an error: a typing mistake must not train the default."""
+    """Frozen. An unknown key is an error, so that a misspelt key does not train the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class DataConfig(_Section):
-    """Which pixels the network sees.
+    """Slices and their split.
 
     Attributes:
-        size: Side of the square that slices are resized to, in pixels; a multiple of 32.
-        split_seed: Seed of the assignment of patients to folds; one value for a whole study.
+        size: Side of the square that slices are resized to, in pixels; a multiple of 32 from 32 to
+            1024.
+        split_seed: Seed that assigns patients to folds, 0 to 2**32 - 1; the same in a whole study.
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
@@ -52,13 +53,14 @@ class DataConfig(_Section):
 
 
 class PreprocessConfig(_Section):
-    """Deterministic filters of every slice, in training and prediction alike.
+    """Deterministic filters, the same in training and prediction.
 
     Attributes:
-        enabled: False leaves slices raw and the other keys unread.
-        median_kernel: Side of the median filter in pixels, odd; 1 is no filter.
-        clip_limit: CLAHE clip limit on the L channel of LAB, relative to a flat histogram.
-        tile_grid: CLAHE tiles along each side.
+        enabled: Whether slices are filtered; if False, the other keys have no effect.
+        median_kernel: Side of the median filter in pixels: 1 (no filter), 3 or 5.
+        clip_limit: Clip limit of CLAHE on the L channel of LAB, as a multiple of the bin height of
+            a flat histogram; above 0, at most 40.
+        tile_grid: Tiles of CLAHE along each side, 1 to 32.
     """
 
     enabled: bool = False
@@ -71,13 +73,15 @@ class AugmentConfig(_Section):
     """Random changes of training slices.
 
     Attributes:
-        strength: 0 is none, 1 the published protocol, 2 the most; `augment.py` says how it scales
-            the values below.
-        flip_probability: Of the horizontal and, drawn independently, of the vertical flip.
-        warp_probability: Of the rotation and, drawn independently, of the elastic transform.
-        rotation_degrees: Largest rotation to either side, in degrees.
-        elastic_alpha: Amplitude of the elastic displacement field.
-        elastic_sigma: Smoothness of that field, in pixels.
+        strength: Scales the other keys, see `brainseg.data.augment`; 0 (no augmentation) to 2, the
+            published protocol is 1.
+        flip_probability: Probability, 0 to 1, of a horizontal flip and, drawn independently, of a
+            vertical one.
+        warp_probability: Probability, 0 to 1, of a rotation and, drawn independently, of an
+            elastic transform.
+        rotation_degrees: Largest rotation to either side, 0 to 90 degrees.
+        elastic_alpha: Amplitude of the elastic displacement, 0 to 1000, before it is smoothed.
+        elastic_sigma: Standard deviation of its Gaussian smoothing, 1 to 100 pixels.
     """
 
     strength: Annotated[float, Field(ge=0, le=2)] = 1.0
@@ -92,11 +96,11 @@ class ModelConfig(_Section):
     """The U-Net.
 
     Attributes:
-        encoder: Any encoder name of segmentation-models-pytorch, such as `resnet50`.
+        encoder: Name of an encoder of segmentation-models-pytorch, such as `resnet50`.
         encoder_weights: `imagenet` (downloaded once), `none` (random), or the path or URL of a
-            safetensors file whose keys are the encoder's.
-        calibrate_encoder: Set the encoder's BatchNorm statistics to those of the training slices
-            before stage 1; False keeps the ones that came with the weights.
+            safetensors file with the encoder's state dict.
+        calibrate_encoder: Whether the encoder's BatchNorm statistics are computed from the
+            training slices before stage 1; if False, those of the weights are kept.
         batchnorm_momentum: Weight of each batch in BatchNorm's running statistics. None keeps the
             value of each layer: 0.1 in most networks, but 0.01 in `efficientnet-b0` to `-b7`. With
             0.01 the statistics need hundreds of steps to follow weights that change fast, as
@@ -124,12 +128,12 @@ class ModelConfig(_Section):
 
 
 class StageConfig(_Section):
-    """One of the two stages of training, each with an optimizer and a scheduler of its own.
+    """One of the two stages of training; each starts with a new optimizer and scheduler.
 
     Attributes:
-        epochs: Passes over the training slices; 0 skips the stage.
-        learning_rate: AdamW's, at the stage's first epoch.
-        freeze_encoder: True keeps the encoder's weights and BatchNorm statistics bit-equal.
+        epochs: Passes over the training slices, 0 (skips the stage) to 10,000.
+        learning_rate: Learning rate of AdamW at the start of the stage, above 0.
+        freeze_encoder: Whether the encoder's weights and BatchNorm statistics stay as they are.
     """
 
     epochs: Annotated[int, Field(ge=0, le=10_000)]
@@ -138,13 +142,13 @@ class StageConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW and ReduceLROnPlateau on the val loss, the same in both stages.
+    """AdamW, and ReduceLROnPlateau on the val loss; the same in both stages.
 
     Attributes:
-        batch_size: Slices per optimizer step.
-        weight_decay: AdamW's decoupled decay.
-        plateau_factor: Factor on the learning rate when the val loss stalls.
-        plateau_patience: Epochs without a better val loss that are waited for.
+        batch_size: Slices per optimizer step, 2 to 4096.
+        weight_decay: Decoupled weight decay, 0 to 1.
+        plateau_factor: Factor on the learning rate if the val loss stalls, between 0 and 1.
+        plateau_patience: Epochs without a lower val loss before that, at least 0.
     """
 
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
@@ -154,7 +158,12 @@ class OptimizerConfig(_Section):
 
 
 class LossConfig(_Section):
-    """Weights of the two terms; the protocol's val losses are on the scale of one half each."""
+    """The weighted sum of soft Dice loss and binary cross entropy.
+
+    Attributes:
+        dice_weight: Weight of the Dice loss, 0 to 100.
+        bce_weight: Weight of the cross entropy, 0 to 100; not 0 if `dice_weight` is.
+    """
 
     dice_weight: Annotated[float, Field(ge=0, le=100)] = 0.5
     bce_weight: Annotated[float, Field(ge=0, le=100)] = 0.5
@@ -167,14 +176,21 @@ class LossConfig(_Section):
 
 
 class Experiment(_Section):
-    """One training run: with a dataset and the versions it determines the numbers.
+    """A training run: with the dataset and the package versions, it determines the numbers.
 
     Attributes:
-        seed: Of initial weights, order, augmentation and dropout.
-        fold: Rotation of the ten folds, 0 to 9; 0 is the published split.
-        inner_fold: Rotation, 0 to 8, of the nine folds that are not tested: other ones validate,
-            the same are tested. 0 is the published split.
-        threshold: Probability from which on a pixel is called tumour.
+        data: Slices and their split.
+        preprocess: Deterministic filters.
+        augment: Random changes of training slices.
+        model: The U-Net.
+        stages: Two stages, at least one with epochs.
+        optimizer: AdamW and its scheduler.
+        loss: Weights of the loss terms.
+        threshold: Lowest probability at which a pixel is tumour, between 0 and 1.
+        seed: Seed of initial weights, order, augmentation and dropout, 0 to 2**32 - 1.
+        fold: Rotation, 0 to 9, that chooses the tested fold; 0 is the published split.
+        inner_fold: Rotation, 0 to 8, that chooses the folds that validate among those that are not
+            tested; 0 is the published split.
     """
 
     data: DataConfig = DataConfig()
@@ -199,16 +215,21 @@ class Experiment(_Section):
         return self
 
     def replaced(self, changes: dict[str, Any]) -> Experiment:
-        """Return a copy in which dotted keys such as `stages.0.epochs` have new values.
+        """Return a copy in which dotted keys, such as `stages.0.epochs`, have new values.
 
         Raises:
             ConfigError: If a key is unknown or a value not allowed.
         """
-        tree = self.model_dump(mode="json")
+        tree: Any = self.model_dump(mode="json")
         for key, value in changes.items():
+            *parents, last = [int(p) if p.isdigit() else p for p in key.split(".")]
+            node = tree
             try:
-                assign(tree, key, value)
-            except KeyError as error:
+                for part in parents:
+                    node = node[part]
+                node[last]  # a key that is not there must not be added
+                node[last] = value
+            except (LookupError, TypeError) as error:
                 raise ConfigError(f"unknown key {key}{_suggestion(key)}") from error
         return _validated(tree, "--set")
 
@@ -218,7 +239,7 @@ class Experiment(_Section):
         Raises:
             ConfigError: If there is no such key.
         """
-        values = flatten(self.model_dump(mode="json"))
+        values = _flatten(self)
         if key not in values:
             raise ConfigError(f"unknown key {key}{_suggestion(key)}")
         return values[key]
@@ -232,7 +253,7 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment from a YAML file; keys that it leaves out keep their defaults.
 
     Raises:
-        ConfigError: If the file is missing, no YAML mapping, or holds a bad key or value.
+        ConfigError: If the file is missing or no YAML mapping, or a key or value is not allowed.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -244,7 +265,7 @@ def load_experiment(path: Path | str) -> Experiment:
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
-    """Turn `KEY=VALUE` texts into dotted keys and YAML values; a later one wins.
+    """Parse `KEY=VALUE` texts into dotted keys and YAML values; the last one of a key wins.
 
     Raises:
         ConfigError: If a text has no `=` or its value is no YAML.
@@ -262,21 +283,20 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def valid_keys() -> list[str]:
-    """Return every dotted key of an experiment, in the order of the file."""
-    return list(flatten(Experiment().model_dump(mode="json")))
+    """Return the dotted keys of all values of an experiment, in the order of its YAML file."""
+    return list(_flatten(Experiment()))
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     """Return a line `key: theirs -> ours` for each key in which two experiments differ."""
-    left = flatten(theirs.model_dump(mode="json"))
-    right = flatten(ours.model_dump(mode="json"))
+    left, right = _flatten(theirs), _flatten(ours)
     return [f"{key}: {left[key]} -> {right[key]}" for key in left if left[key] != right[key]]
 
 
 def _suggestion(key: str) -> str:
     keys = valid_keys()
     near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     return f"{hint} Valid keys: {', '.join(keys)}"
 
 
@@ -291,52 +311,25 @@ def _validated(tree: dict[str, Any], origin: str) -> Experiment:
                 lines.append(f"unknown key {key}{_suggestion(key)}")
             else:
                 reason = problem["msg"].removeprefix("Value error, ")
-                # A rule of ours about several keys names them itself.
-                is_ours = problem["type"] == "value_error" and isinstance(problem["input"], dict)
-                found = "" if is_ours else f"{key} is {problem['input']!r}: "
+                # A validator of a whole section names the keys itself.
+                of_section = problem["type"] == "value_error" and isinstance(
+                    problem["input"], dict
+                )
+                found = "" if of_section else f"{key} is {problem['input']!r}: "
                 lines.append(f"{found}{reason[0].lower()}{reason[1:]}")
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
 
 
-# --- keys ---
-
-
-def assign(tree: dict[str, Any], key: str, value: object) -> None:
-    """Give the value of a dotted key another one, in place.
-
-    Raises:
-        KeyError: If the tree has no such key.
-    """
-    *parents, last = key.split(".")
-    node: Any = tree
-    try:
-        for part in parents:
-            node = node[_position(part)] if isinstance(node, list) else node[part]
-        if isinstance(node, list):
-            node[_position(last)] = value
-        elif last in node:
-            node[last] = value
-        else:
-            raise KeyError(last)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise KeyError(key) from error
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a tree by their dotted keys, in its order."""
-    if isinstance(node, dict):
-        items: Iterable[tuple[Any, Any]] = node.items()
-    elif isinstance(node, list):
-        items = enumerate(node)
-    else:
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, value in items:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _position(text: str) -> int:
-    if not text.isdigit():
-        raise ValueError(text)  # int() would take -1 for the last stage
-    return int(text)
+def _flatten(node: Any) -> dict[str, Any]:
+    """The values of an experiment by their dotted keys."""
+    if isinstance(node, BaseModel):
+        node = node.model_dump(mode="json")
+    if isinstance(node, list):
+        node = {str(index): value for index, value in enumerate(node)}
+    if not isinstance(node, dict):
+        return {"": node}
+    return {
+        f"{key}.{below}".rstrip("."): value
+        for key, child in node.items()
+        for below, value in _flatten(child).items()
+    }

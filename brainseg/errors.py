@@ -1,25 +1,24 @@
-"""The errors raised on purpose; each message says what was found, expected and to do."""
+"""The errors that brainseg raises on purpose; each says what was found and what to do."""
 
 from __future__ import annotations
 
 
 class BrainsegError(Exception):
-    """Base of every error raised on purpose; a command prints it as one line and exits with 1."""
+    """Base class; a command prints the message as one line and exits with code 1."""
 
 
 class ConfigError(BrainsegError, ValueError):
-    """A key, value or flag that cannot be used."""
+    """A key, value or flag that cannot be used; a command exits with code 2."""
 
 
 class DataError(BrainsegError, ValueError):
     """A dataset, image or mask that cannot be used.
 
     Attributes:
-        problems: One line per problem where several files are at fault, else empty.
+        problems: One line per problem if several files are at fault, else empty.
     """
 
     def __init__(self, message: str, problems: list[str] | None = None) -> None:
-        """Keep the list of problems beside the summary."""
         super().__init__(message)
         self.problems = problems or []
 
@@ -33,18 +32,17 @@ class CheckpointError(BrainsegError, RuntimeError):
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint was passed over: more than one epoch is trained again, to the same numbers."""
+    """A damaged checkpoint was skipped: training resumes earlier, with the same numbers."""
 
 
 class StorageError(BrainsegError, OSError):
-    """A disk that refuses a write, for lack of space or altogether; what was there is intact."""
+    """A disk or store that refuses a read or write; files that were there are intact."""
 
 
 class DivergedError(BrainsegError, ArithmeticError):
-    """A loss that is no longer a finite number; repeating the training would end the same way."""
+    """A training or validation loss that is infinite or NaN; a repetition would end alike."""
 
     def __init__(self, stage: int, epoch: int, value: float) -> None:
-        """Name the place at which the training diverged."""
         super().__init__(
             f"the training loss became {value} in stage {stage}, epoch {epoch}; "
             "lower that stage's learning rate"
@@ -54,9 +52,9 @@ class DivergedError(BrainsegError, ArithmeticError):
         self.value = value
 
     def __reduce__(self) -> tuple[type[DivergedError], tuple[int, int, float]]:
-        """Cross process borders whole: exceptions are rebuilt from their arguments."""
+        # Exceptions are pickled with their message as the only argument.
         return DivergedError, (self.stage, self.epoch, self.value)
 
 
 class StudyError(BrainsegError, RuntimeError):
-    """A study that cannot start or go on as asked."""
+    """A study that cannot start or continue as asked."""

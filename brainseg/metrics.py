@@ -1,14 +1,13 @@
-"""TP, FP, FN, TN per slice, and every score derived from them. No gradient.
+"""Pixel counts (TP, FP, FN, TN) of slices and the scores derived from them.
 
-Counting takes NumPy arrays or torch tensors; torch itself is needed for tensors alone.
+Pixels of NumPy arrays are counted without importing torch, those of tensors on their device.
 
-The empty-mask rule, once and for all scores: where there is no tumour and none is predicted, a
-score is 1; where its own ratio is 0/0 otherwise (precision with nothing predicted, recall with
-nothing there), it is 0, as Dice is.
+Empty masks: without tumour and without a prediction, every score is 1. Otherwise, a score whose
+ratio is 0/0 is 0: precision if nothing is predicted, recall if there is no tumour.
 
-Which Dice is always named: `dice_global` sums the counts of all slices (the published one),
-`dice_patient` sums over each patient's slices and averages patients, `dice_slice` averages slices
-that hold tumour.
+Three ways to average Dice: `dice_global` sums the counts of all slices (the published one),
+`dice_patient` sums the counts of each patient and averages over patients, `dice_slice` averages
+over the slices with tumour.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ if TYPE_CHECKING:
 Masks = TypeVar("Masks", NDArray[Any], "torch.Tensor")
 
 Counts = NDArray[np.int64 | np.float64]
-"""(..., 4): TP, FP, FN, TN in pixels; int64, or float64 where they are means over seeds."""
+"""(..., 4): TP, FP, FN, TN in pixels; int64, or float64 for means over seeds."""
 
 
 def count_pixels(predicted_BHW: Masks, masks_BHW: Masks) -> Masks:
     """Count the pixels of each slice.
 
     Args:
-        predicted_BHW: bool, True where tumour is predicted; an array or a tensor.
-        masks_BHW: bool or 0/1, where tumour is; of the same kind, on the same device.
+        predicted_BHW: Predicted masks, bool or 0/1; an array or a tensor.
+        masks_BHW: True masks, bool or 0/1; of the same kind, on the same device.
 
     Returns:
-        int64 (B, 4), of the same kind and on the same device: TP, FP, FN, TN.
+        TP, FP, FN, TN: int64 (B, 4) of the same kind, on the same device.
     """
     predicted, true = predicted_BHW != 0, masks_BHW != 0
     tp = (predicted & true).sum((1, 2))
@@ -52,31 +51,31 @@ def count_pixels(predicted_BHW: Masks, masks_BHW: Masks) -> Masks:
 
 def dice(counts: Counts) -> NDArray[np.float64]:
     """Return 2 TP / (2 TP + FP + FN), in [0, 1], over the last axis (Dice 1945)."""
-    tp, fp, fn, _ = _columns(counts)
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     return _ratio(2 * tp, 2 * tp + fp + fn, fp + fn + tp)
 
 
 def iou(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FP + FN), in [0, 1], over the last axis (Jaccard 1912)."""
-    tp, fp, fn, _ = _columns(counts)
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     return _ratio(tp, tp + fp + fn, tp + fp + fn)
 
 
 def accuracy(counts: Counts) -> NDArray[np.float64]:
     """Return (TP + TN) / all, in [0, 1], over the last axis."""
-    tp, fp, fn, tn = _columns(counts)
+    tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
     return _ratio(tp + tn, tp + fp + fn + tn, tp + fp + fn)
 
 
 def precision(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FP), in [0, 1], over the last axis."""
-    tp, fp, fn, _ = _columns(counts)
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     return _ratio(tp, tp + fp, tp + fp + fn)
 
 
 def recall(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FN), in [0, 1], over the last axis."""
-    tp, fp, fn, _ = _columns(counts)
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     return _ratio(tp, tp + fn, tp + fp + fn)
 
 
@@ -85,7 +84,7 @@ def sum_by_patient(counts: Counts, patients: Sequence[str]) -> dict[str, Counts]
 
     Args:
         counts: int64 (N, 4).
-        patients: N names, one per slice.
+        patients: The N patients of the slices.
 
     Returns:
         Patient -> int64 (4,), patients in alphabetical order.
@@ -95,15 +94,15 @@ def sum_by_patient(counts: Counts, patients: Sequence[str]) -> dict[str, Counts]
 
 
 def summarise(counts: Counts, patients: Sequence[str]) -> dict[str, float]:
-    """Return every named score of a set of slices.
+    """Return every score of a set of slices by its name.
 
     Args:
         counts: int64 (N, 4).
-        patients: N names, one per slice.
+        patients: The N patients of the slices.
 
     Returns:
-        dice_global, iou, accuracy, precision, recall (over all pixels), dice_patient, dice_slice.
-        With no tumour slice at all dice_slice is 1 if none is predicted, else 0.
+        dice_global, iou, accuracy, precision, recall (of all pixels together), dice_patient,
+        dice_slice. Without any slice with tumour, dice_slice is 1 if none is predicted, else 0.
     """
     total = counts.sum(axis=0)
     by_patient = np.stack(list(sum_by_patient(counts, patients).values()))
@@ -117,10 +116,6 @@ def summarise(counts: Counts, patients: Sequence[str]) -> dict[str, float]:
         "dice_patient": float(dice(by_patient).mean()),
         "dice_slice": float(dice(with_tumour if len(with_tumour) else total[None]).mean()),
     }
-
-
-def _columns(counts: Counts) -> list[NDArray[Any]]:
-    return [counts[..., column] for column in range(4)]
 
 
 def _ratio(

@@ -87,7 +87,7 @@ def _describe_splits(setup: Setup) -> list[tuple[str, str]]:
         split = split_by_patient(setup.data.slices, fold, seed, setup.question.base.inner_fold)
         sizes = (
             f"{part} {len(getattr(split, part))} patients, "
-            f"{len(split.numbers(setup.data.slices, part)):,} slices"
+            f"{len(split.indices(setup.data.slices, part)):,} slices"
             for part in PARTS
         )
         lines.append((f"split, rotation {fold}", "; ".join(sizes)))
@@ -101,7 +101,7 @@ def _num_steps(setup: Setup, trials: Sequence[Trial]) -> int:
         split = split_by_patient(
             setup.data.slices, trial.fold, experiment.data.split_seed, experiment.inner_fold
         )
-        slices = len(split.numbers(setup.data.slices, "train"))
+        slices = len(split.indices(setup.data.slices, "train"))
         steps += num_epochs([trial]) * -(-slices // trial.experiment.optimizer.batch_size)
     return steps
 

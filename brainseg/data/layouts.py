@@ -1,7 +1,7 @@
-"""The dataset folder: where its slices are, and whether each of them can be used.
+"""The folder layout of the dataset: finds its slices, decodes and checks them.
 
-Layout (kaggle_3m): `<root>/<patient folder>/<slice>.tif` with `<slice>_mask.tif` beside it. Images
-hold three sequences as channels, in this order: pre-contrast, FLAIR, post-contrast.
+Layout (kaggle_3m): `<root>/<patient folder>/<slice>.tif` with `<slice>_mask.tif` beside it. The
+channels of an image are three sequences in this order: pre-contrast, FLAIR, post-contrast.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ARCHIVE_COPIES = (".", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
 
 @dataclass(frozen=True, slots=True)
 class SliceFile:
-    """One slice on disk: its name without suffix, its patient, its two files."""
+    """A slice on disk: its name without suffix, its patient, its image and mask files."""
 
     name: str
     patient: str
@@ -35,10 +35,10 @@ class SliceFile:
 
 
 def find_default_root() -> Location | None:
-    """Return the dataset that a command without `--data` uses, or None where there is none.
+    """Return the dataset of a command without `--data`, or None if there is none.
 
     Raises:
-        DataError: If the environment names a folder that does not exist.
+        DataError: If the environment variable names a folder that does not exist.
     """
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
@@ -59,7 +59,7 @@ def find_root(path: Path | str) -> tuple[Path, list[str]]:
             same tree twice.
 
     Returns:
-        The root, absolute, and sentences worth telling the user.
+        The absolute root, and sentences to print.
 
     Raises:
         DataError: If there is no such folder, or the archive's two copies differ.
@@ -88,16 +88,16 @@ def find_root(path: Path | str) -> tuple[Path, list[str]]:
 
 
 def find_slices(root: Path) -> list[SliceFile]:
-    """Pair images with masks by name, in natural order of their paths.
+    """Pair images with masks by name.
 
     Args:
         root: Folder of patient folders.
 
     Returns:
-        Slices, `_2` before `_10`.
+        Slices in natural order of their paths: `_2` before `_10`.
 
     Raises:
-        DataError: If an image lacks its mask or a mask its image; `problems` lists them all.
+        DataError: If an image has no mask or a mask no image; `problems` lists them all.
     """
     names = sorted(_list_patient_files(root), key=natural_key)
     known = set(names)
@@ -118,14 +118,13 @@ def find_slices(root: Path) -> list[SliceFile]:
 
 
 def read_slice(files: SliceFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decode and check one slice.
+    """Decode and check a slice of the dataset.
 
     Returns:
-        The image, uint8 (S, S, 3), channels pre-contrast, FLAIR, post-contrast; and the mask,
-        uint8 (S, S), 1 where tumour.
+        The image, uint8 (S, S, 3), and the mask, uint8 (S, S), 1 for tumour.
 
     Raises:
-        DataError: If either file is damaged or not of the form above.
+        DataError: If a file is damaged, or the image is not square.
     """
     image = read_image(files.image)
     if image.shape[0] != image.shape[1]:
@@ -133,15 +132,32 @@ def read_slice(files: SliceFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return image, read_mask(files.mask, image)
 
 
-def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Decode the true mask of a slice.
-
-    Args:
-        path: Of the mask.
-        image: uint8 (H, W, 3), the slice that it belongs to.
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Decode an image.
 
     Returns:
-        uint8 (H, W), 1 where tumour.
+        uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+
+    Raises:
+        DataError: If the file is damaged, or not uint8 with three channels.
+    """
+    image = _decode(path)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(
+            f"{path.name}: {_shape(image)} {image.dtype}; expected three channels of uint8"
+        )
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Decode the true mask of an image.
+
+    Args:
+        path: The mask file.
+        image: Its image, uint8 (H, W, 3).
+
+    Returns:
+        uint8 (H, W), 1 for tumour.
 
     Raises:
         DataError: If the file is damaged, of another size, or not a mask.
@@ -162,25 +178,20 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return binary
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Decode an image with its channels in the file's order; every reader here uses this one.
+def patient_of(folder: str) -> str:
+    """Return the patient of a patient folder, by the folder's name."""
+    # Two examinations of a patient, which differ in the date, must not be two patients.
+    match = _PATIENT_FOLDER.fullmatch(folder)
+    return match.group(1) if match else folder
 
-    Returns:
-        uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
 
-    Raises:
-        DataError: If the file is damaged, or not uint8 with three channels.
-    """
-    image = _decode(path)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise DataError(
-            f"{path.name}: {_shape(image)} {image.dtype}; expected three channels of uint8"
-        )
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+def natural_key(name: str) -> list[int | str]:
+    """Return a key that sorts `_2` before `_10`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _decode(path: Path) -> NDArray[np.generic]:
-    # Reading the bytes ourselves gives an error that names the cause, and any file name works.
+    # cv2.imread would return None for any error, and cannot open some names.
     try:
         raw = np.fromfile(path, dtype=np.uint8)
         decoded = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED) if raw.size else None
@@ -192,7 +203,7 @@ def _decode(path: Path) -> NDArray[np.generic]:
 
 
 def _list_patient_files(root: Path) -> dict[str, int]:
-    """Size in bytes of each .tif one folder down, by relative path; hidden ones are skipped."""
+    """Relative path -> size in bytes of each .tif in a patient folder; hidden ones are skipped."""
     if not root.is_dir():
         return {}
     found: dict[str, int] = {}
@@ -203,18 +214,6 @@ def _list_patient_files(root: Path) -> dict[str, int]:
         if any(f.name.endswith(MASK_SUFFIX) for f in files) or _PATIENT_FOLDER.match(folder.name):
             found |= {f"{folder.name}/{f.name}": f.stat().st_size for f in files}
     return found
-
-
-def patient_of(folder: str) -> str:
-    """Return the patient that a folder of slices belongs to, by its name."""
-    # Two examinations of one patient differ in the date alone: both belong to one part.
-    match = _PATIENT_FOLDER.fullmatch(folder)
-    return match.group(1) if match else folder
-
-
-def natural_key(name: str) -> list[int | str]:
-    """Return a key that sorts `_2` before `_10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _shape(array: NDArray[np.generic]) -> str:

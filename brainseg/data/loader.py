@@ -1,8 +1,8 @@
-"""Store, split and configuration as batches whose content depends on nothing else.
+"""Batches of preprocessed and augmented slices.
 
-The order of an epoch comes from (seed, stage, epoch), the change of a slice from (seed, stage,
-epoch, slice). Stage and epoch travel with the index to whichever worker, so worker count, worker
-order, persistent workers and resuming cannot alter a batch.
+Seed, stage and epoch determine the order of an epoch; with the slice's index, they also determine
+its augmentation. Stage and epoch travel with the index to the worker, so that the number and order
+of workers, persistent workers and a resume do not change a batch.
 
 Shapes: B slices of a batch, H and W pixels.
 """
@@ -23,94 +23,91 @@ from brainseg.data.preprocess import preprocess, resize_mask
 from brainseg.data.slice_store import SliceStore
 
 Key = tuple[int, int, int]
+"""Stage (1 or 2), epoch (from 1) and index of a slice in the store."""
+
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Images uint8 (B, H, W, 3), masks uint8 (B, H, W), indices int64 (B)."""
 
 
 class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]):
-    """Slices of a store, preprocessed and, for training, augmented; indexed by `Key`."""
+    """Slices of a store by `Key`: image uint8 (H, W, 3), mask uint8 (H, W) and index.
+
+    Args:
+        store: The dataset.
+        experiment: Size, preprocessing, augmentation, seed.
+        augmented: Whether slices are augmented.
+    """
 
     def __init__(self, store: SliceStore, experiment: Experiment, augmented: bool) -> None:
-        """Hold what a worker needs; the store's array is mapped where it is first read."""
         self._store = store
         self._experiment = experiment
         strength = experiment.augment.strength if augmented else 0.0
         self._augmenter = Augmenter(experiment.augment, experiment.seed) if strength else None
 
     def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
-        """Return image uint8 (H, W, 3), mask uint8 (H, W) and the slice's number."""
-        number = key[2]
+        index = key[2]
         size = self._experiment.data.size
-        image = preprocess(self._store.image(number), self._experiment.preprocess, size)
-        mask = resize_mask(self._store.mask(number), size)
+        image = preprocess(self._store.image(index), self._experiment.preprocess, size)
+        mask = resize_mask(self._store.mask(index), size)
         if self._augmenter is not None:
             image, mask = self._augmenter(image, mask, key)
-        return image, mask, number
+        return image, mask, index
 
 
 class EpochSampler(Sampler[list[Key]]):
-    """Batches of keys; `set_epoch` says of which epoch before each pass.
+    """Yields the keys of each batch of an epoch.
 
     Args:
-        numbers: Positions of the part's slices in the store, int64.
-        batch_size: Slices per batch; the last one may be smaller.
-        seed: Of the shuffle; None keeps the order.
+        indices: Indices of a part's slices in the store, int64 (N,).
+        batch_size: Slices per batch; the last batch may be smaller.
+        seed: Seed of the order; None keeps the order.
     """
 
-    def __init__(self, numbers: NDArray[np.int64], batch_size: int, seed: int | None) -> None:
-        """Start before the first epoch."""
-        self._numbers = numbers
+    def __init__(self, indices: NDArray[np.int64], batch_size: int, seed: int | None) -> None:
+        self._indices = indices
         self._batch_size = batch_size
         self._seed = seed
         self._stage = self._epoch = 0
 
     def set_epoch(self, stage: int, epoch: int) -> None:
-        """Choose the stage (1 or 2) and epoch (from 1) of the next pass."""
+        """Set the stage (1 or 2) and epoch (from 1) of the next pass."""
         self._stage, self._epoch = stage, epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield lists of (stage, epoch, number)."""
-        order = self._numbers
+        order = self._indices
         if self._seed is not None:
-            order = np.random.default_rng([self._seed, self._stage, self._epoch]).permutation(
-                order
-            )
+            rng = np.random.default_rng([self._seed, self._stage, self._epoch])
+            order = rng.permutation(order)
         for chunk in np.split(order, range(self._batch_size, len(order), self._batch_size)):
-            # A batch of one slice has no spread for BatchNorm at the bottleneck of 32 pixels.
+            # BatchNorm cannot train on one slice: the bottleneck of 32 pixels is a single value.
             if len(chunk) > 1 or self._seed is None:
-                yield [(self._stage, self._epoch, int(number)) for number in chunk]
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        full, rest = divmod(len(self._numbers), self._batch_size)
-        return full + int(rest > 1 or (rest == 1 and self._seed is None))
+                yield [(self._stage, self._epoch, int(index)) for index in chunk]
 
 
 class Batches:
-    """The loader of one part: `for images, masks, numbers in batches.epoch(stage, epoch)`.
+    """The batches of one part of the split, epoch by epoch.
 
     Args:
         store: The dataset.
-        numbers: Positions of the part's slices.
+        indices: Indices of the part's slices in the store, int64 (N,).
         experiment: Size, preprocessing, augmentation, batch size, seed.
-        augmented: True for training: shuffled and augmented; False keeps order and pixels.
-        workers: Loader processes; 0 loads in this one.
-        pinned: Page-locked memory, for copies to a GPU.
+        augmented: Whether slices are shuffled and augmented, for training.
+        workers: Loader processes; 0 loads in this process.
+        pinned: Whether batches lie in page-locked memory, for copies to a GPU.
     """
 
     def __init__(
         self,
         store: SliceStore,
-        numbers: NDArray[np.int64],
+        indices: NDArray[np.int64],
         experiment: Experiment,
         *,
         augmented: bool,
         workers: int = 0,
         pinned: bool = False,
     ) -> None:
-        """Build sampler and loader."""
         seed = experiment.seed if augmented else None
-        self.num_slices = len(numbers)
-        self._sampler = EpochSampler(numbers, experiment.optimizer.batch_size, seed)
+        self._sampler = EpochSampler(indices, experiment.optimizer.batch_size, seed)
         self._loader = DataLoader(
             SliceDataset(store, experiment, augmented),
             batch_sampler=self._sampler,
@@ -119,27 +116,23 @@ class Batches:
             pin_memory=pinned,
             persistent_workers=workers > 0,
             worker_init_fn=_use_one_thread,
-            # The loader draws a seed for its workers at each pass; nothing here reads it, and
-            # drawing it from the global generator would shift dropout.
+            # The loader draws a seed for its workers at each pass, which nothing reads; drawn from
+            # the global generator, it would change dropout.
             generator=torch.Generator().manual_seed(0),
         )
 
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch."""
-        return len(self._sampler)
-
     def epoch(self, stage: int, epoch: int) -> Iterator[Batch]:
-        """Yield images uint8 (B, H, W, 3), masks uint8 (B, H, W), numbers int64 (B)."""
+        """Yield the batches of an epoch; stage and epoch do not matter unless augmented."""
         self._sampler.set_epoch(stage, epoch)
         yield from self._loader
 
 
 def _collate(samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]) -> Batch:
-    images, masks, numbers = zip(*samples, strict=True)
+    images, masks, indices = zip(*samples, strict=True)
     return (
         torch.from_numpy(np.stack(images)),
         torch.from_numpy(np.stack(masks)),
-        torch.tensor(numbers),
+        torch.tensor(indices),
     )
 
 

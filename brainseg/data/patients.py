@@ -1,6 +1,6 @@
-"""Who the patients are: site, slices, tumour, missing sequences, and what data.csv says of them.
+"""A table of the patients: site, slices, tumour, missing sequences, grade and histology.
 
-A sequence is missing where its channel is a copy of FLAIR: so the dataset fills the gap.
+The dataset replaces a missing sequence by a copy of FLAIR, which is how it is recognised.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _CLINICAL = {"grade": "neoplasm_histologic_grade", "histology": "histological_ty
 
 
 def missing_sequences(image: NDArray[np.uint8]) -> str:
-    """Return which sequences of a slice are a copy of FLAIR.
+    """Return the missing sequences of a slice.
 
     Args:
         image: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
 
     Returns:
-        `pre-contrast`, `post-contrast`, both joined by a +, or nothing.
+        `pre-contrast`, `post-contrast`, `pre-contrast + post-contrast`, or an empty text.
     """
     flair = image[:, :, _FLAIR]
     names = [n for n, c in _SEQUENCES.items() if np.array_equal(image[:, :, c], flair)]
@@ -36,38 +36,36 @@ def missing_sequences(image: NDArray[np.uint8]) -> str:
 def describe_patients(data: SliceStore) -> list[dict[str, Any]]:
     """Return a row per patient, in the order of the dataset.
 
-    Returns:
-        patient; site, the part of a TCGA name that says where it was treated; slices;
-        tumour_slices; tumour_pixels, over all slices as stored; missing, the sequences that are
-        missing in every slice; grade and histology, the codes of data.csv, empty where it is not
-        there or says nothing.
+    The columns: patient; site, the second part of a TCGA name; slices; tumour_slices;
+    tumour_pixels, of all slices as stored; missing, the sequences missing in every slice; grade
+    and histology, the codes in the dataset's data.csv, empty if unknown.
     """
     clinical = _read_clinical(data.root / "data.csv")
     slices_of: dict[str, list[int]] = {}
-    for number, item in enumerate(data.slices):
-        slices_of.setdefault(item.patient, []).append(number)
+    for index, item in enumerate(data.slices):
+        slices_of.setdefault(item.patient, []).append(index)
     rows = []
-    for patient, numbers in slices_of.items():
-        tumour = [data.slices[number].tumour_pixels for number in numbers]
+    for patient, indices in slices_of.items():
+        tumour = [data.slices[index].tumour_pixels for index in indices]
         rows.append(
             {
                 "patient": patient,
                 "site": _site(patient),
-                "slices": len(numbers),
+                "slices": len(indices),
                 "tumour_slices": sum(pixels > 0 for pixels in tumour),
                 "tumour_pixels": sum(tumour),
-                "missing": _missing_everywhere(data, numbers),
+                "missing": _missing_everywhere(data, indices),
                 **{key: clinical.get(patient, {}).get(key, "") for key in _CLINICAL},
             }
         )
     return rows
 
 
-def _missing_everywhere(data: SliceStore, numbers: list[int]) -> str:
+def _missing_everywhere(data: SliceStore, indices: list[int]) -> str:
     # Most patients miss nothing, which their first slice already shows.
     common = set(_SEQUENCES)
-    for number in numbers:
-        common &= set(missing_sequences(data.image(number)).split(" + "))
+    for index in indices:
+        common &= set(missing_sequences(data.image(index)).split(" + "))
         if not common:
             break
     return " + ".join(name for name in _SEQUENCES if name in common)

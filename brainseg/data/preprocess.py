@@ -1,7 +1,7 @@
-"""Deterministic filters from uint8 to uint8, the same in training, prediction and the demo.
+"""Deterministic filters and resizing, from uint8 to uint8, the same in training and prediction.
 
-Order: median filter, CLAHE on the L channel of LAB (Zuiderveld 1994) at the slice's own size, then
-resizing. `model.normalise` then makes a batch of them float.
+Order: median filter and CLAHE on the L channel of LAB (Zuiderveld 1994) at the slice's own size,
+then resizing. `brainseg.model.networks.normalise` then turns batches into floats.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def preprocess(image: NDArray[np.uint8], config: PreprocessConfig, size: int) ->
 
     Args:
         image: uint8 (H, W, 3).
-        config: Which filters.
+        config: The filters.
         size: Side of the result in pixels.
 
     Returns:
@@ -30,27 +30,27 @@ def preprocess(image: NDArray[np.uint8], config: PreprocessConfig, size: int) ->
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize an image by bilinear interpolation; one of the right size is returned as it is."""
+    """Resize an image to a square by bilinear interpolation, unless it has that size."""
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize a mask to its nearest pixels: blended labels would be neither tumour nor tissue."""
+    """Resize a mask to a square by nearest neighbours, which gives no values but 0 and 1."""
     if mask.shape == (size, size):
         return mask
     return np.asarray(cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Surround a slice with air, which is black: stretching it to a square would change anatomy.
+    """Pad a slice with 0, the value of air, instead of stretching it.
 
     Args:
         image: uint8 (H, W, 3).
 
     Returns:
-        uint8 (S, S, 3), S the longer side, the slice in its middle.
+        uint8 (S, S, 3), S the longer side, with the slice in the middle.
     """
     height, width = image.shape[:2]
     if height == width:
@@ -62,12 +62,12 @@ def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def fit_back(map_: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bring a map of the padded square back to the slice's own size: resized, then cropped.
+    """Undo padding and resizing of a slice for a map that a network computed of it.
 
     Args:
         map_: float32 (S, S), S the network's size.
-        height: Of the slice, in pixels.
-        width: Of the slice, in pixels.
+        height: Height of the slice in pixels.
+        width: Width of the slice in pixels.
 
     Returns:
         float32 (height, width).
@@ -81,7 +81,7 @@ def fit_back(map_: NDArray[np.float32], height: int, width: int) -> NDArray[np.f
 
 
 def _margins(height: int, width: int) -> tuple[int, int]:
-    """Rows above and columns to the left of a slice in the middle of its square."""
+    """Rows above, and columns to the left of, a slice in the middle of its square."""
     side = max(height, width)
     return (side - height) // 2, (side - width) // 2
 

@@ -1,44 +1,49 @@
-"""The slice store: a dataset decoded once per machine into one memory-mapped uint8 array.
+"""The slice store: a dataset, checked and decoded once per machine into a memory-mapped array.
 
-All trials and loader workers of a machine map the same file, so they share one copy in memory. It
-lives in the user's cache folder (`BRAINSEG_CACHE` moves it), never beside the data.
+All processes of a machine map the same file and thus share one copy in memory. It is in the user's
+cache folder (`BRAINSEG_CACHE` moves it), never beside the data.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from brainseg.data.layouts import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError
-from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_folder, write_text
+from brainseg.storage.files import (
+    FAR_WAITS,
+    cache_folder,
+    retry_storage,
+    write_folder,
+    write_text,
+)
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
 _FORMAT = 1
 _PIXELS, _TABLE = "slices.npy", "table.json"
 PHANTOM = "phantom://"
-"""Stands for the generated dataset, which every machine makes for itself."""
+"""The URL of the generated dataset, which every machine generates for itself."""
 
 _FETCHED = (".tif", ".csv", MARKER)
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A slice of the store: its name, its patient, how many of its pixels are tumour."""
+    """A slice of the store: its name, its patient, its number of tumour pixels."""
 
     name: str
     patient: str
@@ -47,17 +52,17 @@ class Slice:
 
 @dataclass(frozen=True)
 class SliceStore:
-    """A checked dataset. Pickles as its path, so that processes share pages, not copies.
+    """A checked dataset. It pickles without its pixels, which the receiving process maps.
 
     Attributes:
-        folder: Where the decoded array lies.
-        root: The dataset folder that it was decoded from.
-        source: What another machine opens to get the same: that folder, or a URL.
-        fingerprint: SHA-256 over the names and pixels of all slices, in order.
+        folder: Folder of the decoded array.
+        root: Dataset folder that it was decoded from.
+        source: Location that another machine opens: the dataset folder or its URL.
+        fingerprint: SHA-256 of the names and pixels of all slices, in order.
         size: Side of the slices in pixels, as stored.
-        synthetic: True for a generated dataset.
-        slices: In natural order.
-        notes: Sentences worth telling the user.
+        synthetic: Whether the dataset was generated.
+        slices: Slices in natural order of their paths.
+        notes: Sentences to print.
     """
 
     folder: Path
@@ -76,44 +81,61 @@ class SliceStore:
 
     @property
     def patients(self) -> list[str]:
-        """Patient names in order of appearance."""
+        """Patients in order of appearance."""
         return list(dict.fromkeys(item.patient for item in self.slices))
 
-    def image(self, number: int) -> NDArray[np.uint8]:
+    def image(self, index: int) -> NDArray[np.uint8]:
         """Return the image of a slice, uint8 (S, S, 3)."""
-        return np.ascontiguousarray(self.pixels[number, :, :, :3])
+        return np.ascontiguousarray(self.pixels[index, :, :, :3])
 
-    def mask(self, number: int) -> NDArray[np.uint8]:
-        """Return the mask of a slice, uint8 (S, S), 1 where tumour."""
-        return np.ascontiguousarray(self.pixels[number, :, :, 3])
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """Return the mask of a slice, uint8 (S, S), 1 for tumour."""
+        return np.ascontiguousarray(self.pixels[index, :, :, 3])
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the mapped array out: the receiving process maps the file itself."""
         return {key: value for key, value in self.__dict__.items() if key != "pixels"}
 
 
+class _Table(BaseModel):
+    """What is stored beside the pixels."""
+
+    fingerprint: str
+    size: int
+    bytes: int
+    slices: tuple[Slice, ...]
+
+
 def open_dataset(path: Location) -> SliceStore:
-    """Check a dataset and open its slice store, which is built first where there is none.
+    """Open the slice store of a dataset; check the dataset and build the store if there is none.
 
     Args:
-        path: The kaggle_3m folder, its parent, or the Kaggle archive's root; or the URL of one,
-            which is fetched into this machine's cache as far as it is not there already.
+        path: The kaggle_3m folder, its parent, or the root of the Kaggle archive; or the URL of
+            one of these, which is copied to this machine's cache as far as it is not there
+            already.
 
     Raises:
-        DataError: If the folder or any file cannot be used; `problems` lists every one.
+        DataError: If the folder or a file cannot be used; `problems` lists every file.
         StorageError: If a URL cannot be read.
     """
     root, notes = find_root(_fetch(str(path)) if is_url(path) else path)
     files = find_slices(root)
     folder = cache_folder("slices") / _signature(root, files)
     with FileLock(f"{folder}.lock"):
-        if not _is_whole(folder):
-            _build(folder, root, files)
-    return _open(folder, root, path if is_url(path) else root, tuple(notes))
+        table = _read_table(folder) or _build(folder, files)
+    return SliceStore(
+        folder=folder,
+        root=root,
+        source=path if is_url(path) else root,
+        fingerprint=table.fingerprint,
+        size=table.size,
+        synthetic=(root / MARKER).exists(),
+        slices=table.slices,
+        notes=tuple(notes),
+    )
 
 
 def open_default(path: Location | None) -> SliceStore:
-    """Open the dataset that a command was given; without one the default, else phantoms.
+    """Open the dataset that a command was given, else the default one, else a generated one.
 
     Raises:
         DataError: If it cannot be used.
@@ -125,9 +147,9 @@ def open_default(path: Location | None) -> SliceStore:
 
 
 def _fetch(url: str) -> Path:
-    """Make this machine's copy of a dataset equal to the one behind a URL.
+    """Return this machine's copy of a dataset behind a URL, made equal to it.
 
-    Processes that ask at once wait for one; what a killed one fetched is not fetched again.
+    Processes that ask at the same time wait for one of them.
     """
     if url == PHANTOM:
         return generate_phantom(cache_folder("phantom") / f"version-{VERSION}")
@@ -149,7 +171,7 @@ def _is_fetched(name: str) -> bool:
 
 
 def _signature(root: Path, files: list[SliceFile]) -> str:
-    """Names the dataset's state without decoding it: a changed file gives another store."""
+    """A hash of the dataset's state, without decoding it: a changed file gives another store."""
     digest = hashlib.sha256(f"{_FORMAT} {root}".encode())
     for item in files:
         for file in (item.image, item.mask):
@@ -158,29 +180,16 @@ def _signature(root: Path, files: list[SliceFile]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _is_whole(folder: Path) -> bool:
+def _read_table(folder: Path) -> _Table | None:
+    """The table of a store, or None if there is no store or it is damaged."""
     try:
-        table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
-        return (folder / _PIXELS).stat().st_size == int(table["bytes"])
-    except (OSError, ValueError, KeyError):
-        return False  # not built yet, or damaged: built anew
+        table = _Table.model_validate_json((folder / _TABLE).read_bytes())
+        return table if (folder / _PIXELS).stat().st_size == table.bytes else None
+    except (OSError, ValidationError):
+        return None
 
 
-def _open(folder: Path, root: Path, source: Location, notes: tuple[str, ...]) -> SliceStore:
-    table = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
-    return SliceStore(
-        folder=folder,
-        root=root,
-        source=source,
-        fingerprint=table["fingerprint"],
-        size=table["size"],
-        synthetic=(root / MARKER).exists(),
-        slices=tuple(Slice(**row) for row in table["slices"]),
-        notes=notes,
-    )
-
-
-def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
+def _build(folder: Path, files: list[SliceFile]) -> _Table:
     size = _first_size(files)
     # The lock is held, so these are of processes that died.
     for leftover in folder.parent.glob(f".{folder.name}.*"):
@@ -191,21 +200,21 @@ def _build(folder: Path, root: Path, files: list[SliceFile]) -> None:
         pixels = np.lib.format.open_memmap(aside / _PIXELS, mode="w+", dtype=np.uint8, shape=shape)
         slices, hashes = _decode_all(files, pixels)
         pixels.flush()
-        _refuse_shared_slices(slices, hashes)
+        _check_shared(slices, hashes)
         lines = "".join(f"{item.name} {h}\n" for item, h in zip(slices, hashes, strict=True))
-        table = {
-            "fingerprint": hashlib.sha256(lines.encode()).hexdigest(),
-            "size": size,
-            "bytes": (aside / _PIXELS).stat().st_size,
-            "root": str(root),
-            "slices": [asdict(item) for item in slices],
-        }
-        write_text(aside / _TABLE, json.dumps(table))
+        table = _Table(
+            fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
+            size=size,
+            bytes=(aside / _PIXELS).stat().st_size,
+            slices=tuple(slices),
+        )
+        write_text(aside / _TABLE, table.model_dump_json())
         shutil.rmtree(folder, ignore_errors=True)
+    return table
 
 
 def _first_size(files: list[SliceFile]) -> int:
-    """Side of the first readable slice; whether the others share it is checked as they come."""
+    """Side of the first slice that can be read; all others must have it."""
     for item in files:
         try:
             return int(read_slice(item)[0].shape[0])
@@ -226,10 +235,13 @@ def _check_space(folder: Path, needed: int) -> None:
 def _decode_all(
     files: list[SliceFile], pixels: NDArray[np.uint8]
 ) -> tuple[list[Slice], list[str]]:
-    """Fill `pixels`; every file is looked at before the problems of all are raised together."""
+    """Fill `pixels`; return the slices and the hashes of their pixels.
 
-    def decode(number: int) -> tuple[Slice, str] | str:
-        item = files[number]
+    All files are read before the problems of all are raised together.
+    """
+
+    def decode(index: int) -> tuple[Slice, str] | str:
+        item = files[index]
         try:
             image, mask = read_slice(item)
         except DataError as error:
@@ -237,23 +249,24 @@ def _decode_all(
         if image.shape[:2] != pixels.shape[1:3]:
             side = pixels.shape[1]
             return f"{item.name}: {image.shape[0]} pixels wide, the first slice is {side}"
-        pixels[number, :, :, :3], pixels[number, :, :, 3] = image, mask
-        digest = hashlib.blake2b(pixels[number].tobytes(), digest_size=16).hexdigest()
+        pixels[index, :, :, :3], pixels[index, :, :, 3] = image, mask
+        digest = hashlib.blake2b(pixels[index].tobytes(), digest_size=16).hexdigest()
         return Slice(item.name, item.patient, int(mask.sum())), digest
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results: Iterable[tuple[Slice, str] | str] = pool.map(decode, range(len(files)))
-        bar = tqdm(results, total=len(files), desc="checking slices", unit="slice", disable=None)
-        rows = list(bar)
+        decoded = pool.map(decode, range(len(files)))
+        rows = list(
+            tqdm(decoded, total=len(files), desc="checking slices", unit="slice", disable=None)
+        )
     problems = [row for row in rows if isinstance(row, str)]
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} slices cannot be used", problems)
-    good = [row for row in rows if not isinstance(row, str)]
-    return [item for item, _ in good], [digest for _, digest in good]
+    slices, hashes = zip(*rows, strict=True)
+    return list(slices), list(hashes)
 
 
-def _refuse_shared_slices(slices: list[Slice], hashes: list[str]) -> None:
-    """A tumour slice that two patients share would sit in training and test at once."""
+def _check_shared(slices: list[Slice], hashes: list[str]) -> None:
+    """Refuse a tumour slice of two patients, which could be in training and in test."""
     owner: dict[str, Slice] = {}
     problems = []
     for item, digest in zip(slices, hashes, strict=True):

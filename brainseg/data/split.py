@@ -1,9 +1,10 @@
-"""Which patients train, validate and test: ten stratified folds by patient, ten rotations of them.
+"""The split of patients into training, validation and test.
 
-The folds are scikit-learn's `StratifiedGroupKFold(10, shuffle=True)` over slices in natural order,
-stratified on has-tumour, grouped by patient. Rotation r tests fold (9+r) mod 10 and validates on
-(7+r) and (8+r) mod 10: rotation 0 is the published split, and all ten test each patient once.
-Within a rotation, nine inner ones let other pairs of the nine folds that are not tested validate.
+Patients are assigned to ten folds by scikit-learn's `StratifiedGroupKFold(10, shuffle=True)` over
+the slices in natural order, stratified by has-tumour and grouped by patient. Rotation r tests fold
+(9+r) mod 10 and validates on folds (7+r) and (8+r) mod 10: rotation 0 is the published split, and
+all ten together test each patient once. Within a rotation, nine inner rotations choose another
+pair of the nine remaining folds for validation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PARTS = ("train", "val", "test")
 
 
 class Split(BaseModel):
-    """Patients of the three parts of one rotation; one with a leak cannot be constructed."""
+    """The patients of the three parts; a split in which two parts share a patient is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,8 +46,8 @@ class Split(BaseModel):
                 raise ValueError(f"no patient would be in {part}")
         return self
 
-    def numbers(self, slices: tuple[Slice, ...], part: str) -> NDArray[np.int64]:
-        """Return the positions of a part's slices, int64, ascending."""
+    def indices(self, slices: tuple[Slice, ...], part: str) -> NDArray[np.int64]:
+        """Return the indices of a part's slices, int64 (N,), ascending."""
         patients = set(getattr(self, part))
         return np.flatnonzero([item.patient in patients for item in slices]).astype(np.int64)
 
@@ -58,12 +59,12 @@ def split_by_patient(
 
     Args:
         slices: All slices, in natural order.
-        rotation: 0 to 9; 0 is the published split.
+        rotation: Rotation, 0 to 9, that chooses the tested fold; 0 is the published split.
         split_seed: Seed of the folds.
-        inner: 0 to 8; which of the folds that are not tested validate. 0 is the published split.
+        inner: Rotation, 0 to 8, that chooses the folds that validate; 0 is the published split.
 
     Raises:
-        DataError: If there are too few patients, or a part would be without tumour.
+        DataError: If there are fewer patients than folds, or a part has no tumour.
     """
     folds = assign_folds(slices, split_seed)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
@@ -79,7 +80,7 @@ def split_by_patient(
     except ValidationError as error:
         raise DataError(f"rotation {rotation}: {_reason(error)}") from error
     for part in PARTS:
-        if not any(slices[number].tumour_pixels for number in split.numbers(slices, part)):
+        if not any(slices[index].tumour_pixels for index in split.indices(slices, part)):
             raise DataError(f"rotation {rotation}: no slice of {part} holds tumour")
     return split
 

@@ -186,7 +186,7 @@ def unknown_slices(data: SliceStore, header: ModelHeader | None) -> list[int]:
         experiment = header.experiment
         try:
             split = split_by_patient(data.slices, experiment.fold, experiment.data.split_seed)
-            return [int(number) for number in split.numbers(data.slices, "test")]
+            return [int(number) for number in split.indices(data.slices, "test")]
         except DataError:  # too few patients for folds: then nothing was trained on them either
             pass
     return list(range(len(data.slices)))

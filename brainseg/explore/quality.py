@@ -108,7 +108,7 @@ def verify_splits(data: SliceStore, split_seed: int) -> list[Row]:
             continue
         sets = {part: set(getattr(split, part)) for part in PARTS}
         for part in PARTS:
-            numbers = split.numbers(data.slices, part)
+            numbers = split.indices(data.slices, part)
             tumour = sum(data.slices[number].tumour_pixels > 0 for number in numbers)
             others = set().union(*(sets[other] for other in PARTS if other != part))
             rows.append(

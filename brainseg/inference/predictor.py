@@ -158,7 +158,7 @@ class Predictor:
         split = split_by_patient(
             data.slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
         )
-        return split.numbers(data.slices, part)
+        return split.indices(data.slices, part)
 
     def flipped_logits(
         self, data: SliceStore, indices: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Where to compute, with how many helpers, and in which precision."""
+"""The device, the number of loader workers, and mixed precision."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from brainseg.errors import ConfigError
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and with how many helpers to train; the numbers do not depend on the workers.
+    """The resources of one training or prediction.
 
     Attributes:
-        device: `cpu`, `cuda` or the like; None takes a GPU where there is one.
-        workers: Loader processes beside the training one.
-        batch_parts: Takes each batch in so many parts, for want of memory; see `train_epoch`.
+        device: A device name of torch, such as `cpu` or `cuda`; None takes a GPU if there is one.
+        workers: Loader processes, which do not change any number; 0 loads in the training process.
+        batch_parts: Parts that a batch is processed in to save memory, see `train_epoch`.
     """
 
     device: str | None = None
@@ -25,10 +25,10 @@ class Compute:
     batch_parts: int = 1
 
     def torch_device(self) -> torch.device:
-        """Return the device, chosen now if none was named.
+        """Return the device.
 
         Raises:
-            ConfigError: If there is no such device here.
+            ConfigError: If this machine does not have it.
         """
         name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -39,12 +39,12 @@ class Compute:
 
 
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Autocast on CUDA, bfloat16 where the GPU computes it; on a CPU it does not pay."""
+    """Return a context that autocasts on CUDA; elsewhere one that does nothing."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.autocast("cuda", dtype=cuda_dtype())
 
 
 def cuda_dtype() -> torch.dtype:
-    """Return bfloat16 where the GPU has it, else float16, which needs gradient scaling."""
+    """Return bfloat16 if the GPU supports it, else float16, which needs gradient scaling."""
     return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16

@@ -1,4 +1,4 @@
-"""Encoders of segmentation-models-pytorch: which there are, and where their weights come from."""
+"""Encoders of segmentation-models-pytorch (smp) and their pretrained weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 from safetensors.torch import save_file
 
 from brainseg.config import ModelConfig
 from brainseg.errors import ConfigError, WeightsError
 from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_atomically
-from brainseg.storage.remote import RemoteFolder, is_current
+from brainseg.storage.remote import RemoteFolder
 from brainseg.storage.urls import is_url, name_of
 
 _PROBE_SECONDS = 10.0
@@ -29,11 +30,11 @@ _RESUMES = 5
 
 
 def _import_smp() -> Any:
-    """Import segmentation-models-pytorch beside any build of torch.
+    """Import smp, also if the build of torchvision does not fit that of torch.
 
-    The torchvision of the Python package index for Linux is a CUDA build; beside a CPU build of
-    torch its compiled operators do not load and its import fails, although none of them is used
-    here. Declaring the two that it describes lets the import pass.
+    PyPI's torchvision for Linux is a CUDA build. Beside a CPU build of torch its compiled
+    operators do not load and its import fails, although none of them is used here. Declaring the
+    two that it refers to lets the import pass.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -59,7 +60,7 @@ def check_encoder(encoder: str) -> None:
     """Refuse an encoder that segmentation-models-pytorch does not have.
 
     Raises:
-        ConfigError: Naming the encoders there are.
+        ConfigError: With the valid names.
     """
     if encoder in smp.encoders.encoders or encoder.startswith("tu-"):
         return
@@ -70,7 +71,7 @@ def check_encoder(encoder: str) -> None:
 
 
 def describe_weights(config: ModelConfig) -> str:
-    """Say in words where the encoder's first weights came from; stands beside every score."""
+    """Return the origin of the encoder's initial weights in words, for tables and reports."""
     source = config.encoder_weights
     if source == "none":
         return "no pretrained weights"
@@ -78,13 +79,13 @@ def describe_weights(config: ModelConfig) -> str:
 
 
 def find_encoder_weights(config: ModelConfig) -> Path | None:
-    """Return the file of the encoder's weights, downloaded once per machine if need be.
+    """Return the file of the encoder's weights; download it if this machine does not have it.
 
     Returns:
         A safetensors file, or None for random weights.
 
     Raises:
-        WeightsError: If the file is missing or the download impossible.
+        WeightsError: If the file does not exist or cannot be downloaded.
         StorageError: If a URL cannot be read.
     """
     if config.encoder_weights == "none":
@@ -100,87 +101,76 @@ def find_encoder_weights(config: ModelConfig) -> Path | None:
 
 
 def _fetch_file(url: str) -> Path:
-    """Make this machine's copy of a file behind a URL equal to it."""
+    """This machine's copy of a file behind a URL, made equal to it."""
     path, mark, query = url.partition("?")
     above, _, name = path.rpartition("/")
     folder = cache_folder("encoders") / hashlib.sha256(url.encode()).hexdigest()[:24]
     remote = RemoteFolder(above + mark + query)
     with FileLock(f"{folder}.lock"):
-
-        def fetch() -> bool:
-            entry = remote.entry(name)
-            if entry is not None and not is_current(folder / name, entry):
-                remote.fetch({name: entry}, folder, "")
-            return entry is not None
-
-        if not retry_storage(fetch, f"the copy of {url}", FAR_WAITS):
+        what = f"the copy of {url}"
+        if not retry_storage(lambda: remote.fetch_file(name, folder), what, FAR_WAITS):
             raise WeightsError(f"model.encoder_weights is {url}, where there is no such file")
     return folder / name
 
 
 def _fetch_imagenet(encoder: str) -> Path:
-    """Download through smp into this machine's cache; processes that ask at once wait for one."""
+    """The ImageNet weights of an encoder, downloaded by smp; one process at a time downloads."""
     target = cache_folder("encoders") / f"{encoder.replace('/', '_')}.imagenet.safetensors"
     with FileLock(f"{target}.lock"):
-        if not target.exists() and (known := _find_in_hub_cache(encoder)):
+        if target.exists():
+            return target
+        if known := _find_in_hub_cache(encoder):
             with write_atomically(target) as aside:
                 shutil.copyfile(known, aside)
-        if not target.exists():
-            _require_hub(encoder)
-            try:
-                with warnings.catch_warnings(), _bounded_retries():
-                    warnings.simplefilter("ignore")
-                    module = smp.encoders.get_encoder(encoder, weights="imagenet")
-            except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
-                told = str(error.__cause__ or error).strip() or type(error).__name__
-                raise _no_weights(encoder, told.splitlines()[0].rstrip(".")) from error
-            with write_atomically(target) as aside:
-                save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
+            return target
+        _require_hub(encoder)
+        try:
+            with warnings.catch_warnings(), _bounded_retries():
+                warnings.simplefilter("ignore")
+                module = smp.encoders.get_encoder(encoder, weights="imagenet")
+        except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
+            told = str(error.__cause__ or error).strip() or type(error).__name__
+            raise _no_weights(encoder, told.splitlines()[0].rstrip(".")) from error
+        with write_atomically(target) as aside:
+            save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
     return target
 
 
 def _find_in_hub_cache(encoder: str) -> str | None:
-    """Return the file that the hub's own client fetched earlier, for another program perhaps."""
-    from huggingface_hub import try_to_load_from_cache
-
+    """The file in the cache of the hub's client, if another program has downloaded it."""
     settings = smp.encoders.encoders.get(encoder, {}).get("pretrained_settings", {})
     if "imagenet" not in settings:
         return None
-    place = settings["imagenet"]
+    source = settings["imagenet"]
     found = try_to_load_from_cache(
-        place["repo_id"], "model.safetensors", revision=place["revision"]
+        source["repo_id"], "model.safetensors", revision=source["revision"]
     )
     return found if isinstance(found, str) else None
 
 
 def _require_hub(encoder: str) -> None:
-    """Fail within seconds where the hub cannot be reached; its client would retry for minutes."""
-    import requests
-    from huggingface_hub import constants
-
-    answer: list[str] = []
+    """Fail within seconds if the hub cannot be reached; its client would retry for minutes."""
+    endpoint = constants.ENDPOINT
+    failures = ["no answer"]
 
     def probe() -> None:
         try:
-            requests.head(constants.ENDPOINT, timeout=_PROBE_SECONDS, allow_redirects=False)
-            answer.append("")
-        except requests.RequestException as error:
-            answer.append(type(error).__name__)
+            get_session().head(endpoint, timeout=_PROBE_SECONDS, follow_redirects=False)
+            failures.clear()
+        except Exception as error:  # of the HTTP client that the hub's library uses
+            failures[:] = [type(error).__name__]
 
     # In a thread, since resolving a name has no time limit of its own.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS + 2)
-    if not answer or answer[0]:
-        reason = answer[0] if answer else "no answer"
-        raise _no_weights(encoder, f"{constants.ENDPOINT} cannot be reached ({reason})")
+    if failures:
+        raise _no_weights(encoder, f"{endpoint} cannot be reached ({failures[0]})")
 
 
 @contextlib.contextmanager
 def _bounded_retries() -> Iterator[None]:
-    """Bound the hub client's retries: minutes for silence, no end for files that break off."""
-    from huggingface_hub import get_session
-
+    """Limit the retries of the hub's client, which resumes broken downloads without end."""
     end = time.monotonic() + _RETRY_SECONDS
     resumed = 0
 

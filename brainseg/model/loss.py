@@ -1,4 +1,4 @@
-"""Dice + BCE on logits, with gradient. Shapes: B slices of a batch, H and W pixels."""
+"""The loss: soft Dice and binary cross entropy on logits."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ def dice_bce(
 ) -> torch.Tensor:
     """Return the weighted sum of soft Dice loss and binary cross entropy.
 
-    Dice is that of Milletari 2016 without the squares, over all pixels of the batch together:
-    1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e), with p the sigmoid of the logits.
+    The Dice loss is that of Milletari et al. 2016 without the squares, over all pixels of the
+    batch
+    together: 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e), with p the sigmoid of the logits.
 
     Args:
-        logits_BHW: float32.
+        logits_BHW: float32, B slices of H x W pixels.
         masks_BHW: float32, 0 or 1.
         config: Weights of the two terms.
 
     Returns:
-        A scalar, at least 0.
+        A scalar, float32, at least 0.
     """
     probabilities = torch.sigmoid(logits_BHW)
     overlap = (probabilities * masks_BHW).sum()

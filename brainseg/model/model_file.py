@@ -1,7 +1,6 @@
-"""Model files: what a user keeps of a training, weights and the experiment that made them.
+"""Model files: trained weights in a safetensors file whose header holds the experiment.
 
-One safetensors file; its header says all that prediction needs. Nothing is read out of a file name
-and nothing is unpickled.
+A model file holds all that prediction needs. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -48,16 +47,17 @@ def versions() -> dict[str, str]:
 
 
 class ModelHeader(BaseModel):
-    """What a model file says about itself.
+    """The header of a model file.
 
     Attributes:
-        experiment: The run that made it; prediction takes size and preprocessing from here.
-        fingerprint: Of the dataset.
-        synthetic: True where the dataset was generated.
-        weights: Where the encoder's first weights came from, in words.
-        best: Stage, epoch and val loss of the kept weights.
-        metrics: Named scores, `val_...` and, once tested, `test_...`.
-        versions: Of Python and the packages that determine the numbers.
+        format: Version of the file format.
+        experiment: The training run; prediction takes size and preprocessing from it.
+        fingerprint: Fingerprint of the dataset.
+        synthetic: Whether the dataset was generated.
+        weights: Origin of the encoder's initial weights, in words.
+        best: Stage, epoch and val loss of the weights.
+        metrics: Scores by name: `val_...` and, after the test, `test_...`.
+        versions: Versions of Python and of the packages that determine the numbers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class ModelHeader(BaseModel):
 
 
 def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:
-    """Write a model file: weights, and a header that says what they are.
+    """Write a model file; its folder is made if need be.
 
     Raises:
         StorageError: If the disk refuses; a file that was there before is intact.
@@ -97,7 +97,7 @@ def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
 
 
 def read_header(path: Path) -> ModelHeader:
-    """Read what a model file says of itself, without its weights.
+    """Read the header of a model file, without its weights.
 
     Raises:
         CheckpointError: If it is missing, damaged, or was not written by `save_model`.

@@ -1,4 +1,4 @@
-"""The U-Net: built, frozen and unfrozen, fed.
+"""The U-Net: builds it, freezes its encoder, normalises its input and runs it.
 
 Shapes: B slices of a batch, H and W pixels.
 """
@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -25,11 +24,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
-    """Build a U-Net with 3 input channels and 1 logit out, its encoder's weights loaded.
+    """Build a U-Net with 3 input channels and 1 output channel, and load its encoder's weights.
 
     Args:
         config: Encoder, where its weights come from, and BatchNorm's momentum.
-        seed: Of the random initial weights.
+        seed: Seed of the random initial weights.
 
     Raises:
         ConfigError: If the encoder is unknown.
@@ -48,19 +47,19 @@ def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
 
 
 def build_unet(encoder: str) -> torch.nn.Module:
-    """Build the network with random weights, channels last."""
+    """Build a U-Net with random weights, in channels-last memory format."""
     with warnings.catch_warnings():
-        # smp calls its own timm- encoders deprecated; the study names them for their weights.
+        # smp deprecates its timm- encoders, but only they have the weights of the study.
         warnings.simplefilter("ignore", DeprecationWarning)
         unet = smp.Unet(encoder, encoder_weights=None, in_channels=3, classes=1)
     return unet.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 def set_training(model: torch.nn.Module, *, freeze_encoder: bool) -> None:
-    """Put the model in training mode; a frozen encoder keeps weights, statistics and no dropout.
+    """Put the model in training mode, and a frozen encoder in evaluation mode.
 
-    smp's own `freeze_encoder` leaves drop-connect on, in validation too: here a frozen encoder is
-    in evaluation mode as a whole.
+    A frozen encoder keeps its weights and BatchNorm statistics and drops nothing; smp's own
+    `freeze_encoder` would leave drop-connect on.
     """
     model.train()
     encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
@@ -75,14 +74,13 @@ def calibrate_encoder(
 ) -> None:
     """Set the encoder's BatchNorm statistics to those of the training slices (Li et al. 2016).
 
-    ImageNet's statistics are not those of MRI. A decoder trained on an encoder that is frozen with
-    them loses its footing when the encoder is unfrozen and its statistics move; with these it does
-    not.
+    The statistics of ImageNet are not those of MRI. A decoder that was trained on a frozen encoder
+    with them would fail once the encoder is unfrozen and its statistics change.
 
     Args:
-        model: On `device`.
-        batches: Images of training slices, uint8 (B, H, W, 3), in mixed order.
-        device: Where to compute.
+        model: The U-Net, on `device`.
+        batches: Images of training slices, uint8 (B, H, W, 3), in random order.
+        device: Device to compute on.
     """
     encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
     norms = _batchnorms(encoder)
@@ -90,7 +88,7 @@ def calibrate_encoder(
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches, not a moving one
+        norm.momentum = None  # the mean over all batches instead of a moving one
         norm.train()
     for images in batches:
         encoder(normalise(images, device))
@@ -104,10 +102,14 @@ def _batchnorms(module: torch.nn.Module) -> list[torch.nn.modules.batchnorm._Bat
 
 
 def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Turn uint8 (B, H, W, 3) into the network's float32 (B, 3, H, W), channels last.
+    """Normalise images by ImageNet's mean and standard deviation.
 
-    ImageNet's mean and spread are applied on the target device, so that a GPU receives a quarter
-    of the bytes.
+    Args:
+        images: uint8 (B, H, W, 3).
+        device: Device of the result; images are copied to it as bytes.
+
+    Returns:
+        float32 (B, 3, H, W) in channels-last memory format.
     """
     mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
     scale = 1 / (torch.tensor(IMAGENET_STD, device=device) * 255)
@@ -119,16 +121,16 @@ def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 def infer_logits(
     model: torch.nn.Module, images: torch.Tensor, device: torch.device
 ) -> torch.Tensor:
-    """Run the network on slices; validation, testing and prediction all go through here.
+    """Run the network on slices, in validation, testing and prediction.
 
-    On a CPU each slice goes through alone and on one thread, as many slices at once as torch may
-    use threads: its logits are then the same bits whatever its neighbours, their number and the
-    number of threads. Kernels for whole batches round differently from one batch size to the next.
+    On a CPU, each slice is computed alone and on one thread, and as many slices in parallel as
+    torch may use threads. Its logits are then the same bits in every batch and for every number of
+    threads; computed as a batch, they would depend on the batch size.
 
     Args:
-        model: In evaluation mode, on `device`.
+        model: The U-Net, in evaluation mode, on `device`.
         images: uint8 (B, H, W, 3), preprocessed, H and W multiples of 32.
-        device: Where to compute.
+        device: Device to compute on.
 
     Returns:
         float32 (B, H, W) logits on `device`.
@@ -137,10 +139,12 @@ def infer_logits(
         return _infer(model, images, device)
     threads = torch.get_num_threads()
     try:
-        slices = [images[n : n + 1] for n in range(len(images))]
-        return torch.cat(list(_pool(threads).map(lambda s: _infer(model, s, device), slices)))
+        logits = _pool(threads).map(
+            lambda image: _infer(model, image, device), torch.split(images, 1)
+        )
+        return torch.cat(list(logits))
     finally:
-        # The 1 that a worker set for itself is also what threads born later would start with.
+        # The 1 that a pool's thread sets for itself would also be the default of new threads.
         torch.set_num_threads(threads)
 
 
@@ -164,8 +168,3 @@ def _load_encoder(model: torch.nn.Module, source: Path, name: str) -> None:
         reason = " ".join(str(error).split())[:200]
         message = f"{source} does not hold the weights of encoder {name}: {reason}"
         raise WeightsError(message) from error
-
-
-def derive_seed(*parts: int) -> int:
-    """Mix integers, such as (seed, stage, epoch), into one seed in [0, 2**32)."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,1 +1,5 @@
-"""brainseg.storage."""
+"""Files, folders and URLs.
+
+`files`: atomic writes, retries, CSV, the cache folder. `urls`: what a user gives, a path or a URL.
+`remote`: folders behind URLs, fetched and sent.
+"""

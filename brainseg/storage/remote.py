@@ -1,13 +1,15 @@
-"""Folders behind URLs: object stores such as S3, and whatever else pyarrow opens.
+"""Folders behind URLs: S3 and the other stores that pyarrow opens.
 
-Credentials are never part of a URL, since URLs are written into files.
+A file that was fetched or sent has the time that the store gave it. A local file is thus current
+if its size and time are the store's, and is not transferred again. Credentials are never part of a
+URL, since URLs are written into files.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,11 +24,22 @@ from brainseg.errors import ConfigError, StorageError
 from brainseg.storage.files import write_atomically
 from brainseg.storage.urls import Location, is_url
 
-_AT_ONCE = 16
+_NUM_THREADS = 16
 _BLOCK = 8 * 2**20
 _PART = ".part"
 _CONNECT_SECONDS, _SILENT_SECONDS, _ATTEMPTS = 3, 5, 2
 _S3_KEYS = ("region", "scheme", "endpoint_override")
+_REASONS = (
+    (r"NO_SUCH_BUCKET", "there is no such bucket: create it first, or correct the URL"),
+    (
+        r"ACCESS_DENIED|HTTP status 403|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CLIENT_ID",
+        "access is denied: give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in "
+        "~/.aws/credentials, or to this machine's role, that may list, read, write and delete",
+    ),
+    (r"curlCode: 6", "its host has no address: correct the URL, or connect this machine"),
+    (r"curlCode: 7", "nothing answers there: start the server, or correct the URL"),
+    (r"curlCode: 28", "it does not answer: start the server, or correct the URL"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +51,36 @@ class Entry:
 
 
 class RemoteFolder:
-    """A folder behind a URL.
+    """A folder behind a URL; the store is contacted when it is first needed.
+
+    Every method raises StorageError if the store does not answer or denies access.
 
     Args:
         url: Such as `s3://bucket/prefix`, with `?region=`, `&endpoint_override=HOST:PORT` and
-            `&scheme=http` where the store is not Amazon's.
+            `&scheme=http` if the store is not Amazon's.
 
     Raises:
-        ConfigError: If pyarrow cannot open such a URL, or it holds a password.
+        ConfigError: If the URL holds a password or is malformed.
     """
 
     def __init__(self, url: str) -> None:
-        """Connect to nothing yet."""
+        _check_url(url)
         self.url = url
-        parts = urlsplit(url)
-        secret = parts.password or any("key" in name for name, _ in parse_qsl(parts.query))
-        if secret or (parts.username and parts.scheme == "s3"):
-            hidden = f"{parts.scheme}://...{parts.path}"
-            raise ConfigError(f"{hidden} holds a password, which would be written into files")
-        if "#" in url or url.count("?") > 1:
-            raise ConfigError(f"{url} has a # or a second ?: choose a name without them")
-        if parts.scheme == "s3":
-            self._base = f"{parts.netloc}{parts.path}".rstrip("/")
-            self._bucket, self._options = parts.netloc, _read_query(url, parts.query)
 
     def list(self, below: str = "") -> dict[str, Entry]:
-        """Return all files below a part of it, by path relative to the folder itself.
+        """Return all files in a subfolder, by path relative to the folder itself.
 
-        Raises:
-            StorageError: If the store does not answer, or has no such bucket.
+        Args:
+            below: The subfolder; empty for the whole folder.
         """
         from pyarrow import fs
 
-        base = self._path(below)
-        selector = fs.FileSelector(base, recursive=True, allow_not_found=True)
-        with sentences(self.url):
+        selector = fs.FileSelector(self._path(below), recursive=True, allow_not_found=True)
+        with translate_errors(self.url):
             infos = self._fs.get_file_info(selector)
         found = {}
         for info in infos:
-            name = info.path[len(self._root) :].lstrip("/")
+            name = info.path[len(self._path("")) :].lstrip("/")
             if info.type != fs.FileType.File:
                 continue
             if any(part in ("", ".", "..") for part in name.split("/")):
@@ -85,32 +89,29 @@ class RemoteFolder:
         return found
 
     def entry(self, name: str) -> Entry | None:
-        """Return what there is of a file, or None if there is no such file."""
+        """Return the size and time of a file, or None if there is no such file."""
         from pyarrow import fs
 
-        with sentences(self.url):
+        with translate_errors(self.url):
             info = self._fs.get_file_info(self._path(name))
         is_file = info.type == fs.FileType.File
         return Entry(info.size, info.mtime_ns or 0) if is_file else None
 
     def require(self) -> None:
-        """Make sure, within seconds, that the store answers and the bucket is there.
-
-        Raises:
-            StorageError: With what is wrong.
-        """
+        """Check, within seconds, that the store answers and that its bucket exists."""
         from pyarrow import fs
 
-        with sentences(self.url):
+        with translate_errors(self.url):
             if self._fs.type_name == "s3":
-                # Strictly, where nothing is missing but the bucket: a prefix may be new.
-                self._fs.get_file_info(fs.FileSelector(self._bucket, allow_not_found=False))
+                # Only the bucket must exist: a prefix may be new.
+                bucket = self._path("").partition("/")[0]
+                self._fs.get_file_info(fs.FileSelector(bucket, allow_not_found=False))
             else:
-                self._fs.get_file_info(self._root)
+                self._fs.get_file_info(self._path(""))
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, or None if there is no such file."""
-        with sentences(self.url):
+        with translate_errors(self.url):
             try:
                 with self._fs.open_input_stream(self._path(name)) as stream:
                     return bytes(stream.read())
@@ -119,35 +120,54 @@ class RemoteFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file whole or not at all."""
-        with sentences(self.url):
+        with translate_errors(self.url):
             stream = self._open_output(name)
             stream.write(content)
             stream.close()
 
-    def fetch(self, entries: Mapping[str, Entry], target: Path, what: str) -> None:
-        """Fetch files, many at once; each is there whole, with its time, or not at all.
+    def fetch(self, entries: Mapping[str, Entry], target: Path, what: str = "") -> None:
+        """Fetch files in parallel, each whole or not at all.
 
         Args:
-            entries: Of `list`: path -> size and time.
-            target: Folder below which they lie as they do here.
-            what: Stands beside the progress bar.
+            entries: Path -> size and time, as `list` returns them.
+            target: Local folder; the files get the same paths below it.
+            what: Label of the progress bar; empty for none.
         """
 
         def fetch(name: str) -> None:
-            self._fetch(name, entries[name], target / name)
+            path, entry = target / name, entries[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with write_atomically(path, _PART) as aside:
+                with self._fs.open_input_stream(self._path(name)) as stream, aside.open("wb") as f:
+                    while block := stream.read(_BLOCK):
+                        f.write(block)
+                if aside.stat().st_size != entry.size:
+                    raise OSError(f"{name} changed while it was fetched")
+                os.utime(aside, ns=(entry.time, entry.time))
 
-        self._all(fetch, entries, what)
+        self._for_each(fetch, entries, what)
 
-    def send(self, source: Path, names: Collection[str]) -> dict[str, Entry]:
-        """Send files, many at once; a file that is gone by now is left out.
+    def fetch_file(self, name: str, target: Path) -> bool:
+        """Fetch one file if the local one is not current; return whether the store has it.
 
         Args:
-            source: Folder below which they lie as they will here. A file sent gets the time that
-                the store gave it.
-            names: Paths below it.
+            name: Path of the file.
+            target: Local folder; the file gets the same path below it.
+        """
+        entry = self.entry(name)
+        if entry is not None and not is_current(target / name, entry):
+            self.fetch({name: entry}, target)
+        return entry is not None
+
+    def send(self, source: Path, names: Collection[str]) -> dict[str, Entry]:
+        """Send files in parallel; files that no longer exist are left out.
+
+        Args:
+            source: Local folder. A file sent gets the time that the store gave it.
+            names: Paths below it; the files get the same paths in the store.
 
         Returns:
-            Path -> what the store has now.
+            Path -> size and time in the store, of the files sent.
         """
         sent: dict[str, Entry] = {}
 
@@ -155,17 +175,17 @@ class RemoteFolder:
             with suppress(FileNotFoundError):
                 sent[name] = self._send(source / name, name)
 
-        self._all(send, names, "")
+        self._for_each(send, names)
         return sent
 
     def delete(self, names: Collection[str]) -> None:
-        """Delete files, many at once; one that is gone already is no error."""
+        """Delete files in parallel; files that do not exist are no error."""
 
         def delete(name: str) -> None:
             with suppress(FileNotFoundError):
                 self._fs.delete_file(self._path(name))
 
-        self._all(delete, names, "")
+        self._for_each(delete, names)
         # S3 keeps an empty folder as a file of its own, which would slow down each list.
         for folder in {name.rpartition("/")[0] for name in names} - {""}:
             with suppress(OSError):
@@ -173,36 +193,22 @@ class RemoteFolder:
                     self._fs.delete_dir(self._path(folder))
 
     def copy(self, names: Collection[str], target: RemoteFolder) -> None:
-        """Copy files to another folder of the same store."""
+        """Copy files in parallel to another folder of the same store."""
 
         def copy(name: str) -> None:
-            target._make_folder(name)
+            target._make_parent(name)
             self._fs.copy_file(self._path(name), target._path(name))
 
-        self._all(copy, names, "")
+        self._for_each(copy, names)
 
-    def _all(self, work: Callable[[str], None], names: Iterable[str], what: str) -> None:
-        names = list(names)
-        pool = ThreadPoolExecutor(_AT_ONCE)
-        try:
-            with sentences(self.url):
-                done = pool.map(work, names)
-                hide = None if what else True
-                for _ in tqdm(done, total=len(names), desc=what, unit="file", disable=hide):
-                    pass
-        finally:
-            # After the first failure the others would only wait for a server that is gone.
-            pool.shutdown(cancel_futures=True)
-
-    def _fetch(self, name: str, entry: Entry, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with write_atomically(target, _PART) as aside:
-            with self._fs.open_input_stream(self._path(name)) as stream, aside.open("wb") as file:
-                while block := stream.read(_BLOCK):
-                    file.write(block)
-            if aside.stat().st_size != entry.size:
-                raise OSError(f"{name} changed while it was fetched")
-            os.utime(aside, ns=(entry.time, entry.time))
+    def _for_each(
+        self, work: Callable[[str], None], names: Collection[str], what: str = ""
+    ) -> None:
+        hidden = None if what else True  # None: shown on a terminal
+        # After a first failure, map cancels what has not begun.
+        with translate_errors(self.url), ThreadPoolExecutor(_NUM_THREADS) as pool:
+            done = pool.map(work, names)
+            list(tqdm(done, total=len(names), desc=what, unit="file", disable=hidden))
 
     def _send(self, source: Path, name: str) -> Entry:
         with source.open("rb") as file:
@@ -218,113 +224,41 @@ class RemoteFolder:
         return entry
 
     def _open_output(self, name: str) -> Any:
-        self._make_folder(name)
+        self._make_parent(name)
         return self._fs.open_output_stream(self._path(name))
 
-    def _make_folder(self, name: str) -> None:
+    def _make_parent(self, name: str) -> None:
         if self._fs.type_name != "s3":  # which has no folders
             self._fs.create_dir(self._path(name).rpartition("/")[0], recursive=True)
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}" if name else self._root
+        root: str = self._store[1]
+        return f"{root}/{name}" if name else root
 
     @property
-    def _root(self) -> str:
-        _ = self._fs
-        return self._base
+    def _fs(self) -> Any:
+        return self._store[0]
 
     @cached_property
-    def _fs(self) -> Any:
-        # Imported here: most commands never meet a URL.
-        from pyarrow import ArrowInvalid, fs
-
-        if self.url.startswith("s3://"):
-            with sentences(self.url):
-                options = dict(self._options)
-                if not {"region", "endpoint_override"} & options.keys():
-                    options["region"] = fs.resolve_s3_region(self._bucket)
-                return fs.S3FileSystem(
-                    **options,
-                    connect_timeout=_CONNECT_SECONDS,
-                    request_timeout=_SILENT_SECONDS,
-                    retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-                )
-        try:
-            with sentences(self.url):
-                found, base = fs.FileSystem.from_uri(_with_patience(self.url))
-        except (ArrowInvalid, ValueError, NotImplementedError, ImportError) as error:
-            raise ConfigError(f"{self.url} cannot be opened: {first_line(error)}") from error
-        self._base = base.rstrip("/")
-        return found
+    def _store(self) -> tuple[Any, str]:
+        with translate_errors(self.url):
+            return _open(self.url)
 
 
-def require_store(place: Location) -> None:
-    """Make sure, within seconds, that a place can be reached if it is a URL.
+def require_store(location: Location) -> None:
+    """Check, within seconds, that a location can be reached if it is a URL.
 
-    What comes after may wait for a store that is gone for a moment; a command that begins should
-    rather say so.
+    A study that runs waits for a store that is gone for a moment; a command that starts does not.
 
     Raises:
         StorageError: If nothing answers, the bucket is missing, or access is denied.
     """
-    if is_url(place):
-        RemoteFolder(str(place)).require()
-
-
-def _with_patience(url: str) -> str:
-    """Bound how long Google's client tries: left alone it blocks for many minutes."""
-    if not url.startswith(("gs://", "gcs://")) or "retry_limit_seconds" in url:
-        return url
-    return f"{url}{'&' if '?' in url else '?'}retry_limit_seconds={_SILENT_SECONDS}"
-
-
-def _read_query(url: str, query: str) -> dict[str, str]:
-    pairs = dict(parse_qsl(query))
-    unknown = [key for key in pairs if key not in _S3_KEYS]
-    if unknown:
-        raise ConfigError(f"{url}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
-    return pairs
-
-
-# --- refusals ---
-
-_REASONS = (
-    (r"NO_SUCH_BUCKET", "there is no such bucket: create it first, or correct the URL"),
-    (
-        r"ACCESS_DENIED|HTTP status 403|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CLIENT_ID",
-        "access is denied: give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in "
-        "~/.aws/credentials, or to this machine's role, that may list, read, write and delete",
-    ),
-    (r"curlCode: 6", "its host has no address: correct the URL, or connect this machine"),
-    (r"curlCode: 7", "nothing answers there: start the server, or correct the URL"),
-    (r"curlCode: 28", "it does not answer: start the server, or correct the URL"),
-)
-
-
-@contextmanager
-def sentences(url: str) -> Iterator[None]:
-    """Turn what pyarrow raises into a StorageError of one sentence about the URL."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        text = first_line(error)
-        found = (words for pattern, words in _REASONS if re.search(pattern, text))
-        raise StorageError(f"{url}: {next(found, text)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says; its type's name if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-# --- copies ---
+    if is_url(location):
+        RemoteFolder(str(location)).require()
 
 
 def is_current(path: Path, entry: Entry) -> bool:
-    """Return whether a file is the copy of one behind a URL."""
+    """Return whether a local file is the same as one behind a URL, by size and time."""
     try:
         stat = path.stat()
     except OSError:
@@ -340,17 +274,17 @@ def pull(
     below: str = "",
     what: str = "",
 ) -> dict[str, Entry]:
-    """Make a folder's files equal to those behind a URL; what is equal already is not fetched.
+    """Make a local folder equal to a remote one; files that are current are not fetched.
 
     Args:
-        remote: What they shall be.
-        target: The folder; files in it that are wanted, but not behind the URL, are removed.
-        is_wanted: Says of a path whether it is compared at all.
-        below: Part of both that is compared.
-        what: Stands beside the progress bar.
+        remote: The folder to copy.
+        target: The local folder. Files in it that are wanted, but not remote, are removed.
+        is_wanted: Whether a path is compared at all.
+        below: Subfolder of both that is compared; empty for all.
+        what: Label of the progress bar; empty for none.
 
     Returns:
-        All that is behind the URL there, wanted or not.
+        All remote files below the subfolder, wanted or not.
     """
     listing = remote.list(below)
     wanted = {name: entry for name, entry in listing.items() if is_wanted(name)}
@@ -364,6 +298,65 @@ def pull(
 
 
 def local_files(folder: Path, below: str = "") -> list[str]:
-    """Return the paths, relative to a folder, of all files in a part of it."""
+    """Return the sorted paths, relative to a folder, of all files in a subfolder."""
     files = (path for path in (folder / below).rglob("*") if path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in files)
+
+
+@contextmanager
+def translate_errors(url: str) -> Iterator[None]:
+    """Turn an OSError of pyarrow into a StorageError that says what is wrong with the URL."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        text = _first_line(error)
+        reasons = (reason for pattern, reason in _REASONS if re.search(pattern, text))
+        raise StorageError(f"{url}: {next(reasons, text)}") from error
+
+
+def _check_url(url: str) -> None:
+    parts = urlsplit(url)
+    keys = [key for key, _ in parse_qsl(parts.query)]
+    has_secret = parts.password or any("key" in key for key in keys)
+    if has_secret or (parts.username and parts.scheme == "s3"):
+        hidden = f"{parts.scheme}://...{parts.path}"
+        raise ConfigError(f"{hidden} holds a password, which would be written into files")
+    if "#" in url or url.count("?") > 1:
+        raise ConfigError(f"{url} has a # or a second ?: choose a name without them")
+    unknown = [key for key in keys if key not in _S3_KEYS]
+    if parts.scheme == "s3" and unknown:
+        raise ConfigError(f"{url}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """Return pyarrow's file system for a URL, and the path in it."""
+    from pyarrow import fs  # slow to import, and most commands never meet a URL
+
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        options: dict[str, Any] = dict(parse_qsl(parts.query))
+        if not {"region", "endpoint_override"} & options.keys():
+            options["region"] = fs.resolve_s3_region(parts.netloc)
+        store = fs.S3FileSystem(
+            **options,
+            connect_timeout=_CONNECT_SECONDS,
+            request_timeout=_SILENT_SECONDS,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        )
+        return store, f"{parts.netloc}{parts.path}".rstrip("/")
+    bounded = url
+    if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in parts.query:
+        # Google's client would otherwise block for many minutes.
+        bounded = f"{url}{'&' if parts.query else '?'}retry_limit_seconds={_SILENT_SECONDS}"
+    try:
+        store, path = fs.FileSystem.from_uri(bounded)
+    except (ValueError, NotImplementedError, ImportError) as error:
+        raise ConfigError(f"{url} cannot be opened: {_first_line(error)}") from error
+    return store, path.rstrip("/")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

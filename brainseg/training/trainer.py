@@ -27,7 +27,7 @@ from brainseg.metrics import Counts, dice, summarise
 from brainseg.model.device import Compute, cuda_dtype
 from brainseg.model.encoders import describe_weights
 from brainseg.model.model_file import ModelHeader, Tensors, save_model
-from brainseg.model.networks import build_model, calibrate_encoder, derive_seed, set_training
+from brainseg.model.networks import build_model, calibrate_encoder, set_training
 from brainseg.training.checkpoint import CheckpointFolder, EpochState
 from brainseg.training.epoch import EpochReport, Example, train_epoch, validate
 
@@ -194,7 +194,7 @@ class Training:
     def _batches(self, part: str, workers: int) -> Batches:
         return Batches(
             self._data,
-            self._split.numbers(self._data.slices, part),
+            self._split.indices(self._data.slices, part),
             self._experiment,
             augmented=part == "train",
             workers=workers,
@@ -204,7 +204,8 @@ class Training:
     def _run_epoch(self, stage: _Stage, epoch: int) -> EpochReport:
         started = time.perf_counter()
         experiment = self._experiment
-        torch.manual_seed(derive_seed(experiment.seed, stage.number, epoch, _DROPOUT_STREAM))
+        seeds = np.random.SeedSequence((experiment.seed, stage.number, epoch, _DROPOUT_STREAM))
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
         learning_rate = stage.optimizer.param_groups[0]["lr"]
         set_training(self._model, freeze_encoder=stage.config.freeze_encoder)
         trained = train_epoch(
@@ -244,7 +245,7 @@ class Training:
         return EpochReport(row, self._num_epochs, self._draw_examples(validated.shown))
 
     def _val_scores(self, counts: Counts) -> dict[str, float]:
-        indices = self._split.numbers(self._data.slices, "val")
+        indices = self._split.indices(self._data.slices, "val")
         scores = summarise(counts, [self._data.slices[index].patient for index in indices])
         scores["dice"] = scores.pop("dice_global")
         best = max([row["val_dice"] for row in self._history] + [scores["dice"]])
@@ -269,7 +270,7 @@ class Training:
     def _choose_examples(self) -> frozenset[int]:
         """The slice with most tumour of each of the first few validation patients."""
         slices, largest = self._data.slices, dict[str, int]()
-        for index in self._split.numbers(slices, "val").tolist():
+        for index in self._split.indices(slices, "val").tolist():
             patient = slices[index].patient
             other = largest.setdefault(patient, index)
             if slices[index].tumour_pixels > slices[other].tumour_pixels:

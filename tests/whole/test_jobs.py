@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -163,12 +164,12 @@ def _has_settled(head: Head) -> bool:
 
 def _answers(head: Head) -> bool:
     """Return whether the dashboard takes jobs."""
-    import requests
-
     headers = {"Authorization": f"Bearer {TOKEN}"}
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers=headers)
     try:
-        return requests.get(f"{head.dashboard}/api/jobs/", headers=headers, timeout=5).ok
-    except requests.RequestException:
+        with urllib.request.urlopen(request, timeout=5):
+            return True
+    except OSError:
         return False
 
 

@@ -20,8 +20,8 @@ def _content(
     epoch: int = 1,
     before: int = 0,
 ) -> Content:
-    numbers = np.arange(0, len(data.slices), 2)
-    batches = Batches(data, numbers, experiment, augmented=True, workers=workers)
+    indices = np.arange(0, len(data.slices), 2)
+    batches = Batches(data, indices, experiment, augmented=True, workers=workers)
     for earlier in range(before):
         list(batches.epoch(1, earlier + 1))
     return list(batches.epoch(stage, epoch))
@@ -59,9 +59,9 @@ def test_a_slice_is_augmented_differently_in_each_epoch(
     strong = tiny.replaced({"augment.strength": 2, "augment.flip_probability": 1})
     seen = set()
     for epoch in (1, 2, 3):
-        for images, _, numbers in _content(data, strong, epoch=epoch):
+        for images, _, indices in _content(data, strong, epoch=epoch):
             seen |= {
-                image.numpy().tobytes() for image, n in zip(images, numbers, strict=True) if n == 4
+                image.numpy().tobytes() for image, n in zip(images, indices, strict=True) if n == 4
             }
     assert len(seen) == 3
 
@@ -75,8 +75,8 @@ def test_loading_leaves_torchs_generator_alone(data: SliceStore, tiny: Experimen
 
 
 def test_validation_keeps_order_and_pixels(data: SliceStore, tiny: Experiment) -> None:
-    numbers = np.array([3, 5, 30])
-    images, masks, got = next(iter(Batches(data, numbers, tiny, augmented=False).epoch(0, 0)))
+    indices = np.array([3, 5, 30])
+    images, masks, got = next(iter(Batches(data, indices, tiny, augmented=False).epoch(0, 0)))
     assert got.tolist() == [3, 5, 30]
     assert np.array_equal(images[1].numpy(), data.image(5))
     assert np.array_equal(masks[2].numpy(), data.mask(30))
@@ -89,11 +89,9 @@ def test_every_training_slice_comes_once_per_epoch() -> None:
     batches = list(sampler)
     assert [len(batch) for batch in batches] == [8, 8, 4]
     assert sorted(key[2] for batch in batches for key in batch) == list(range(20))
-    assert len(sampler) == 3
 
 
 def test_a_last_batch_of_one_is_left_out_of_training_alone() -> None:
     training, validation = (EpochSampler(np.arange(17), 8, seed) for seed in (1, None))
     assert [len(batch) for batch in training] == [8, 8]
     assert [len(batch) for batch in validation] == [8, 8, 1]
-    assert (len(training), len(validation)) == (2, 3)

@@ -16,7 +16,7 @@ def test_no_patient_is_in_two_parts(data: SliceStore, rotation: int, seed: int) 
     split = split_by_patient(data.slices, rotation, seed)
     everyone = [patient for part in PARTS for patient in getattr(split, part)]
     assert sorted(everyone) == sorted(data.patients)
-    numbers = np.concatenate([split.numbers(data.slices, part) for part in PARTS])
+    numbers = np.concatenate([split.indices(data.slices, part) for part in PARTS])
     assert sorted(numbers.tolist()) == list(range(len(data.slices)))
 
 
@@ -62,7 +62,7 @@ def test_folds_are_those_of_scikit_learn_on_the_real_slices(real_data: SliceStor
     folder = StratifiedGroupKFold(10, shuffle=True, random_state=44)
     last = [test for _, test in folder.split(groups, labels, groups)][9]
     split = split_by_patient(real_data.slices, 0, 44)
-    assert split.numbers(real_data.slices, "test").tolist() == last.tolist()
+    assert split.indices(real_data.slices, "test").tolist() == last.tolist()
 
 
 def test_rotation_zero_of_the_whole_dataset_is_the_published_split(real_data: SliceStore) -> None:
@@ -71,7 +71,7 @@ def test_rotation_zero_of_the_whole_dataset_is_the_published_split(real_data: Sl
         pytest.skip("another choice of patients")
     split = split_by_patient(real_data.slices, 0, 44)
     patients = [len(getattr(split, part)) for part in PARTS]
-    slices = [len(split.numbers(real_data.slices, part)) for part in PARTS]
+    slices = [len(split.indices(real_data.slices, part)) for part in PARTS]
     assert (patients, slices) == known[len(real_data.patients)]
 
 

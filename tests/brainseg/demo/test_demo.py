@@ -68,7 +68,7 @@ def test_the_page_shows_the_masks_of_predict_and_of_the_evaluation(
     desk: Desk, model_file: Path, data: SliceStore, tmp_path: Path
 ) -> None:
     predictor = Predictor.load(model_file, CPU)
-    numbers = split_by_patient(data.slices, 0, 44).numbers(data.slices, "test").tolist()
+    numbers = split_by_patient(data.slices, 0, 44).indices(data.slices, "test").tolist()
     counts, _ = predictor.evaluate(data, "test")
     for number, (tp, fp, fn, _) in zip(numbers, counts.tolist(), strict=True):
         image, mask = tmp_path / "slice.png", tmp_path / "true.png"

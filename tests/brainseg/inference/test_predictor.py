@@ -112,7 +112,7 @@ def test_masks_are_those_of_the_training_evaluation_bit_for_bit(
 ) -> None:
     """Alone, in a patient's folder, and in the batches that a test counts: the same pixels."""
     split = split_by_patient(data.slices, 0, tiny.data.split_seed)
-    numbers = split.numbers(data.slices, "test").tolist()
+    numbers = split.indices(data.slices, "test").tolist()
     counts, _ = predictor.evaluate(data, "test")
     together = predictor.masks([data.image(number) for number in numbers])
     folder = next(data.root.glob(f"{split.test[0]}_*"))
@@ -149,7 +149,7 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
     split = split_by_patient(real_data.slices, 0, experiment.data.split_seed)
     numbers = [
         int(n)
-        for n in split.numbers(real_data.slices, "test")
+        for n in split.indices(real_data.slices, "test")
         if real_data.slices[n].patient == split.test[0]
     ]
     batches = Batches(real_data, np.array(numbers), experiment, augmented=False)

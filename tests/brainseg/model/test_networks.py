@@ -14,7 +14,6 @@ from brainseg.model.networks import (
     build_model,
     build_unet,
     calibrate_encoder,
-    derive_seed,
     infer_logits,
     normalise,
     set_training,
@@ -133,8 +132,3 @@ def test_images_are_normalised_as_imagenets_were() -> None:
     expected = (images / 255 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(normalise(images, CPU), expected.permute(0, 3, 1, 2))
     assert normalise(images, CPU).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_derived_seeds_differ() -> None:
-    seeds = {derive_seed(s, stage, e) for s in range(5) for stage in (1, 2) for e in range(20)}
-    assert len(seeds) == 200

@@ -107,7 +107,7 @@ def test_the_encoder_is_bit_equal_after_stage_one_and_not_after_stage_two(
     efficient = tiny.replaced({"model.encoder": "efficientnet-b0", "stages.1.epochs": 1})
     batches = Batches(
         data,
-        split_by_patient(data.slices, 0, 44).numbers(data.slices, "train"),
+        split_by_patient(data.slices, 0, 44).indices(data.slices, "train"),
         efficient,
         augmented=True,
     )

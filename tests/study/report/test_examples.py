@@ -26,7 +26,7 @@ TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
 
 def _evaluation(data: SliceStore, missed: str) -> Evaluation:
     """A network that finds every tumour but the one of a slice."""
-    numbers = split_by_patient(data.slices, 0, 44).numbers(data.slices, "test")
+    numbers = split_by_patient(data.slices, 0, 44).indices(data.slices, "test")
     slices = tuple(data.slices[number] for number in numbers)
     true = np.stack([resize_mask(data.mask(number), SIZE) > 0 for number in numbers])
     found = true & (np.array([item.name for item in slices]) != missed)[:, None, None]

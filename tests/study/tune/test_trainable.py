@@ -95,7 +95,7 @@ def test_the_test_part_is_never_opened(
     everyone = Candidate("raw", 0, 44, short, 3, inner_folds=2)
     run_candidate({"task": replace(task, trial=everyone).to_config()})
     split = split_by_patient(data.slices, 0, 44)
-    test = set(split.numbers(data.slices, "test").tolist())
+    test = set(split.indices(data.slices, "test").tolist())
     assert opened == set(range(len(data.slices))) - test
     result = train_two_stage(short, data, compute=Compute("cpu"))
     Predictor.of(result, Compute("cpu")).evaluate(data, "test")
