@@ -15,6 +15,8 @@ load torch.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"  # pyproject.toml reads it from here
+
 if TYPE_CHECKING:
     from brainseg.config import Experiment, load_experiment
     from brainseg.data.phantom import generate_phantom
