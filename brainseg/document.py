@@ -161,14 +161,6 @@ def to_markdown(document: Document) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return a Markdown table; the keys of the rows are its columns."""
-    columns = list(rows[0])
-    cells = [[row[column].replace("|", "\\|") for column in columns] for row in rows]
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _markdown(block: Block) -> str:
     match block:
         case Paragraph(text):
@@ -176,7 +168,7 @@ def _markdown(block: Block) -> str:
         case Bullets(items):
             return _bullets(items)
         case Table(caption, rows):
-            return f"*{caption}*\n\n{markdown_table(rows)}"
+            return f"*{caption}*\n\n{_markdown_table(rows)}"
         case Figure(path, alt, caption):
             return f"![{alt}]({path})\n\n*{caption}*"
         case Gallery(caption, tiles):
@@ -186,12 +178,19 @@ def _markdown(block: Block) -> str:
             return f"{caption}\n\n```\n{text.rstrip()}\n```"
 
 
+def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    columns = list(rows[0])
+    cells = [[row[column].replace("|", "\\|") for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _bullets(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
 _INTERVAL = re.compile(r"(.+?) (\(.+ to .+\))")
-_NUMBER = re.compile(r"[<>+-]?\s*\d[\d.,]*%?(\s*\(.*\)|/\d+| of \d+)?")
+_NUMBER = re.compile(r"[<>+-]?\s*\d[\d.,]*(e[+-]?\d+)?%?(\s*\(.*\)|/\d+| of \d+)?")
 
 
 def to_html(document: Document, folder: Path) -> str:

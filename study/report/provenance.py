@@ -18,6 +18,10 @@ PUBLISHED = {
 }
 """Dice, IoU, accuracy, precision, recall, val loss: one split, one seed, 12 or fewer patients."""
 
+LICENCE = (
+    "The LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG through TCIA) is under CC BY-NC-SA "
+    "4.0."
+)
 _HOUR = 3600
 
 
@@ -173,10 +177,7 @@ def _data(results: StudyResults) -> Iterator[Block]:
             facts[name] = ", ".join(f"{value}: {n}" for value, n in sorted(counts.items()))
     yield facts_table("The dataset.", facts)
     if not about["synthetic"]:
-        yield Paragraph(
-            "The slices are from the LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG through "
-            "TCIA). They and their pictures in this report are under CC BY-NC-SA 4.0."
-        )
+        yield Paragraph(f"{LICENCE} So are the pictures of slices in this report.")
     checks = check_split(results)
     if checks:
         rows = [{"check": text, "result": "holds" if ok else "FAILS"} for text, ok in checks]

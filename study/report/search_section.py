@@ -192,9 +192,9 @@ def _winner(results: StudyResults) -> Iterator[Block]:
                 rows.append(_pair_row(winner, group, pair))
     if rows:
         yield Table(
-            f"{winner}: difference from each variant, trained in full with other seeds. Other "
-            "rotations test patients that candidates were trained or judged on; only those of "
-            "rotation 0 are new to the search.",
+            f"{winner}, trained in full with other seeds than in the search: difference from each "
+            "variant. Rotations other than 0 test patients that candidates were trained or judged "
+            "on.",
             rows,
         )
 

@@ -92,6 +92,16 @@ def test_html_shows_an_interval_below_its_number(folder: Path) -> None:
     assert '<td class="name">raw</td>' in page
 
 
+@pytest.mark.parametrize(
+    "value", ["-0.5", "1,234", "5.4e-05", "12.5%", "2/3", "1 of 4", "< 0.001"]
+)
+def test_columns_of_numbers_align_right(folder: Path, value: str) -> None:
+    table = Table("Numbers.", [{"name": "x", "value": value}, {"name": "y", "value": "-"}])
+    page = to_html(Document("T", "", (), "S", (), [Section("s", "S", [table])]), folder)
+    assert f'<td class="number">{value.replace("<", "&lt;")}</td>' in page
+    assert '<td class="name">x</td>' in page
+
+
 def test_labels_stand_beside_results_only(folder: Path) -> None:
     captions = re.findall(r'<p class="caption"[^>]*>(.*)</p>', to_html(_document(), folder))
     assert ["SYNTHETIC" in caption for caption in captions] == [True, False, False]

@@ -57,7 +57,9 @@ def test_real_data_with_pretrained_weights_carry_no_labels(small: Path) -> None:
     page = _page(small)
     assert "SYNTHETIC" not in page
     assert 'class="label"' not in page
-    assert "CC BY-NC-SA" in page
+    cards = [path.read_text(encoding="utf-8") for path in (small / "models").glob("*.md")]
+    assert all("CC BY-NC-SA" in text for text in (page, *cards))
+    assert "SYNTHETIC" not in "".join(cards)
 
 
 def test_the_page_loads_nothing_and_describes_every_picture(generated: Path) -> None:
