@@ -1,15 +1,17 @@
-"""The flags of `python -m study.run`: what they are called, what they may be, what they mean."""
+"""The command line of `python -m study.run`: its flags, their values and what they mean."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from brainseg.cli import build_parser as command_parser
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.storage.urls import to_location
 from study.spec.grid import GRIDS, ONE
-from study.storage.candidates import SAMPLERS, SCHEDULERS
+from study.spec.study_spec import SAMPLERS, SCHEDULERS
 
 _EXAMPLES = """\
 examples:
@@ -40,10 +42,10 @@ exit codes:
 
 
 def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; what cannot be ends the program with exit code 2.
+    """Parse the command line; a wrong flag or value ends the program with exit code 2.
 
     Args:
-        argv: Without the program's name; None takes the process's own.
+        argv: Arguments without the program's name; None takes those of the process.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -52,37 +54,31 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error("give --grid NAME, or --config YAML to run one experiment as it is")
         args.grid = ONE
     if args.price_per_hour is not None and not args.plan:
-        parser.error("--price-per-hour says what a plan costs: give --plan too")
+        parser.error("--price-per-hour needs --plan: it is the price in the plan")
     for flag in ("space", "sampler", "scheduler", "search_folds"):
         if args.search is None and getattr(args, flag) is not None:
-            parser.error(f"--{flag.replace('_', '-')} says how to search: give --search N too")
+            parser.error(f"--{flag.replace('_', '-')} needs --search N")
     return args
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m study.run",
-        description="Train, test and rank competing U-Nets under Ray Tune.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_question(parser)
+    description = "Train, test and rank competing U-Nets under Ray Tune."
+    parser = command_parser("study.run", description, _EXAMPLES)
+    _add_comparison(parser)
     _add_search(parser)
     where = parser.add_argument_group("where results go")
     where.add_argument(
         "--name",
         metavar="NAME",
-        help="of the study (default: the grid's or, without one, the configuration's)",
+        help="name of the study (default: the grid's or, without one, the configuration's)",
     )
     where.add_argument(
         "--storage",
         type=to_location,
         default=Path("results"),
         metavar="DIR",
-        help="folder of all studies, or its URL: s3://BUCKET/PREFIX or what else pyarrow opens "
-        "(default: results)",
+        help="folder of all studies, or its URL, such as s3://BUCKET/PREFIX (default: results)",
     )
     where.add_argument(
         "--fresh", action="store_true", help="move a study of that name aside first"
@@ -103,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_question(parser: argparse.ArgumentParser) -> None:
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--grid",
@@ -136,49 +132,53 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--folds",
-        type=int,
+        type=_whole(1, NUM_FOLDS),
         default=1,
         metavar="N",
         help="rotations of the ten folds, 1 to 10; 10 test every patient once (default: 1)",
     )
     group.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="seeds per variant and fold (default: 1)"
+        "--seeds",
+        type=_whole(1),
+        default=1,
+        metavar="N",
+        help="seeds per variant and fold (default: 1)",
     )
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "what is searched",
-        "trains candidates on rotation 0 and judges them by val Dice alone; its winner joins\nthe "
-        "variants: trained in full with the same folds and seeds, tested, compared",
+        "Candidates are trained in rotation 0 and judged by val Dice alone. The winner joins the\n"
+        "variants: it is trained in full with the same folds and seeds, tested and compared.",
     )
     group.add_argument(
         "--search",
-        type=_positive,
+        type=_whole(1),
         metavar="N",
-        help="candidates in all, the variants as they are among them; a larger N goes on",
+        help="number of candidates, including the variants; a larger N continues a search",
     )
     group.add_argument(
         "--space",
         type=Path,
         metavar="YAML",
-        help="what varies, and from where to where (default: configs/search.yaml)",
+        help="the ranges of what varies (default: configs/search.yaml)",
     )
     group.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help="who proposes (default: tpe); cmaes and gp learn from candidates run in full alone, "
-        "so give them --scheduler none",
+        help="draws the candidates (default: tpe); gp learns only from candidates run in full, "
+        "so give it --scheduler none",
     )
     group.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
-        help="who stops poor ones, after two unfrozen epochs at the earliest (default: asha); "
-        "hyperband is the asynchronous one, which never pauses",
+        help="stops poor candidates, after two unfrozen epochs at the earliest (default: asha); "
+        "hyperband is the asynchronous form, which pauses no candidate",
     )
     group.add_argument(
         "--search-folds",
-        type=_positive,
+        type=_whole(1, NUM_INNER_FOLDS),
         metavar="K",
         help="trainings per candidate, 1 to 9, each validated on other patients; the mean counts "
         "(default: 1)",
@@ -187,7 +187,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what it runs on")
-    group.add_argument("--concurrent", type=_positive, metavar="N", help="trials at once, at most")
+    group.add_argument("--concurrent", type=_whole(1), metavar="N", help="trials at once, at most")
     group.add_argument(
         "--gpus-per-trial",
         type=_gpus,
@@ -196,22 +196,23 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cpus-per-trial",
-        type=_positive,
+        type=_whole(1),
         metavar="N",
-        help="counting loader workers (default: dealt evenly among the trials)",
+        help="including loader workers (default: shared evenly among the trials)",
     )
     group.add_argument(
         "--price-per-hour",
         type=_price,
         metavar="USD",
-        help="of one node; with --plan: what the nodes that hold trials would cost until the end",
+        help="price of one node; --plan then shows what the nodes with trials would cost",
     )
     group.add_argument(
         "--retries",
-        type=_count,
+        type=_whole(0),
         default=3,
         metavar="N",
-        help="of a trial whose process dies; it goes on after its last epoch (default: 3)",
+        help="how often a trial whose process dies is run again, from its last epoch on "
+        "(default: 3)",
     )
     group.add_argument(
         "--address",
@@ -220,16 +221,16 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
+def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a parser of whole numbers from low to high."""
+    allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
 
+    def parse(text: str) -> int:
+        if not text.isdigit() or not low <= int(text) <= (high or math.inf):
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number {allowed}")
+        return int(text)
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
+    return parse
 
 
 def _price(text: str) -> float:

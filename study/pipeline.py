@@ -1,280 +1,252 @@
-"""Everything that can be known, and can be wrong, before the first trial starts."""
+"""The pipeline of a study: resolve, check, hold, search, train, collect, report."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from brainseg.config import Experiment, ModelConfig, load_experiment
-from brainseg.data.layouts import find_default_root
+import torch
+from rich.console import Console
+
+from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.data.patients import describe_patients
-from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import assign_folds, split_by_patient
-from brainseg.errors import ConfigError
-from brainseg.model.encoders import check_encoder, describe_weights, find_encoder_weights
+from brainseg.model.encoders import describe_weights
 from brainseg.model.model_file import versions
-from brainseg.model.networks import build_model, build_unet
-from brainseg.storage.files import hash_file, write_csv, write_text
-from brainseg.storage.remote import require_store
-from brainseg.storage.urls import Location, is_url, join_location
-from study.spec.configs import shipped
-from study.spec.grid import GRIDS, WINNER, Trial, TrialResources, plan_trials, refuse_grid_keys
-from study.spec.search_space import load_space
-from study.storage.candidates import Search, check_search
-from study.storage.leaderboard import count_ended, winner_trials
-from study.storage.study_folder import Question, default_name, write_study
-from study.storage.sync import Mirror
-from study.storage.tables import TrialFolder, trials_to_export
+from brainseg.storage.files import read_csv, write_csv, write_text
+from brainseg.storage.urls import is_url
+from study.estimate import describe_hours, describe_plan, num_epochs, require_disk
+from study.report.examples import draw_examples
+from study.report.provenance import describe_study
+from study.report.terminal import publish
+from study.resolve import Study, resolve
+from study.spec.resources import Cluster, Node, TrialResources, share_cluster
+from study.spec.study_spec import SCORE
+from study.spec.trial_job import TrialJob, candidate_name
+from study.storage.leaderboard import CANDIDATES_TABLE, ranked, write_leaderboard
+from study.storage.lease import hold
+from study.storage.probability_maps import collect_ensembles
+from study.storage.study_folder import check_folder, read_study, write_study
+from study.storage.tables import collect, jobs_to_export
+from study.storage.trial_folder import FAILURES, Row, read_params
+from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
+from study.tune.cluster import require_shared, start_cluster
+from study.tune.progress import Progress
+from study.tune.searcher import run_search
+from study.tune.tuner import run_trials
 
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; see `python -m study.run --help`."""
-
-    grid: str
-    data: Location | None
-    config: Path | None
-    changes: dict[str, Any]
-    folds: int
-    seeds: int
-    name: str | None
-    storage: Location
-    search: int | None = None
-    space: Path | None = None
-    sampler: str = "tpe"
-    scheduler: str = "asha"
-    search_folds: int = 1
+_SHARED = "on a disk that all nodes share, or as a URL such as s3://BUCKET/PREFIX"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """A study that could start.
-
-    Attributes:
-        data: The dataset, checked.
-        question: What the study asks.
-        trials: All of them, finished or not; a search's winner's too once there is one.
-        mirror: Where the study is or will be.
-        sizes: Encoder -> number of the U-Net's weights.
-    """
-
-    data: SliceStore
-    question: Question
-    trials: list[Trial]
-    mirror: Mirror
-    sizes: dict[str, int]
-
-    @property
-    def folder(self) -> Path:
-        """The study's folder on this machine."""
-        return self.mirror.folder
-
-    def folder_of(self, trial: Trial) -> TrialFolder:
-        """Return the folder of one trial."""
-        return TrialFolder(self.folder / trial.path)
-
-    @property
-    def search(self) -> Search | None:
-        """The search that extends the grid, if one does."""
-        return self.question.search
-
-    def num_open_candidates(self) -> int:
-        """Return how many candidates of the search have not ended."""
-        if self.search is None:
-            return 0
-        return self.search.candidates - count_ended(self.folder)
-
-    def with_winner(self) -> Setup:
-        """Return the setup with the trials of the search's winner, and those of former ones."""
-        if self.search is None:
-            return self
-        question = self.question
-        more = winner_trials(self.folder, self.search, question.folds, question.seeds)
-        return replace(self, trials=[*self.trials, *more])
-
-    def with_stand_in(self) -> Setup:
-        """Return the setup with trials in the place of those of a winner not known yet."""
-        if self.search is None:
-            return self
-        first = self.trials[0].variant
-        more = [replace(t, variant=WINNER) for t in self.trials if t.variant == first]
-        return replace(self, trials=[*self.trials, *more])
-
-    def open_trials(self, *, retry_failed: bool = False) -> list[Trial]:
-        """Return the trials that have not ended, and on request those that failed."""
-        return [trial for trial in self.trials if self._is_open(trial, retry_failed)]
-
-    def fetch_results(self) -> None:
-        """Bring what the trials left to this machine, if the study is not here."""
-        self.mirror.push()
-        self.mirror.pull()
-        self.mirror.pull_models(t.path for t in trials_to_export(self.folder, self.trials))
-
-    def _is_open(self, trial: Trial, retry_failed: bool) -> bool:
-        folder = self.folder_of(trial)
-        return not folder.is_finished() and (retry_failed or not folder.has_failed())
-
-
-def prepare(request: Request, say: Say, *, download: bool) -> Setup:
-    """Check everything that a study needs.
+def run_study(args: argparse.Namespace, console: Console) -> int:
+    """Run what is left of a study, and write its report.
 
     Args:
-        request: What the user asked for.
-        say: Told what was found.
-        download: Fetch ImageNet weights that are not here yet; False only looks.
+        args: The command line, see `study.cli`.
+        console: Prints progress and the ranking.
+
+    Returns:
+        The exit code.
 
     Raises:
-        ConfigError: If the request itself cannot be.
-        BrainsegError: If data or weights cannot be used.
+        BrainsegError: If something that the study needs cannot be used.
+        KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
-    refuse_grid_keys(request.grid, request.changes)
-    base = _load_base(request, synthetic=False)
-    plan_trials(request.grid, base, request.folds, request.seeds)
-    _plan_search(request, base)
-    data = _open_data(request.data, say)
-    if data.synthetic:
-        base = _load_base(request, synthetic=True)
-    base, weights_hash = _resolve_weights(base)
-    trials = plan_trials(request.grid, base, request.folds, request.seeds)
-    search = _plan_search(request, base)
-    for fold in range(request.folds):
-        split_by_patient(data.slices, fold, base.data.split_seed, base.inner_fold)
-    models = [trial.experiment.model for trial in trials]
-    return Setup(
-        data,
-        Question(
-            request.grid,
-            base,
-            weights_hash,
-            data.fingerprint,
-            _counts(data),
-            request.folds,
-            request.seeds,
-            search,
-        ),
-        trials,
-        _mirror_for(request, data.synthetic, reading=not download),
-        _check_models([*models, *(search.space.models() if search else [])], download=download),
+    study = resolve(args, console.print)
+    if args.plan:
+        return _plan(args, study, console)
+    with hold(study.sync, console.print):
+        if args.fresh and (aside := study.sync.move_aside()):
+            console.print(f"The study that was here is now {aside}")
+        study.sync.fetch()
+        if check_folder(study.folder, study.spec):
+            console.print(f"Continuing the study in {study.sync.location}")
+        _search_and_train(args, study, console)
+        with console.status("gathering what the trials left"):
+            rows = _collect(study)
+        publish(study.sync, console)
+        return _exit_code(study, rows)
+
+
+def _plan(args: argparse.Namespace, study: Study, console: Console) -> int:
+    """Print what would run and what it would take."""
+    study.sync.fetch()
+    is_there = not args.fresh and check_folder(study.folder, study.spec)
+    jobs = study.expected_jobs(begun=is_there)
+    left = study.open_jobs(jobs, retry_failed=args.retry_failed) if is_there else jobs
+    nodes = _measure_nodes(args.address)
+    resources = _share(args, study, nodes)
+    lines = describe_plan(study, jobs, left, resources)
+    lines += describe_hours(study, left, resources, nodes, args.price_per_hour)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        console.print(f"{name:<{width}}  {value}")
+    return FINISHED
+
+
+def _search_and_train(args: argparse.Namespace, study: Study, console: Console) -> None:
+    """Run what is left of the search, then of the trials; start no cluster if nothing is."""
+
+    def left(jobs: Sequence[TrialJob]) -> list[TrialJob]:
+        return study.open_jobs(jobs, retry_failed=args.retry_failed)
+
+    if not study.num_open_candidates() and not left(study.jobs()):
+        return
+    with start_cluster(args.address) as nodes:
+        resources = _share(args, study, nodes)
+        require_disk(study, left(study.expected_jobs()), resources)
+        _write_facts(study, resources)
+        study.sync.commit()
+        _require_shared(study)
+        console.print(
+            f"{resources.describe()}, each with {resources}; live curves: {_curves(study)}"
+        )
+        if study.num_open_candidates():
+            _search(args, study, resources, console)
+        jobs = study.jobs()
+        open_jobs = left(jobs)
+        console.print(f"Trials: {len(jobs)}, {len(open_jobs)} to run, in {study.sync.location}")
+        if open_jobs:
+            names = [job.name for job in open_jobs]
+            progress = Progress(names, num_epochs(open_jobs), console)
+            run_trials(open_jobs, resources, study.sync, progress, args.retries)
+
+
+def _search(
+    args: argparse.Namespace, study: Study, resources: TrialResources, console: Console
+) -> None:
+    """Run what is left of the search, and say what it found."""
+    spec, left = study.spec, study.num_open_candidates()
+    assert spec.search is not None
+    console.print(
+        f"Search: {spec.search.candidates} candidates, {left} to run; live: "
+        f"optuna-dashboard {os.path.relpath(study.folder)}/search/journal.log"
     )
+    names = [candidate_name(index) for index in range(left)]
+    progress = Progress(names, round(spec.halving.expected_epochs(left)), console)
+    run_search(spec, study.sync, resources, progress, args.retries)
+    full = ranked(_write_leaderboard(study))
+    if study.num_open_candidates():
+        console.print("The search is not over: the same command continues it.")
+    elif not full:
+        console.print("The search has no winner: no candidate ran in full.")
+    elif spec.search_space.is_variant(read_params(study.folder)[full[0]["candidate"]]):
+        console.print(f"The search found nothing better than {full[0]['variant']}, unchanged.")
+    else:
+        console.print(
+            f"Winner: candidate {full[0]['candidate']}, val Dice {full[0][SCORE]:.4f}; "
+            f"{len(full)} of {spec.search.candidates} ran in full. "
+            f"Settings: {study.folder}/best.yaml"
+        )
 
 
-def write_facts(setup: Setup, resources: TrialResources) -> None:
+def _collect(study: Study) -> list[Row]:
+    """Write the study's tables, models and pictures; return the rows of trials.csv."""
+    study.sync.commit()
+    study.sync.fetch()
+    _write_leaderboard(study)
+    jobs = study.jobs()
+    study.sync.fetch_models(job.path for job in jobs_to_export(study.folder, jobs))
+    rows = collect(study.folder, jobs)
+    collect_ensembles(study.folder, jobs)
+    draw_examples(study.folder, jobs, study.data)
+    return rows
+
+
+def _write_leaderboard(study: Study) -> list[Row]:
+    if study.spec.search is None:
+        return []
+    heading = describe_study(read_study(study.folder))
+    return write_leaderboard(study.folder, study.spec, heading)
+
+
+def _write_facts(study: Study, resources: TrialResources) -> None:
     """Write study.json, experiment.yaml, split.json and patients.csv."""
-    data, base = setup.data, setup.question.base
+    spec, data, experiment = study.spec, study.data, study.spec.experiment
     facts = {
-        "first_seed": base.seed,
-        "data": str(data.source),
-        "synthetic": data.synthetic,
-        "weights": describe_weights(base.model),
+        "first_seed": experiment.seed,
+        "weights": describe_weights(experiment.model),
         "cpus_per_trial": resources.cpus,
         "gpus_per_trial": resources.gpus,
         "versions": versions(),
     }
-    write_study(setup.folder, setup.question, facts)
-    (setup.folder / "trials").mkdir(exist_ok=True)
-    seed = base.data.split_seed
-    rotations = [
-        split_by_patient(data.slices, fold, seed, base.inner_fold)
-        for fold in range(setup.question.folds)
-    ]
+    write_study(study.folder, spec, facts)
+    (study.folder / "trials").mkdir(exist_ok=True)
+    seed = experiment.data.split_seed
+
+    def split(fold: int, inner_fold: int) -> dict[str, object]:
+        return split_by_patient(data.slices, fold, seed, inner_fold).model_dump(mode="json")
+
     record = {
         "fingerprint": data.fingerprint,
         "split_seed": seed,
         "fold_of_patient": assign_folds(data.slices, seed),
-        "rotations": [split.model_dump(mode="json") for split in rotations],
+        "rotations": [split(fold, experiment.inner_fold) for fold in range(spec.folds)],
     }
-    if setup.search is not None:
-        splits = [
-            split_by_patient(data.slices, 0, seed, inner) for inner in setup.search.inner_folds
-        ]
-        record["search"] = [split.model_dump(mode="json") for split in splits]
-    write_text(setup.folder / "split.json", json.dumps(record, indent=1) + "\n")
+    if spec.search is not None:
+        record["search"] = [split(0, inner_fold) for inner_fold in spec.inner_folds]
+    write_text(study.folder / "split.json", json.dumps(record, indent=1) + "\n")
     patients = describe_patients(data)
-    write_csv(setup.folder / "patients.csv", patients)
+    write_csv(study.folder / "patients.csv", patients)
 
 
-def _counts(data: SliceStore) -> dict[str, int]:
-    return {
-        "patients": len(data.patients),
-        "slices": len(data.slices),
-        "tumour_slices": num_tumour_slices(data),
-    }
+def _require_shared(study: Study) -> None:
+    """Refuse local paths that some node does not see."""
+    weights = study.spec.experiment.model.encoder_weights
+    if not study.sync.is_remote:
+        require_shared(study.folder / "study.json", f"give --storage {_SHARED}")
+    if not is_url(study.data.source):
+        # A file, since an empty folder may be there where a disk should have been mounted.
+        require_shared(next(study.data.root.glob("*/*.tif")), f"give --data {_SHARED}")
+    if study.spec.weights_hash and not is_url(weights):
+        require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
 
 
-def num_tumour_slices(data: SliceStore) -> int:
-    """Return how many slices hold tumour."""
-    return sum(item.tumour_pixels > 0 for item in data.slices)
+def _curves(study: Study) -> str:
+    """Return the command that shows the live curves; a study behind a URL is fetched first."""
+    if study.sync.is_remote:
+        return f'python -m study.fetch "{study.sync.location}" DIR && tensorboard --logdir DIR'
+    return f"tensorboard --logdir {os.path.relpath(study.folder)}"
 
 
-def _plan_search(request: Request, base: Experiment) -> Search | None:
-    if request.search is None:
-        return None
-    space = load_space(request.space or shipped("search.yaml"), GRIDS[request.grid], base)
-    return check_search(
-        Search(space, request.search, request.sampler, request.scheduler, request.search_folds)
+def _share(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialResources:
+    """Decide what each trial gets; a study that continues keeps what it began with."""
+    is_new = args.fresh or not (study.folder / "study.json").exists()
+    record = {} if is_new else read_study(study.folder)
+    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
+    candidates = study.spec.search.candidates if study.spec.search else 0
+    return share_cluster(
+        nodes,
+        max(len(study.spec.jobs()), candidates),
+        cpus=record.get("cpus_per_trial") if cpus is None else cpus,
+        gpus=record.get("gpus_per_trial") if gpus is None else gpus,
+        concurrent=args.concurrent,
+        grows=args.address is not None,
     )
 
 
-def _load_base(request: Request, *, synthetic: bool) -> Experiment:
-    default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
-    return load_experiment(request.config or default).replaced(request.changes)
+def _measure_nodes(address: str | None) -> Cluster:
+    """Return the nodes of a cluster, or this machine without starting Ray on it."""
+    if address is not None:
+        with start_cluster(address) as nodes:
+            return nodes
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (Node(cpus or 1, float(torch.cuda.device_count())),)
 
 
-def _open_data(path: Location | None, say: Say) -> SliceStore:
-    source = path or find_default_root()
-    if source is None:
-        say(
-            "No --data, no $BRAINSEG_DATA, no ./data/kaggle_3m: using generated, SYNTHETIC slices."
-        )
-    require_store(source or Path())
-    data = open_dataset(source or PHANTOM)
-    for note in data.notes:
-        say(f"Note: {note}")
-    say(
-        f"Data: {len(data.patients)} patients, {len(data.slices):,} slices, "
-        f"{num_tumour_slices(data):,} with tumour, {data.size} px, "
-        f"fingerprint {data.fingerprint[:12]}"
-    )
-    return data
-
-
-def _resolve_weights(base: Experiment) -> tuple[Experiment, str]:
-    """Make the path of a weight file absolute, and hash what it holds; a URL stays one."""
-    if base.model.encoder_weights in ("imagenet", "none"):
-        return base, ""
-    require_store(base.model.encoder_weights)
-    path = find_encoder_weights(base.model)
-    assert path is not None
-    if is_url(base.model.encoder_weights):
-        return base, hash_file(path)
-    return base.replaced({"model.encoder_weights": str(path.resolve())}), hash_file(path)
-
-
-def _mirror_for(request: Request, synthetic: bool, *, reading: bool) -> Mirror:
-    name = request.name or default_name(request.grid, request.config, synthetic=synthetic)
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name is {name!r}; it must name a folder below --storage")
-    if isinstance(request.storage, Path):
-        return Mirror((request.storage.expanduser() / name).resolve())
-    if any(mark in name for mark in "?#"):
-        raise ConfigError(f"--name is {name!r}; in a URL it must be without ? and #")
-    return Mirror(join_location(request.storage, name), reading=reading)
-
-
-def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str, int]:
-    """Build each encoder's network once: fetches its weights and proves that they fit.
-
-    Returns:
-        Encoder -> number of the U-Net's weights.
-    """
-    sizes = {}
-    for config in dict.fromkeys(models):
-        check_encoder(config.encoder)
-        model = build_model(config, seed=0) if download else build_unet(config.encoder)
-        sizes[config.encoder] = sum(weight.numel() for weight in model.parameters())
-    return sizes
+def _exit_code(study: Study, rows: Sequence[Row]) -> int:
+    failed = [row for row in rows if row["status"] != TRIAL_FINISHED]
+    for row in failed:
+        name = f"{row['variant']} fold {row['fold']} seed {row['seed']}"
+        print(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)
+    if any(row["status"] in FAILURES for row in failed):
+        print("the same command with --retry-failed runs failed trials again", file=sys.stderr)
+    if study.spec.search is None:
+        return SOME_FAILED if failed else FINISHED
+    has_winner = bool(ranked(read_csv(study.folder / CANDIDATES_TABLE)))
+    is_over = has_winner and not study.num_open_candidates()
+    return FINISHED if is_over and not failed else SOME_FAILED

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,13 +18,23 @@ from brainseg.config import Experiment
 from brainseg.metrics import dice
 from brainseg.storage.files import write_bytes, write_csv, write_text
 from study.report.examples import EXAMPLE_COLUMNS
-from study.spec.grid import Trial, plan_trials
-from study.storage.study_folder import Question, write_study
-from study.storage.tables import TABLES, Row, TrialFolder, collect
+from study.spec.grid import GRIDS
+from study.spec.study_spec import StudySpec
+from study.spec.trial_job import TrialJob
+from study.storage.study_folder import write_study
+from study.storage.tables import collect
+from study.storage.trial_folder import TABLES, Row, TrialFolder
 
 SITES = ("CS", "DU", "FG", "HT", "EZ")
 STAGES = {"plain": 0.0, "flips": 0.01, "threshold": 0.005, "largest component": -0.01}
 EPOCHS = (2, 4)
+FACTS = {
+    "first_seed": 44,
+    "weights": "no pretrained weights",
+    "cpus_per_trial": 1,
+    "gpus_per_trial": 0,
+    "versions": {"python": "3.11", "torch": "2.13.0"},
+}
 QUALITIES = (0.85, 0.847, 0.83, 0.8)
 
 
@@ -79,29 +88,29 @@ def generate_study(
     """
     rng = np.random.default_rng(0)
     cohort = [_Patient(number, slices, rng) for number in range(patients)]
-    trials = plan_trials(grid, Experiment(), folds, seeds)
-    variants = list(dict.fromkeys(trial.variant for trial in trials))
+    spec = _ask(grid, cohort, folds, seeds, synthetic)
+    jobs, variants = spec.jobs(), list(spec.variants)
     (folder / "trials").mkdir(parents=True)
     ensemble: list[Row] = []
-    for position, trial in enumerate(trials):
-        quality = QUALITIES[variants.index(trial.variant)]
-        target = TrialFolder(folder / "trials" / trial.name)
+    for position, job in enumerate(jobs):
+        quality = QUALITIES[variants.index(job.variant)]
+        target = TrialFolder(folder / job.path)
         target.begin()
         target.write_history(_history(quality, rng))
         if position in failed:
-            target.write_failure(trial, "diverged", "the loss is nan in stage 2, epoch 1")
+            target.write_failure(job, "diverged", "the loss is nan in stage 2, epoch 1")
             continue
-        tested = [p for p in cohort if p.fold == (9 + trial.fold) % 10]
-        validated = [p for p in cohort if (p.fold - trial.fold) % 10 in (7, 8)]
+        tested = [p for p in cohort if p.fold == (9 + job.fold) % 10]
+        validated = [p for p in cohort if (p.fold - job.fold) % 10 in (7, 8)]
         tables = _tables(tested, validated, quality, rng)
-        write_text(target.model, trial.name)
-        target.write_success(trial, _scores(tables), tables)
-        if seeds > 1 and trial.seed == trials[0].seed:
-            ensemble += _ensemble(trial, seeds, tables["stages"])
+        write_text(target.model, job.name)
+        target.write_success(job, _scores(tables), tables)
+        if seeds > 1 and job.seed == jobs[0].seed:
+            ensemble += _ensemble(job, seeds, tables["stages"])
     write_csv(folder / "patients.csv", [p.row() for p in cohort])
     _write_split(folder, cohort, folds)
-    _write_question(folder, grid, cohort, folds, seeds, synthetic)
-    collect(folder, trials)
+    write_study(folder, spec, FACTS)
+    collect(folder, jobs)
     write_csv(folder / "ensemble.csv", ensemble, TABLES["stages"])
     _draw(folder, [patient.name for patient in cohort], rng)
     return folder
@@ -211,8 +220,8 @@ def _scores(tables: dict[str, list[Row]]) -> Row:
     }
 
 
-def _ensemble(trial: Trial, seeds: int, stages: list[Row]) -> list[Row]:
-    head = {"variant": trial.variant, "fold": trial.fold, "seed": "all"}
+def _ensemble(job: TrialJob, seeds: int, stages: list[Row]) -> list[Row]:
+    head = {"variant": job.variant, "fold": job.fold, "seed": "all"}
     vote = {"stage": "ensemble", "setting": f"{seeds} seeds"}
     return [{**head, **row, **vote} for row in stages if row["stage"] == "flips"]
 
@@ -240,26 +249,21 @@ def _write_split(folder: Path, cohort: list[_Patient], folds: int) -> None:
     write_text(folder / "split.json", json.dumps(record))
 
 
-def _write_question(
-    folder: Path, grid: str, cohort: list[_Patient], folds: int, seeds: int, synthetic: bool
-) -> None:
+def _ask(grid: str, cohort: list[_Patient], folds: int, seeds: int, synthetic: bool) -> StudySpec:
     rows = [patient.row() for patient in cohort]
-    counts = {
-        "patients": len(rows),
-        "slices": sum(row["slices"] for row in rows),
-        "tumour_slices": sum(row["tumour_slices"] for row in rows),
-    }
-    question = Question(grid, Experiment(), "", "f" * 64, counts, folds, seeds)
-    facts: dict[str, Any] = {
-        "first_seed": 44,
-        "data": "generated",
-        "synthetic": synthetic,
-        "weights": "no pretrained weights",
-        "cpus_per_trial": 1,
-        "gpus_per_trial": 0,
-        "versions": {"python": "3.11", "torch": "2.13.0"},
-    }
-    write_study(folder, question, facts)
+    return StudySpec(
+        grid=grid,
+        variants=GRIDS[grid],
+        folds=folds,
+        seeds=seeds,
+        fingerprint="f" * 64,
+        patients=len(rows),
+        slices=sum(row["slices"] for row in rows),
+        tumour_slices=sum(row["tumour_slices"] for row in rows),
+        experiment=Experiment(),
+        data="generated",
+        synthetic=synthetic,
+    )
 
 
 def _draw(folder: Path, patients: list[str], rng: np.random.Generator) -> None:

@@ -58,9 +58,7 @@ def _stub(results: int, rate: float, imports: str) -> Any:
         times |= {"ended": time.time(), "cpu_ended": time.process_time()}
         times |= {"born": process.create_time(), "rss": process.memory_info().rss}
         times |= {"pid": os.getpid(), "threads": process.num_threads()}
-        folder = (
-            Path(config["task"]["study"]) / "trials" / f"{config['task']['variant']}-fold0-seed0"
-        )
+        folder = Path(config["job"]["study"]) / config["job"]["path"]
         folder.mkdir()
         row = {"status": "finished", "batch_parts": 1, **times}
         (folder / "result.json").write_text(json.dumps(row))
@@ -76,14 +74,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from brainseg.config import Experiment
-    from study.spec.grid import Trial, TrialResources
+    from study.spec.resources import TrialResources
+    from study.spec.trial_job import TrialJob
+    from study.storage.sync import StudySync
     from study.tune import tuner as tuning
-    from study.tune.cluster import cluster
+    from study.tune.cluster import start_cluster
     from study.tune.progress import Progress
-    from study.tune.trainable import Task
 
     folder, temporary = Path(tempfile.mkdtemp()), tempfile.mkdtemp(prefix="ray")
-    resources = TrialResources(1, 0, 0, args.nodes)
+    resources = TrialResources(concurrent=args.nodes)
     (folder / "trials").mkdir()
     own, snapshots = psutil.Process(), [0.0]
     seen: list[tuple[str, int, float]] = []
@@ -99,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
         ) -> None:
             seen.append((str(trial), result["step"], time.time() - result["sent"]))
-            self._patience.reported()
+            self._waiting.reported()
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.ended += 1
@@ -114,20 +113,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         snapshots[0] += time.process_time() - before
 
     TuneController.checkpoint = timed
-    tasks = [
-        Task(Trial(f"stub{n}", 0, 0, Experiment()), folder, folder, "", True, resources)
+    jobs = [
+        TrialJob(variant=f"stub{n}", fold=0, seed=0, experiment=Experiment())
         for n in range(args.trials)
     ]
-    reporter = Listener(Progress(["stub"], 1, Console(file=io.StringIO())))
+    configs = [tuning.to_config(job.placed(folder, resources)) for job in jobs]
+    setattr(tuning, "Reporter", Listener)  # noqa: B010 - a type, to mypy
+    progress = Progress(["stub"], 1, Console(file=io.StringIO()))
     local = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": temporary})
     for _ in range(args.nodes - 1):
         local.add_node(num_cpus=1)
-    with cluster(local.address):
+    with start_cluster(local.address):
         began, cpu = time.time(), own.cpu_times().user + own.cpu_times().system
         stub = _stub(args.results, args.rate, args.imports)
-        reuse = {} if args.fresh else {"reuse_actors": True, "scheduler": tuning.Reuse()}
-        space = {"task": tune.grid_search([task.to_config() for task in tasks])}
-        tuning.fit(stub, resources, folder, reporter, 0, space, **reuse)
+        space = {"job": tune.grid_search([config["job"] for config in configs])}
+        reuse = not args.fresh
+        sync = StudySync(folder)
+        tuning.fit(stub, resources, sync, progress, 0, param_space=space, reuse_actors=reuse)
         seconds = time.time() - began
         driver = own.cpu_times().user + own.cpu_times().system - cpu
         ray_cpu = _cpu_of_ray(temporary)

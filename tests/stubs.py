@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,15 +23,18 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.errors import DivergedError
 from brainseg.training.epoch import EpochReport
-from study.spec.grid import GRIDS, TrialResources
-from study.spec.search_space import Space, load_space
-from study.storage.candidates import SCORE, Candidate, Search
-from study.storage.leaderboard import write_standings
-from study.storage.tables import Row
-from study.tune import trainable as objective
+from study.spec.grid import GRIDS
+from study.spec.resources import TrialResources
+from study.spec.search_space import load_space
+from study.spec.study_spec import SCORE, SearchSpec, StudySpec
+from study.spec.trial_job import TrialJob, candidate_name
+from study.storage.leaderboard import write_leaderboard
+from study.storage.sync import StudySync
+from study.storage.trial_folder import Row, TrialFolder
+from study.tune import trainable
 from study.tune.schedulers import STOP, Decisions, build_scheduler
-from study.tune.searcher import Proposer, run_search
-from study.tune.trainable import Task
+from study.tune.searcher import OptunaSearcher, run_search
+from study.tune.trainable import JOB, report_epochs, workspace, write_candidate
 
 RANGES = """
 stages.0.learning_rate: {low: 0.0001, high: 0.01, log: true}
@@ -42,16 +46,25 @@ BASE = Experiment().replaced({"stages.0.epochs": 1, "stages.1.epochs": 13})
 OPTIMUM = 0.9
 """Of a stub: raw, 1e-3 in stage 1, 3e-4 in stage 2, augmentation at 0.8."""
 
-RESOURCES = TrialResources(cpus=1, gpus=0, workers=0, concurrent=1)
+RESOURCES = TrialResources(cpus=1)
 
 
 def build_search(
     folder: Path, candidates: int, *, text: str = RANGES, base: Experiment = BASE, **options: Any
-) -> Search:
+) -> StudySpec:
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "space.yaml").write_text(text)
-    space: Space = load_space(folder / "space.yaml", GRIDS["lite"], base)
-    return Search(space, candidates, **options)
+    space = load_space(folder / "space.yaml", GRIDS["lite"], base).record()
+    search = SearchSpec(candidates=candidates, space=space, **options)
+    return StudySpec(
+        grid="lite",
+        variants=GRIDS["lite"],
+        experiment=base,
+        search=search,
+        fingerprint="f" * 64,
+        data=str(folder),
+        synthetic=True,
+    )
 
 
 def final_score(experiment: Experiment) -> float:
@@ -65,10 +78,20 @@ def final_score(experiment: Experiment) -> float:
     return OPTIMUM - loss
 
 
-def stub_epochs(task: Task, seconds: float = 0.0) -> Iterator[Sequence[EpochReport]]:
+def train_stub(config: dict[str, Any], seconds: float = 0.0) -> None:
+    """What Tune would run: a candidate whose curve is known."""
+    job = TrialJob.model_validate(config[JOB])
+    with workspace(job) as folder:
+        history = report_epochs(job, folder, lambda: _stub_epochs(job, folder, seconds))
+        write_candidate(job, folder, history)
+
+
+def _stub_epochs(
+    job: TrialJob, folder: TrialFolder, seconds: float
+) -> Iterator[Sequence[EpochReport]]:
     """A curve to the final score; what history.csv has is replayed."""
-    experiment = task.trial.experiment
-    known = len(task.folder.read_history())
+    experiment = job.experiment
+    known = len(folder.read_history())
     frozen, total = experiment.stages[0].epochs, sum(s.epochs for s in experiment.stages)
     best = 0.0
     for step in range(1, total + 1):
@@ -84,10 +107,6 @@ def stub_epochs(task: Task, seconds: float = 0.0) -> Iterator[Sequence[EpochRepo
         yield [EpochReport(row, total, replayed=is_replayed)]
 
 
-def task_in(folder: Path) -> Callable[[Candidate], Task]:
-    return lambda candidate: Task(candidate, folder, folder, "f" * 64, True, RESOURCES)
-
-
 class KilledError(BaseException):
     """Stands for the end of the driver, at a chosen step."""
 
@@ -96,13 +115,13 @@ class Drive:
     """Does to a searcher and a scheduler what Tune does, one candidate at a time.
 
     Args:
-        search: What is asked.
+        spec: What is asked.
         folder: The study's.
         killed_at: The step, of all that leave something on the disk, before which all ends.
     """
 
-    def __init__(self, search: Search, folder: Path, killed_at: int | None = None) -> None:
-        self.search, self.folder, self.killed_at = search, folder, killed_at
+    def __init__(self, spec: StudySpec, folder: Path, killed_at: int | None = None) -> None:
+        self.spec, self.folder, self.killed_at = spec, folder, killed_at
         self.steps = 0
 
     def step(self) -> None:
@@ -113,24 +132,24 @@ class Drive:
     def run(self, patch: pytest.MonkeyPatch) -> list[Row]:
         (self.folder / "search").mkdir(parents=True, exist_ok=True)
         decisions = Decisions(self.folder / "search" / "decisions.csv")
-        proposer = Proposer(self.search, self.folder, decisions, task_in(self.folder))
-        scheduler = build_scheduler(self.search, decisions)
-        patch.setattr(objective, "Board", lambda *args: SimpleNamespace(write=_no, close=_no))
-        while proposer.num_left:
+        searcher = OptunaSearcher(self.spec, StudySync(self.folder), RESOURCES, decisions)
+        scheduler = build_scheduler(self.spec, decisions)
+        patch.setattr(trainable, "LiveCurves", lambda *args: _NoCurves())
+        while searcher.num_left:
             self.step()
             trial_id = uuid.uuid4().hex
-            trial = SimpleNamespace(config=proposer.suggest(trial_id))
-            report = self._report(proposer, scheduler, trial_id, trial)
+            trial = SimpleNamespace(config=searcher.suggest(trial_id))
+            report = self._report(searcher, scheduler, trial_id, trial)
             patch.setattr("ray.tune.report", report)
             self.step()
             with suppress(_StoppedError):
-                objective.follow(Task.from_config(trial.config["task"]), stub_epochs)
+                train_stub(trial.config)
             self.step()
-            proposer.on_trial_complete(trial_id, {})
-        return write_standings(self.folder, self.search, "SYNTHETIC")
+            searcher.on_trial_complete(trial_id, {})
+        return write_leaderboard(self.folder, self.spec, "SYNTHETIC")
 
     def _report(
-        self, proposer: Proposer, scheduler: Any, trial_id: str, trial: Any
+        self, searcher: OptunaSearcher, scheduler: Any, trial_id: str, trial: Any
     ) -> Callable[[dict[str, Any]], None]:
         def report(result: dict[str, Any]) -> None:
             self.step()
@@ -138,7 +157,7 @@ class Drive:
                 self.step()
                 raise _StoppedError
             self.step()
-            proposer.on_trial_result(trial_id, result)
+            searcher.on_trial_result(trial_id, result)
 
         return report
 
@@ -147,8 +166,15 @@ class _StoppedError(BaseException):
     """Stands for the end of a candidate's process that the scheduler stopped."""
 
 
-def _no(*args: Any) -> None:
-    """Draw nothing."""
+class _NoCurves:
+    """In the place of TensorBoard files."""
+
+    def __enter__(self) -> _NoCurves:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def write(self, report: EpochReport) -> None: ...
 
 
 def history_of(folder: Path) -> list[tuple[Any, ...]]:
@@ -167,21 +193,18 @@ def main() -> None:
     """Search through Tune, in this process, and say how many candidates it has."""
     from rich.console import Console
 
-    from study.tune.cluster import cluster
+    from study.tune.cluster import start_cluster
     from study.tune.progress import Progress
 
     folder, candidates, concurrent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     options: dict[str, Any] = dict(zip(("sampler", "scheduler"), sys.argv[4:], strict=False))
-    search = build_search(folder, candidates, **options)
-
-    def train(config: dict[str, Any]) -> None:
-        objective.follow(Task.from_config(config["task"]), lambda task: stub_epochs(task, 0.1))
-
-    progress = Progress([f"candidate-{n:04d}" for n in range(candidates)], 1, Console(width=100))
-    with cluster(None):
-        resources = TrialResources(cpus=1, gpus=0, workers=0, concurrent=concurrent)
-        left = run_search(search, folder, task_in(folder), resources, progress, 2, train)
-    rows = write_standings(folder, search, "SYNTHETIC")
+    spec = build_search(folder, candidates, **options)
+    progress = Progress([candidate_name(n) for n in range(candidates)], 1, Console(width=100))
+    with start_cluster(None):
+        resources = TrialResources(cpus=1, concurrent=concurrent)
+        train = partial(train_stub, seconds=0.1)
+        left = run_search(spec, StudySync(folder), resources, progress, 2, train)
+    rows = write_leaderboard(folder, spec, "SYNTHETIC")
     sys.stdout.write(json.dumps({"candidates": len(rows), "left": left}) + "\n")
 
 

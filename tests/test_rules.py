@@ -17,16 +17,17 @@ from brainseg.demo import __main__ as demo
 from brainseg.explore import __main__ as explore
 from study import fetch, run
 from study.cli import build_parser
-from study.spec.grid import GRIDS, plan_trials
+from study.spec.grid import GRIDS
 from study.spec.search_space import load_space
+from study.spec.study_spec import StudySpec
 
 ROOT = Path(__file__).parents[1]
 ARROWS = (
     "brainseg.errors brainseg.storage brainseg.cli brainseg.config brainseg.metrics",
     "brainseg.document brainseg.data brainseg.model brainseg.training brainseg.inference",
     "brainseg.explore brainseg.demo brainseg.predict brainseg.export brainseg",
-    "study.spec study.storage study.analysis study.report study.cli study.tune study.pipeline",
-    "study.estimate study.run study.fetch",
+    "study.spec study.storage study.analysis study.report study.cli study.tune",
+    "study.resolve study.estimate study.pipeline study.run study.fetch",
 )
 ORDER = " ".join(ARROWS).split()
 """What may import what: a package or a module at the top imports from its left."""
@@ -92,13 +93,17 @@ def test_every_configuration_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_every_grid_builds(grid: str) -> None:
-    trials = plan_trials(grid, Experiment(), folds=2, seeds=2)
-    assert len({trial.name for trial in trials}) == 4 * len(GRIDS[grid])
+    variants = GRIDS[grid]
+    spec = StudySpec(grid=grid, variants=variants, experiment=Experiment(), folds=2, seeds=2)
+    assert len({job.name for job in spec.jobs()}) == 4 * len(variants)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)
 def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
-    text = Path(str(command.__file__)).read_text(encoding="utf-8")
+    files = [Path(str(command.__file__))]
+    if command is run:
+        files += [ROOT / "study" / f"{name}.py" for name in ("cli", "resolve", "pipeline")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
     parser = build_parser() if command is run else command._parser()
     for action in parser._actions:
         if action.dest != "help":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from brainseg.errors import StudyError
 from brainseg.metrics import dice
 from study.spec.grid import WINNER
-from study.storage.tables import Row
+from study.storage.trial_folder import Row
 
 Floats = NDArray[np.float64]
 

@@ -27,9 +27,9 @@ from brainseg.inference.overlay import (
 from brainseg.storage.files import read_csv, write_bytes, write_csv
 from study.analysis.scores import dice_by_patient, read_slices
 from study.report.results import WORST_PATIENT, WORST_SLICE
-from study.spec.grid import Trial
+from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import LEVELS, load_probabilities
-from study.storage.tables import Row, TrialFolder
+from study.storage.trial_folder import Row, TrialFolder
 
 EXAMPLE_COLUMNS = (
     *("kind", "place", "variant", "fold", "seed", "patient", "slice", "Dice", "picture"),
@@ -41,7 +41,7 @@ _STEP = 4  # greys are rounded to multiples of it, which makes files smaller
 _BACKGROUND, _MARGIN = 20, 6  # grey level, pixels
 
 
-def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> None:
+def draw_examples(study: Path, jobs: Sequence[TrialJob], data: SliceStore) -> None:
     """Write examples.csv and the pictures in examples/.
 
     Each variant gets its best, its median and its worst slice with tumour. All variants together
@@ -50,14 +50,14 @@ def draw_examples(study: Path, trials: Sequence[Trial], data: SliceStore) -> Non
 
     Args:
         study: The study's folder, with slices.csv.
-        trials: All trials of the study; those without probability maps get no pictures.
+        jobs: All trials of the study; those without probability maps get no pictures.
         data: The dataset.
     """
     slices = read_slices(read_csv(study / "slices.csv"))
     folder = study / "examples"
     shutil.rmtree(folder, ignore_errors=True)  # a smaller study had other examples
     rows = _choose(slices)
-    drawn = dict(_draw_all(study, trials, data, rows))
+    drawn = dict(_draw_all(study, jobs, data, rows))
     kept = [row for row in rows if row["picture"] in drawn]
     for name, picture in drawn.items():
         (study / name).parent.mkdir(parents=True, exist_ok=True)
@@ -123,18 +123,18 @@ def _describe(kind: str, place: int, row: pd.Series) -> Row:
 
 
 def _draw_all(
-    study: Path, trials: Sequence[Trial], data: SliceStore, rows: Sequence[Row]
+    study: Path, jobs: Sequence[TrialJob], data: SliceStore, rows: Sequence[Row]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the path and the PNG of each picture, trial by trial."""
     index_of = {item.name: index for index, item in enumerate(data.slices)}
-    for trial in trials:
-        path = TrialFolder(study / "trials" / trial.name).probabilities
-        cell = (trial.variant, trial.fold, trial.seed)
+    for job in jobs:
+        path = TrialFolder(study / job.path).probabilities
+        cell = (job.variant, job.fold, job.seed)
         wanted = {r["slice"]: r for r in rows if (r["variant"], r["fold"], r["seed"]) == cell}
         if not wanted or not path.exists():
             continue
         maps = load_probabilities(path, "test")
-        threshold = trial.experiment.threshold * LEVELS
+        threshold = job.experiment.threshold * LEVELS
         for position, name in enumerate(maps.slices):
             if name in wanted:
                 predicted = np.asarray(maps.levels[position] >= threshold)

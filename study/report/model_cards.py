@@ -21,7 +21,8 @@ from brainseg.document import (
 from brainseg.storage.files import write_text
 from study.report.provenance import LICENCE, describe_study
 from study.report.results import StudyResults, format_estimate
-from study.storage.tables import Row, kept_models
+from study.storage.tables import kept_models
+from study.storage.trial_folder import Row
 
 
 def write_model_cards(results: StudyResults) -> None:

@@ -27,7 +27,7 @@ from study.analysis.subgroups import (
     break_down,
     count_slice_errors,
 )
-from study.storage.tables import Row, TrialFolder
+from study.storage.trial_folder import Row, TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"

@@ -28,18 +28,18 @@ from study.analysis.conclusion import patients_of
 from study.analysis.scores import ScoreMatrix
 from study.report.figures import STYLE, FigureWriter
 from study.report.results import StudyResults, format_estimate
-from study.spec.grid import WINNER
-from study.spec.search_space import VARIANT, Changes
-from study.storage.candidates import FINISHED, SCORE, Search, candidate_folder, read_params
+from study.spec.grid import WINNER, Changes
+from study.spec.search_space import VARIANT
+from study.spec.study_spec import SCORE, StudySpec
 from study.storage.leaderboard import (
-    TABLE,
+    CANDIDATES_TABLE,
     TOP,
-    is_variant,
     measure_agreement,
     measure_spent,
     ranked,
 )
-from study.storage.tables import Row
+from study.storage.study_folder import read_spec
+from study.storage.trial_folder import FINISHED, Row, candidate_folder, read_params
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -56,16 +56,16 @@ _HOUR = 3600
 
 def describe_search(results: StudyResults, figures: FigureWriter) -> list[Section]:
     """Return the section on a study's search; empty if the study has none."""
-    rows = read_csv(results.folder / TABLE)
+    rows = read_csv(results.folder / CANDIDATES_TABLE)
     if not results.about.get("search") or not rows:
         return []
-    search, params = Search.of_record(results.about), read_params(results.folder)
+    spec, params = read_spec(results.folder), read_params(results.folder)
     blocks = [
-        *_summary(search, rows, params),
-        *_best(search, rows, params),
+        *_summary(spec, rows, params),
+        *_best(spec, rows, params),
         *_winner(results),
-        *_early_stopping(results, search, rows),
-        *_figures(results, search, rows, params, figures),
+        *_early_stopping(results, spec, rows),
+        *_figures(results, spec, rows, params, figures),
     ]
     return [Section("search", "Search", blocks)]
 
@@ -84,7 +84,7 @@ def restrict(matrix: ScoreMatrix, patients: Collection[str]) -> ScoreMatrix:
 
 
 def to_optuna(
-    search: Search,
+    spec: StudySpec,
     params: Sequence[Changes],
     scores: Sequence[float | None],
     curves: Sequence[Mapping[int, float]] | None = None,
@@ -92,7 +92,7 @@ def to_optuna(
     """Return candidates as an Optuna study in memory, in their order.
 
     Args:
-        search: The search that drew the candidates.
+        spec: The study whose search drew the candidates.
         params: The parameters of each candidate.
         scores: The score of each candidate; None makes it a pruned trial.
         curves: Epoch -> score of each candidate.
@@ -104,7 +104,7 @@ def to_optuna(
     study = create_study(direction="maximize")
     for n, (point, score) in enumerate(zip(params, scores, strict=True)):
         fixed = FixedTrial(dict(point))
-        search.space.suggest(fixed)  # type: ignore[arg-type]
+        spec.search_space.suggest(fixed)
         trial = create_trial(
             state=TrialState.PRUNED if score is None else TrialState.COMPLETE,
             params=dict(point),
@@ -116,17 +116,18 @@ def to_optuna(
     return study
 
 
-def _summary(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
+def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
+    assert spec.search is not None
     counts = Counter(row["status"] for row in rows)
     ends = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    is_stopping = search.scheduler != "none"
-    stopping = f"stopped early by {search.scheduler}" if is_stopping else "all trained in full"
-    text = f"{len(rows)} candidates, drawn by {search.sampler} and {stopping}: {ends}. "
+    sampler, scheduler = spec.search.sampler, spec.search.scheduler
+    stopping = "all trained in full" if scheduler == "none" else f"stopped early by {scheduler}"
+    text = f"{len(rows)} candidates, drawn by {sampler} and {stopping}: {ends}. "
     full = ranked(rows)
     if full:
         best = full[0]
         text += f"The best is candidate {best['candidate']} with val Dice {float(best[SCORE]):.3f}"
-        if is_variant(search, params[int(best["candidate"])]):
+        if spec.search_space.is_variant(params[int(best["candidate"])]):
             text += f", which is the variant {best[VARIANT]} unchanged"
         text += ". The best score of many candidates on the same patients is optimistic."
     else:
@@ -141,18 +142,18 @@ def _summary(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> 
     )
 
 
-def _best(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
+def _best(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
     full = ranked(rows)
     if not full:
         return
     table = [
         {
-            "": str(place),
+            "": str(rank),
             "candidate": row["candidate"],
             "val Dice": format_number(float(row[SCORE])),
-            **{key: _shorten(row[key]) for key in (VARIANT, *search.space.ranges)},
+            **{key: _shorten(row[key]) for key in (VARIANT, *spec.search_space.ranges)},
         }
-        for place, row in enumerate(full[:TOP], 1)
+        for rank, row in enumerate(full[:TOP], 1)
     ]
     yield Table(f"The best {len(table)} of {len(full)} candidates trained in full.", table)
     yield Listing(
@@ -160,7 +161,7 @@ def _best(search: Search, rows: Sequence[Row], params: Sequence[Changes]) -> Ite
         "python -m study.run --config best.yaml",
     )
     best = params[int(full[0]["candidate"])]
-    narrow = search.space.edges(best[VARIANT], best)
+    narrow = spec.search_space.edges(best[VARIANT], best)
     if narrow:
         yield Paragraph(f"Ranges that look too narrow: {'; '.join(narrow)}.")
 
@@ -212,7 +213,9 @@ def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
     }
 
 
-def _early_stopping(results: StudyResults, search: Search, rows: Sequence[Row]) -> Iterator[Block]:
+def _early_stopping(
+    results: StudyResults, spec: StudySpec, rows: Sequence[Row]
+) -> Iterator[Block]:
     spent = measure_spent(results.folder, rows)
     if not spent.epochs_in_full:
         return
@@ -231,8 +234,8 @@ def _early_stopping(results: StudyResults, search: Search, rows: Sequence[Row]) 
         },
     ]
     yield Table("What early stopping saved.", table)
-    rungs = ", ".join(map(str, search.halving.rungs())) or "none"
-    expected = search.halving.expected_epochs(len(rows))
+    rungs = ", ".join(map(str, spec.halving.rungs())) or "none"
+    expected = spec.halving.expected_epochs(len(rows))
     yield Paragraph(f"Rungs after epochs: {rungs}. About {expected:,.0f} epochs were expected.")
     table = [
         {
@@ -240,9 +243,9 @@ def _early_stopping(results: StudyResults, search: Search, rows: Sequence[Row]) 
             "candidates trained in full": str(item.candidates),
             "Spearman": format_number(item.spearman, 2),
             "Kendall": format_number(item.kendall, 2),
-            "rank of the final best": str(item.place),
+            "rank of the final best": str(item.rank),
         }
-        for item in measure_agreement(rows, search.rungs)
+        for item in measure_agreement(rows, spec.rungs)
     ]
     if table:
         yield Table(
@@ -255,7 +258,7 @@ def _early_stopping(results: StudyResults, search: Search, rows: Sequence[Row]) 
 
 def _figures(
     results: StudyResults,
-    search: Search,
+    spec: StudySpec,
     rows: Sequence[Row],
     params: Sequence[Changes],
     figures: FigureWriter,
@@ -266,21 +269,21 @@ def _figures(
     if not any(curves):
         return
     finals = [float(row[SCORE]) if row["status"] == FINISHED else None for row in rows]
-    rung = next(iter(search.rungs), None)
+    rung = next(iter(spec.rungs), None)
     column, name = SCORE, "val Dice"
     if rung is not None:
         column, name = f"{SCORE}@{rung}", f"val Dice, epoch {rung}"
     scores = [float(row[column]) if row[column] else None for row in rows]
-    keys = (VARIANT, *search.space.ranges)
+    keys = (VARIANT, *spec.search_space.ranges)
     varied = [key for key in keys if len({row[key] for row in rows} - {""}) > 1]
     matplotlib.use("Agg")
     with matplotlib.rc_context(STYLE | _OPTUNA_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
-        study = to_optuna(search, params, finals, curves)
-        yield from _progress_figures(study, search.halving.rungs(), figures)
+        study = to_optuna(spec, params, finals, curves)
+        yield from _progress_figures(study, spec.halving.rungs(), figures)
         if varied and any(score is not None for score in scores):
-            study = to_optuna(search, params, scores)
-            yield from _parameter_figures(study, varied, name, search.seed, figures)
+            study = to_optuna(spec, params, scores)
+            yield from _parameter_figures(study, varied, name, spec.experiment.seed, figures)
 
 
 def _read_curve(results: StudyResults, row: Row) -> dict[int, float]:

@@ -1,7 +1,8 @@
-"""Successive halving as arithmetic: the rungs at which candidates are compared, and what it saves.
+"""Successive halving as arithmetic: the rungs at which candidates are compared, and the saving.
 
-Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934), as Ray Tune does it: whoever
-reaches a rung goes on if the value is at least the (1 - 1/factor) quantile of those before.
+Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934) as Ray Tune implements it: a
+candidate that reaches a rung goes on if its value is at least the (1 - 1/factor) quantile of the
+values that reached the rung before.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 FACTOR = 4
-"""One in so many goes on at a rung; LOG.md says what 2, 3 and 4 took in trials."""
+"""One candidate in so many goes on at a rung; LOG.md compares 2, 3 and 4."""
 
 BRACKETS = {"asha": 1, "hyperband": 3}
-"""Scheduler -> how many ladders of rungs; each further one begins a rung later."""
+"""Scheduler -> number of brackets; each further bracket has its first rung one rung later."""
 
 _UNFROZEN_EPOCHS = 2
 
@@ -25,7 +26,7 @@ class Halving:
     Attributes:
         first: Epoch of the first rung, counted over both stages.
         longest: Epochs of the longest candidate.
-        brackets: Ladders of rungs; 0 stops nobody.
+        brackets: Number of brackets; 0 stops no candidate.
     """
 
     first: int
@@ -34,24 +35,29 @@ class Halving:
 
     @classmethod
     def of(cls, scheduler: str, stage_epochs: tuple[int, int]) -> Halving:
-        """Return the rungs of a scheduler.
+        """Return the rungs of a scheduler; one without rungs has no brackets.
 
         Args:
-            scheduler: Its name; one that has no rungs gets none.
-            stage_epochs: The longest stage 1 and the most epochs that a candidate can have: the
-                first rung lies behind two unfrozen epochs of each of them.
+            scheduler: Its name.
+            stage_epochs: The longest stage 1 and the most epochs that a candidate can have. The
+                first rung lies behind two unfrozen epochs of every candidate.
         """
         frozen, longest = stage_epochs
         return cls(frozen + _UNFROZEN_EPOCHS, longest, BRACKETS.get(scheduler, 0))
 
+    def start(self, bracket: int) -> int:
+        """Return the epoch of a bracket's first rung, even if no candidate trains that long."""
+        return int(self.first * FACTOR**bracket)
+
     def rungs(self, bracket: int = 0) -> list[int]:
         """Return the epochs after which candidates of a bracket can be stopped, ascending.
 
-        There is none at the last epoch, where there is nothing to save.
+        The last epoch is none of them: there is nothing left to save.
         """
+        if not self.brackets:
+            return []
         steps = range(bracket, 1 + max(0, math.ceil(math.log(self.longest, FACTOR))))
-        epochs = [self.first * FACTOR**step for step in steps] if self.brackets else []
-        return [epoch for epoch in epochs if epoch < self.longest]
+        return [epoch for epoch in map(self.start, steps) if epoch < self.longest]
 
     def chances(self) -> list[float]:
         """Return the probability of each bracket: softmax of its number of rungs, as in Tune."""
@@ -59,10 +65,10 @@ class Halving:
         return [weight / sum(weights) for weight in weights]
 
     def expected_epochs(self, candidates: int) -> float:
-        """Return about how many epochs a search takes if good candidates come at random.
+        """Return the epochs that a search is expected to train if values come in random order.
 
-        A sampler that learns proposes better ones than those before, of which fewer are stopped:
-        LOG.md has up to twice as many.
+        A sampler that learns draws better candidates later, of which fewer are stopped: LOG.md
+        has up to twice as many epochs.
         """
         if not self.brackets:
             return float(candidates * self.longest)
@@ -80,7 +86,7 @@ class Halving:
 
 
 def expected_passes(arrivals: float) -> float:
-    """Return how many of those who reach a rung go on, on average, values in random order.
+    """Return how many candidates go on at a rung on average, with values in random order.
 
     With i values there, each as likely anywhere in [0, 1], the quantile with numpy's linear
     interpolation lies on average at (1 + (i - 1) (1 - 1/factor)) / (i + 1).

@@ -1,13 +1,10 @@
-"""What a search may vary: ranges read from a YAML file, checked, and drawn from.
-
-Needs neither Ray nor torch; Optuna's trials are handed in.
-"""
+"""What a search may vary: ranges from a YAML file, checked, and the candidates drawn from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,170 +13,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from brainseg.config import Experiment, ModelConfig
 from brainseg.errors import ConfigError
+from study.spec.grid import Changes
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.trial import BaseTrial
 
 VARIANT = "variant"
-"""Name of the parameter that says which of the grid's variants a candidate is."""
-
-Changes = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Space:
-    """Which candidates there can be: a variant of the grid, and a value for each varied key.
-
-    Attributes:
-        variants: Name -> the keys that the variant decides.
-        base: What all candidates share.
-        ranges: Dotted key -> its values; keys that others wait for come first.
-        values: Dotted key -> what all candidates have in place of the base's, a shorter stage say.
-        fixed: Keys of the file that the grid decides instead.
-    """
-
-    variants: Mapping[str, Changes]
-    base: Experiment
-    ranges: Mapping[str, Range]
-    values: Mapping[str, Any] = field(default_factory=dict)
-    fixed: tuple[str, ...] = ()
-
-    def suggest(self, trial: Trial) -> tuple[str, Changes]:
-        """Draw a candidate.
-
-        Args:
-            trial: Optuna's; asked only for what matters to this candidate.
-
-        Returns:
-            Its variant, and the dotted keys in which it differs from the base, the variant's own
-            ones included.
-        """
-        variant = str(trial.suggest_categorical(VARIANT, list(self.variants)))
-        changes = self.shared(variant)
-        for key, values in self._varied(changes):
-            changes[key] = self._draw(trial, key, values)
-        return variant, changes
-
-    def baseline(self, variant: str) -> Changes:
-        """Return the parameters of a variant whose other keys are as in the base."""
-        found: Changes = {VARIANT: variant}
-        changes = self.shared(variant)
-        for key, _ in self._varied(changes):
-            found[key] = changes[key] = self.base.value(key)
-        return found
-
-    def shared(self, variant: str) -> Changes:
-        """Return the keys in which all candidates of a variant differ from the base."""
-        return {**self.values, **self.variants[variant]}
-
-    def edges(self, variant: str, changes: Changes) -> list[str]:
-        """Return a sentence for each range that looks too narrow: the value lies at its edge.
-
-        An edge that the key itself has, such as an augmentation strength of 0, is none.
-
-        Args:
-            variant: Of the winner.
-            changes: Of the winner.
-        """
-        sentences = []
-        known = self.shared(variant)
-        for key, values in self._varied(known):
-            value = known[key] = changes[key]
-            edge = values.edge(value) if all(map(is_number, values.ends)) else None
-            if edge and self._allows(key, edge[2]):
-                sentences.append(f"{key}: {value:.3g} lies at the {edge[0]} end, {edge[1]:.3g}")
-        return sentences
-
-    def stage_epochs(self) -> tuple[int, int]:
-        """Return the longest stage 1, and the most epochs of both stages together."""
-        frozen = max(self._most(variant, "stages.0.epochs") for variant in self.variants)
-        both = max(
-            self._most(variant, "stages.0.epochs") + self._most(variant, "stages.1.epochs")
-            for variant in self.variants
-        )
-        return frozen, both
-
-    def models(self) -> list[ModelConfig]:
-        """Return every encoder with its weights that a candidate may have."""
-        found = [self.base.replaced(self.shared(variant)).model for variant in self.variants]
-        for key in ("model.encoder", "model.encoder_weights"):
-            if key in self.ranges:
-                name = key.removeprefix("model.")
-                ends = self.ranges[key].ends
-                found = [model.model_copy(update={name: end}) for model in found for end in ends]
-        return list(dict.fromkeys(found))
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the ranges for study.json."""
-        ranges = {
-            key: values.model_dump(mode="json", exclude_defaults=True)
-            for key, values in self.ranges.items()
-        }
-        return ranges | {key: {"value": value} for key, value in self.values.items()}
-
-    def _varied(self, changes: Changes) -> Iterator[tuple[str, Range]]:
-        """Yield what is varied, given what is already decided; `changes` grows meanwhile."""
-        for key, values in self.ranges.items():
-            if key in changes:
-                continue
-            if values.when and not changes.get(values.when, self.base.value(values.when)):
-                continue
-            yield key, values
-
-    def _draw(self, trial: Trial, key: str, values: Range) -> Any:
-        if values.choices is not None:
-            return trial.suggest_categorical(key, list(values.choices))
-        low, high = values.ends
-        if isinstance(self.base.value(key), int):
-            return trial.suggest_int(key, int(low), int(high), log=values.log)
-        return trial.suggest_float(key, low, high, log=values.log)
-
-    def _allows(self, key: str, beyond: float) -> bool:
-        """Return whether a key can have a value, made whole if need be."""
-        is_whole = isinstance(self.base.value(key), int)
-        try:
-            self.base.replaced({key: round(beyond) if is_whole else beyond})
-        except ConfigError:
-            return False
-        return True
-
-    def _most(self, variant: str, key: str) -> int:
-        if key in self.ranges and key not in self.variants[variant]:
-            return int(max(self.ranges[key].ends))
-        return int(self.base.replaced(self.shared(variant)).value(key))
-
-
-def load_space(path: Path, variants: Mapping[str, Changes], base: Experiment) -> Space:
-    """Read what a search may vary.
-
-    Args:
-        path: YAML; see `load_ranges`.
-        variants: Of the grid. What all of them decide is not varied.
-        base: What all candidates share; its own values must be among those that can be drawn.
-
-    Raises:
-        ConfigError: Naming the file and the key.
-    """
-    ranges = load_ranges(path, base)
-    fixed = tuple(k for k in ranges if all(k in changes for changes in variants.values()))
-    values = {k: v.value for k, v in ranges.items() if v.value is not None and k not in fixed}
-    free = {k: v for k, v in ranges.items() if k not in fixed and k not in values}
-    if not free:
-        raise ConfigError(f"{path} names nothing that the grid leaves to vary")
-    ordered = dict(sorted(free.items(), key=lambda item: item[1].when is not None))
-    space = Space(variants, base, ordered, values, fixed)
-    for variant in variants:
-        for key, value in space.baseline(variant).items():
-            if key != VARIANT and not free[key].holds(value):
-                raise ConfigError(
-                    f"{path}: {key}: the experiment's own value {value} cannot be drawn, but the "
-                    "first candidates are the grid's variants as they are: widen the range, or "
-                    f"give --set {key}=VALUE"
-                )
-    return space
-
-
-# --- ranges ---
+"""Name of the parameter that holds the variant of a candidate."""
 
 _REFUSED = {
     **dict.fromkeys(("seed", "fold", "inner_fold"), "the search sets it"),
@@ -190,14 +30,14 @@ Value = bool | int | float | str
 
 
 class Range(BaseModel):
-    """Values that one key may take: `low` to `high`, both included, one of `choices`, or `value`.
+    """Values that one key may take: `low` to `high` inclusive, one of `choices`, or `value`.
 
     Attributes:
         low: The lowest value.
         high: The highest value.
-        log: Draw evenly on a logarithmic scale.
-        choices: The values, in place of low and high.
-        value: The only value, of all candidates; the grid's own trials keep theirs.
+        log: Draw uniformly on a logarithmic scale.
+        choices: The values, instead of low and high.
+        value: The only value, for all candidates; the grid's own trials keep theirs.
         when: Key that must be true for this one to matter; otherwise it is not varied.
     """
 
@@ -211,7 +51,7 @@ class Range(BaseModel):
     when: str | None = None
 
     @model_validator(mode="after")
-    def _is_one_of_both(self) -> Range:
+    def _is_one_kind(self) -> Range:
         kinds = (self.low is not None or self.high is not None, self.choices is not None)
         if sum(kinds) + (self.value is not None) > 1 or (self.log and not kinds[0]):
             raise ValueError("takes low and high with perhaps log, or choices, or value")
@@ -230,7 +70,6 @@ class Range(BaseModel):
         return self
 
     def __str__(self) -> str:
-        """Return the values in words."""
         if self.value is not None:
             return str(self.value)
         if self.choices is not None:
@@ -248,33 +87,162 @@ class Range(BaseModel):
         """Return whether a value can be drawn."""
         if self.choices is not None:
             return value in self.choices
-        assert self.low is not None
-        assert self.high is not None
-        return bool(self.low <= value <= self.high)
+        low, high = self.ends
+        return bool(low <= value <= high)
 
     def edge(self, value: float) -> tuple[str, float, float] | None:
-        """Return the end that a number lies at: its side, the end, a number beyond it.
+        """Return the end near a number, as (side, end, a number beyond it); None if none is near.
 
-        At an end is what lies within 3 % of the range of it, on the range's own scale.
+        Near means within 3 % of the range, on the range's own scale.
         """
         low, high = min(self.ends), max(self.ends)
         is_log = low > 0 and (self.log or self.choices is not None)
         of = math.log if is_log else float
-        place = (of(value) - of(low)) / (of(high) - of(low))
-        if place <= _NEAR:
+        position = (of(value) - of(low)) / (of(high) - of(low))
+        if position <= _NEAR:
             return "low", low, low / 2 if is_log else low - (high - low) / 10
-        if place >= 1 - _NEAR:
+        if position >= 1 - _NEAR:
             return "high", high, high * 2 if is_log else high + (high - low) / 10
         return None
 
 
-def load_ranges(path: Path, base: Experiment) -> dict[str, Range]:
-    """Read and check the ranges of a file.
+@dataclass(frozen=True)
+class SearchSpace:
+    """The candidates that a search can draw: a variant of the grid, and a value per varied key.
+
+    Attributes:
+        variants: Name -> the keys that the variant decides.
+        base: The experiment that all candidates share.
+        ranges: Dotted key -> what is drawn; keys with a `when` come last.
+        values: Dotted key -> the value that all candidates have instead of the base's.
+        fixed: Keys of the file that all variants decide, so that they are not varied.
+    """
+
+    variants: Mapping[str, Changes]
+    base: Experiment
+    ranges: Mapping[str, Range]
+    values: Mapping[str, Any]
+    fixed: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, variants: Mapping[str, Changes], base: Experiment, space: Mapping[str, Range]
+    ) -> SearchSpace:
+        """Sort the keys of a space into those that are drawn, set for all, and fixed."""
+        fixed = tuple(k for k in space if all(k in changes for changes in variants.values()))
+        free = {k: v for k, v in space.items() if k not in fixed}
+        values = {k: v.value for k, v in free.items() if v.value is not None}
+        ranges = {k: v for k, v in free.items() if v.value is None}
+        ordered = dict(sorted(ranges.items(), key=lambda item: item[1].when is not None))
+        return cls(variants, base, ordered, values, fixed)
+
+    def record(self) -> dict[str, Range]:
+        """Return the space without its fixed keys, as study.json has it."""
+        return {**self.ranges, **{key: Range(value=value) for key, value in self.values.items()}}
+
+    def suggest(self, trial: BaseTrial) -> None:
+        """Draw a candidate's variant and its varied keys into an Optuna trial's `params`."""
+        changes = self.shared(str(trial.suggest_categorical(VARIANT, list(self.variants))))
+        for key, values in self._varied(changes):
+            changes[key] = self._draw(trial, key, values)
+
+    def baseline(self, variant: str) -> Changes:
+        """Return the parameters of the candidate that is a variant with the base's values."""
+        found: Changes = {VARIANT: variant}
+        changes = self.shared(variant)
+        for key, _ in self._varied(changes):
+            found[key] = changes[key] = self.base.value(key)
+        return found
+
+    def shared(self, variant: str) -> Changes:
+        """Return the keys in which all candidates of a variant differ from the base."""
+        return {**self.values, **self.variants[variant]}
+
+    def experiment(self, params: Changes) -> Experiment:
+        """Return the experiment that a candidate's parameters describe."""
+        changes = {key: value for key, value in params.items() if key != VARIANT}
+        return self.base.replaced(self.shared(params[VARIANT]) | changes)
+
+    def is_variant(self, params: Changes) -> bool:
+        """Return whether a candidate is one of the grid's variants, unchanged."""
+        variant = self.base.replaced(dict(self.variants[params[VARIANT]]))
+        return self.experiment(params) == variant
+
+    def edges(self, variant: str, changes: Changes) -> list[str]:
+        """Return a sentence for each value at an end of its range: the range may be too narrow.
+
+        An end that the key itself has, such as an augmentation strength of 0, is left out.
+
+        Args:
+            variant: Variant of the winner.
+            changes: Values of the winner.
+        """
+        sentences = []
+        known = self.shared(variant)
+        for key, values in self._varied(known):
+            value = known[key] = changes[key]
+            edge = values.edge(value) if all(map(is_number, values.ends)) else None
+            if edge and self._allows(key, edge[2]):
+                sentences.append(f"{key}: {value:.3g} lies at the {edge[0]} end, {edge[1]:.3g}")
+        return sentences
+
+    def stage_epochs(self) -> tuple[int, int]:
+        """Return the longest stage 1, and the most epochs of both stages together."""
+        stages = [
+            [self._most(variant, f"stages.{stage}.epochs") for stage in (0, 1)]
+            for variant in self.variants
+        ]
+        return max(first for first, _ in stages), max(map(sum, stages))
+
+    def models(self) -> list[ModelConfig]:
+        """Return every encoder, with its weights, that a candidate may have."""
+        found = [self.base.replaced(self.shared(variant)).model for variant in self.variants]
+        for key in ("model.encoder", "model.encoder_weights"):
+            if key in self.ranges:
+                name = key.removeprefix("model.")
+                ends = self.ranges[key].ends
+                found = [model.model_copy(update={name: end}) for model in found for end in ends]
+        return list(dict.fromkeys(found))
+
+    def _varied(self, changes: Changes) -> Iterator[tuple[str, Range]]:
+        """Yield the keys to draw; the caller adds each drawn value to `changes`."""
+        for key, values in self.ranges.items():
+            if key in changes:
+                continue
+            if values.when and not changes.get(values.when, self.base.value(values.when)):
+                continue
+            yield key, values
+
+    def _draw(self, trial: BaseTrial, key: str, values: Range) -> Any:
+        if values.choices is not None:
+            return trial.suggest_categorical(key, list(values.choices))
+        low, high = values.ends
+        if isinstance(self.base.value(key), int):
+            return trial.suggest_int(key, int(low), int(high), log=values.log)
+        return trial.suggest_float(key, low, high, log=values.log)
+
+    def _allows(self, key: str, beyond: float) -> bool:
+        is_whole = isinstance(self.base.value(key), int)
+        try:
+            self.base.replaced({key: round(beyond) if is_whole else beyond})
+        except ConfigError:
+            return False
+        return True
+
+    def _most(self, variant: str, key: str) -> int:
+        if key in self.ranges and key not in self.variants[variant]:
+            return int(max(self.ranges[key].ends))
+        return int(self.base.replaced(self.shared(variant)).value(key))
+
+
+def load_space(path: Path, variants: Mapping[str, Changes], base: Experiment) -> SearchSpace:
+    """Read and check what a search may vary.
 
     Args:
         path: YAML: dotted keys, each with `low`, `high` and perhaps `log`, or with `choices`, or
             with `value`; and perhaps `when`.
-        base: What all candidates share; says which keys there are, and of what kind.
+        variants: Of the grid. A key that all of them decide is not varied.
+        base: The experiment that all candidates share; its own values must be in the ranges.
 
     Raises:
         ConfigError: Naming the file and the key.
@@ -285,7 +253,18 @@ def load_ranges(path: Path, base: Experiment) -> dict[str, Range]:
             _check(key, values, ranges, base)
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix('--set: ')}") from error
-    return ranges
+    space = SearchSpace.of(variants, base, ranges)
+    if not space.ranges:
+        raise ConfigError(f"{path} names nothing that the grid leaves to vary")
+    for variant in variants:
+        for key, value in space.baseline(variant).items():
+            if key != VARIANT and not space.ranges[key].holds(value):
+                raise ConfigError(
+                    f"{path}: {key}: the experiment's own value {value} cannot be drawn, but the "
+                    "first candidates are the grid's variants, unchanged: widen the range, or "
+                    f"give --set {key}=VALUE"
+                )
+    return space
 
 
 def _parse(path: Path) -> dict[str, Range]:
@@ -308,13 +287,12 @@ def _parse(path: Path) -> dict[str, Range]:
 
 
 def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experiment) -> None:
-    """Refuse a key that is none, or values that it cannot have."""
     if key in _REFUSED:
         raise ConfigError(f"{key} cannot be varied: {_REFUSED[key]}")
     now = base.value(key)
     if values.low is not None:
         if not is_number(now):
-            raise ConfigError(f"{key} is {now!r}, no number: give choices")
+            raise ConfigError(f"{key} is {now!r}, which is not a number: give choices")
         if isinstance(now, int) and not all(float(end).is_integer() for end in values.ends):
             raise ConfigError(f"{key}: low and high must be whole numbers")
     for end in values.ends:
@@ -329,5 +307,5 @@ def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experimen
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a number, as True is not."""
+    """Return whether a value is a number; True and False are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,7 +1,4 @@
-"""Candidates' folders -> candidates.csv, the winner, best.yaml; what stopping saved, and whom.
-
-Reads and writes files only: neither Ray nor torch is needed.
-"""
+"""The candidates of a search, ranked: candidates.csv, best.yaml, the winner, and what it cost."""
 
 from __future__ import annotations
 
@@ -14,33 +11,35 @@ from statistics import fmean
 from scipy import stats
 
 from brainseg.storage.files import write_csv, write_text
-from study.spec.grid import WINNER, Trial
-from study.spec.search_space import VARIANT, Changes
-from study.storage.candidates import (
+from study.spec.grid import WINNER, Changes
+from study.spec.search_space import VARIANT
+from study.spec.study_spec import SCORE, StudySpec
+from study.spec.trial_job import TrialJob
+from study.storage.trial_folder import (
     FINISHED,
-    SCORE,
     STOPPED,
-    Search,
+    UNFINISHED,
+    Row,
+    TrialFolder,
     candidate_folder,
     read_params,
 )
-from study.storage.tables import Row, TrialFolder
 
-TABLE = "candidates.csv"
+CANDIDATES_TABLE = "candidates.csv"
 TOP = 5
 _WINNER = re.compile(rf"{WINNER}(\d+)-fold")
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a search took, and what it would have taken without stopping anybody.
+    """What a search took, and what it would have taken without stopping any candidate.
 
     Attributes:
         epochs: Trained.
-        epochs_in_full: Of all candidates that did not fail, run in full, and of those that did.
+        epochs_in_full: Without stopping; a failed candidate counts as far as it came.
         seconds: Trained.
-        seconds_in_full: The same for all in full; the missing epochs of a stopped candidate as
-            long as its unfrozen ones.
+        seconds_in_full: Without stopping; a stopped candidate's missing epochs are taken to last
+            as long as its unfrozen ones.
     """
 
     epochs: int
@@ -51,50 +50,50 @@ class Spent:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well the scores at a rung tell those at the end, among candidates run in full.
+    """How well the scores at a rung predict the final ones, over candidates run in full.
 
     Attributes:
         rung: Epoch.
-        candidates: How many.
-        spearman: Rank correlation; NaN with fewer than three.
+        candidates: How many were compared.
+        spearman: Rank correlation; NaN with fewer than three candidates.
         kendall: Rank correlation, tau-b; likewise.
-        place: At the rung, of the one that is best at the end; 1 is the first.
+        rank: Rank at the rung, from 1, of the candidate that is best in the end.
     """
 
     rung: int
     candidates: int
     spearman: float
     kendall: float
-    place: int
+    rank: int
 
 
-def write_standings(study: Path, search: Search, heading: str) -> list[Row]:
+def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
     """Write candidates.csv, best.yaml and search/top-1.yaml to top-5.yaml.
 
     Args:
         study: The study's folder.
-        search: What was asked.
+        spec: What was asked.
         heading: What a reader must know beside a score; written into the YAML files.
 
     Returns:
         A row per candidate that was drawn, in order, with the columns of `columns`.
     """
     all_params = read_params(study)
-    rows = [_row(study, search, number, params) for number, params in enumerate(all_params)]
-    write_csv(study / TABLE, rows, columns(search))
-    for place, row in enumerate(ranked(rows)[:TOP], 1):
-        text = _yaml(search, row, all_params[row["candidate"]], place, heading)
-        write_text(study / "search" / f"top-{place}.yaml", text)
-        if place == 1:
+    rows = [_row(study, spec, index, params) for index, params in enumerate(all_params)]
+    write_csv(study / CANDIDATES_TABLE, rows, columns(spec))
+    for rank, row in enumerate(ranked(rows)[:TOP], 1):
+        text = _to_yaml(spec, row, all_params[row["candidate"]], rank, heading)
+        write_text(study / "search" / f"top-{rank}.yaml", text)
+        if rank == 1:
             write_text(study / "best.yaml", text)
     return rows
 
 
-def columns(search: Search) -> list[str]:
-    """Return the columns of candidates.csv; none is a time, so that equal searches are equal."""
-    rungs = [f"{SCORE}@{rung}" for rung in search.rungs]
+def columns(spec: StudySpec) -> list[str]:
+    """Return the columns of candidates.csv; no times, so that equal searches give equal files."""
+    rungs = [f"{SCORE}@{rung}" for rung in spec.rungs]
     head = ["candidate", "status", "epochs", "planned_epochs", SCORE, *rungs]
-    return [*head, VARIANT, *search.space.ranges, "error"]
+    return [*head, VARIANT, *spec.search_space.ranges, "error"]
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -103,45 +102,41 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(full, key=lambda row: (-float(row[SCORE]), int(row["candidate"])))
 
 
-def winner_trials(study: Path, search: Search, folds: int, seeds: int) -> list[Trial]:
-    """Return the trials of the winner, trained in full with the study's own seeds.
+def winner_jobs(study: Path, spec: StudySpec) -> list[TrialJob]:
+    """Return the trials of the search's winner, trained in full with the study's own seeds.
 
-    There are none if the winner is a variant as it is, which the grid trains anyway. A former
-    winner's trials stay in the study as far as they have ended; another one's never take their
-    place, since a variant is named after its candidate.
+    There are none if the winner is an unchanged variant, which the grid trains anyway. Trials of a
+    former winner stay in the study if they have ended; a variant's name contains its candidate's
+    index, so that winners do not overwrite each other.
 
     Args:
         study: The study's folder.
-        search: What was asked.
-        folds: Rotations 0 to folds - 1.
-        seeds: How many, counted up from the study's first.
+        spec: What was asked; without a search there is no winner.
     """
+    if spec.search is None:
+        return []
     all_params = read_params(study)
-    rows = [_row(study, search, number, params) for number, params in enumerate(all_params)]
-    best = ranked(rows)
+    best = ranked([_row(study, spec, index, params) for index, params in enumerate(all_params)])
     current = best[0]["candidate"] if best else None
-    if current is not None and is_variant(search, all_params[current]):
+    if current is not None and spec.search_space.is_variant(all_params[current]):
         current = None
     names = [path.name for path in (study / "trials").glob(f"{WINNER}*")]
     former = {int(found[1]) for name in names if (found := _WINNER.match(name))}
-    trials = []
-    for number in sorted(former - {current}) + ([] if current is None else [current]):
-        for trial in _retrained(search, number, all_params[number], folds, seeds):
-            if number == current or TrialFolder(study / trial.path).read() is not None:
-                trials.append(trial)
-    return trials
+    return [
+        job
+        for index in [*sorted(former - {current}), *([] if current is None else [current])]
+        for job in spec.retrained(index, all_params[index])
+        if index == current or TrialFolder(study / job.path).status != UNFINISHED
+    ]
 
 
-def is_variant(search: Search, params: Changes) -> bool:
-    """Return whether a candidate is one of the grid's variants as it is."""
-    variant = search.space.base.replaced(dict(search.space.variants[params[VARIANT]]))
-    return search.experiment(params) == variant
-
-
-def count_ended(study: Path) -> int:
-    """Return how many candidates have a result."""
-    numbers = range(len(read_params(study)))
-    return sum(candidate_folder(study, number).read() is not None for number in numbers)
+def count_open(study: Path, spec: StudySpec) -> int:
+    """Return how many candidates of the search have yet to end; 0 without a search."""
+    if spec.search is None:
+        return 0
+    drawn = range(len(read_params(study)))
+    ended = sum(candidate_folder(study, index).status != UNFINISHED for index in drawn)
+    return spec.search.candidates - ended
 
 
 def measure_spent(study: Path, rows: Sequence[Row]) -> Spent:
@@ -168,7 +163,8 @@ def measure_spent(study: Path, rows: Sequence[Row]) -> Spent:
 def measure_agreement(rows: Sequence[Row], rungs: Sequence[int]) -> list[Agreement]:
     """Compare scores at each rung with those at the end.
 
-    Whom a rung stops has no end: with stopping, only survivors can be compared, which says less.
+    A stopped candidate has no score at the end, so a search that stops compares survivors only,
+    which says less.
 
     Args:
         rows: Of candidates.csv.
@@ -177,50 +173,39 @@ def measure_agreement(rows: Sequence[Row], rungs: Sequence[int]) -> list[Agreeme
     found = []
     for rung in rungs:
         full = [row for row in ranked(rows) if row[f"{SCORE}@{rung}"] not in ("", None)]
-        then = [float(row[f"{SCORE}@{rung}"]) for row in full]
-        last = [float(row[SCORE]) for row in full]
         if not full:
             continue
+        then = [float(row[f"{SCORE}@{rung}"]) for row in full]
+        last = [float(row[SCORE]) for row in full]
         is_enough = len(full) > 2 and len(set(then)) > 1 and len(set(last)) > 1
         spearman = float(stats.spearmanr(then, last).statistic) if is_enough else float("nan")
         kendall = float(stats.kendalltau(then, last).statistic) if is_enough else float("nan")
-        place = 1 + sum(value > then[0] for value in then)
-        found.append(Agreement(rung, len(full), spearman, kendall, place))
+        rank = 1 + sum(value > then[0] for value in then)
+        found.append(Agreement(rung, len(full), spearman, kendall, rank))
     return found
 
 
-def _retrained(
-    search: Search, number: int, params: Changes, folds: int, seeds: int
-) -> list[Trial]:
-    experiment, variant = search.experiment(params), f"{WINNER}{number:04d}"
-    return [
-        Trial(variant, fold, seed, experiment.replaced({"fold": fold, "seed": seed}))
-        for seed in range(search.seed, search.seed + seeds)
-        for fold in range(folds)
-    ]
-
-
-def _row(study: Path, search: Search, number: int, params: Changes) -> Row:
-    folder = candidate_folder(study, number)
-    result = folder.read() or {"status": "unfinished", "error": "stopped before its end"}
+def _row(study: Path, spec: StudySpec, index: int, params: Changes) -> Row:
+    folder = candidate_folder(study, index)
+    result = folder.read() or {"status": UNFINISHED, "error": "stopped before its end"}
     history = {int(epoch["step"]): epoch[SCORE] for epoch in folder.read_history()}
-    stages = search.experiment(params).stages
     row = {
-        "candidate": number,
+        "candidate": index,
         "status": result["status"],
         "epochs": len(history),
-        "planned_epochs": sum(stage.epochs for stage in stages),
+        "planned_epochs": spec.candidate(index, params).num_epochs,
         SCORE: result.get(SCORE, ""),
-        **{f"{SCORE}@{rung}": history.get(rung, "") for rung in search.rungs},
+        **{f"{SCORE}@{rung}": history.get(rung, "") for rung in spec.rungs},
     }
     return row | params | {"error": result["error"]}
 
 
-def _yaml(search: Search, row: Row, params: Changes, place: int, heading: str) -> str:
+def _to_yaml(spec: StudySpec, row: Row, params: Changes, rank: int, heading: str) -> str:
+    assert spec.search is not None
     return (
-        f"# Place {place} of {search.candidates} candidates: candidate {row['candidate']}, "
+        f"# Rank {rank} of {spec.search.candidates} candidates: candidate {row['candidate']}, "
         f"val Dice {float(row[SCORE]):.4f} (global, best epoch: an optimistic figure).\n"
         f"# {heading}\n"
         "# Chosen by validation alone; run it with: python -m study.run --config THIS_FILE\n"
-        f"{search.experiment(params).to_yaml()}"
+        f"{spec.search_space.experiment(params).to_yaml()}"
     )

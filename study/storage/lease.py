@@ -1,7 +1,8 @@
 """One driver per study: a lock on this machine and, for a study behind a URL, a lease.
 
-Beside the study lies an object that its driver counts up. Who finds another's watches it for a
-while: one that moves has a living owner, one that does not is taken over. No clocks are compared.
+The lease is an object beside the study that its driver rewrites with a counter every 15 seconds. A
+driver that finds another's lease watches it for 45 seconds: if the counter moves, the owner is
+alive and the study is refused; if not, the lease is taken over. No clocks are compared.
 """
 
 from __future__ import annotations
@@ -21,35 +22,35 @@ from typing import Any
 from brainseg.errors import StorageError, StudyError
 from brainseg.storage.remote import RemoteFolder
 from study.storage.study_folder import describe_process, locked
-from study.storage.sync import Mirror
+from study.storage.sync import StudySync
 
 BEAT_SECONDS, WATCH_SECONDS = 15.0, 45.0
 _LOOK_SECONDS, _SETTLE_SECONDS = 1.0, 2.0
 
 
 @contextmanager
-def held(mirror: Mirror, say: Callable[[str], None]) -> Iterator[None]:
+def hold(sync: StudySync, say: Callable[[str], None]) -> Iterator[None]:
     """Hold a study for this driver.
 
     Args:
-        mirror: The study.
+        sync: The study.
         say: Told when another owner has to be watched.
 
     Raises:
         StudyError: If another process holds it, or takes it over.
     """
-    with locked(mirror.folder):
-        if not mirror.is_remote:
+    with locked(sync.folder):
+        if not sync.is_remote:
             yield
             return
-        lease = Lease(str(mirror.place))
+        lease = Lease(str(sync.location))
         lease.acquire(say)
         try:
             yield
         except KeyboardInterrupt:
             if lease.taken_by:
                 raise StudyError(
-                    f"{mirror.place} was taken over by {lease.taken_by}: this driver has stopped"
+                    f"{sync.location} was taken over by {lease.taken_by}: this driver has stopped"
                 ) from None
             raise
         finally:
@@ -61,10 +62,12 @@ class Lease:
 
     Args:
         url: Of the study; the object lies beside it.
+
+    Attributes:
+        taken_by: The driver that took the lease over, if one did.
     """
 
     def __init__(self, url: str) -> None:
-        """Touch nothing yet."""
         path, mark, query = url.partition("?")
         above, _, name = path.rpartition("/")
         self._url, self._name = url, f".{name}.owner"
@@ -87,7 +90,7 @@ class Lease:
             say(f"{self._url} has an owner, {found['owner']}: watching it for {WATCH_SECONDS:g} s")
             self._watch(found)
         self._write()
-        # Whoever wrote at the same moment has done so by now; the last one stays.
+        # A driver that wrote at the same moment has done so by now; the last write counts.
         time.sleep(_SETTLE_SECONDS)
         now = self._read()
         if now is None or now["token"] != self._mine["token"]:
@@ -95,7 +98,7 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Leave the study to others."""
+        """Stop renewing the lease, and delete it."""
         self._ended.set()
         self._thread.join()
         with suppress(StorageError):
@@ -114,12 +117,12 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            # A store that is gone for a while is gone for those who watch, too.
+            # While the store is gone, other drivers cannot read the lease either.
             with suppress(StorageError):
                 found = self._read()
                 if found is not None and not self._is_mine(found):
                     self.taken_by = found["owner"]
-                    # A shell that starts a command in the background has it ignore SIGINT.
+                    # A command that a shell started in the background ignores SIGINT.
                     is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
                     os.kill(os.getpid(), signal.SIGTERM if is_deaf else signal.SIGINT)
                     return
@@ -143,12 +146,12 @@ class Lease:
         self._remote.write(self._name, json.dumps(record).encode())
 
     def _refusal(self, record: dict[str, Any] | None) -> StudyError:
-        who = record["owner"] if record else "another process"
-        return StudyError(f"{self._url} is being run by {who}")
+        owner = record["owner"] if record else "another process"
+        return StudyError(f"{self._url} is being run by {owner}")
 
 
 def _whereabouts() -> dict[str, Any]:
-    """Where a process number means this process, and nowhere else."""
+    """Return the machine and process, so that a dead owner on this machine is recognised."""
     marks = [socket.gethostname()]
     with suppress(OSError):  # Linux alone has them
         marks.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip())

@@ -1,4 +1,4 @@
-"""What a network thought of every val and test slice, kept small; its mean over a fold's seeds.
+"""The probabilities of every val and test slice, stored compactly; ensembles over seeds.
 
 Networks of one fold were trained on the same patients, so their mean may be tested on that fold's
 test patients. A mean over folds could not: each of them trained on most others' test patients.
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from brainseg.metrics import count_pixels, dice, sum_by_patient
 from brainseg.storage.files import write_bytes, write_csv
-from study.spec.grid import Trial
-from study.storage.tables import TABLES, Row, TrialFolder
+from study.spec.trial_job import TrialJob
+from study.storage.trial_folder import TABLES, Row, TrialFolder
 
 if TYPE_CHECKING:
     from brainseg.inference.evaluation import Evaluation
@@ -74,16 +74,16 @@ def load_probabilities(path: Path, part: str) -> PartMaps:
         )
 
 
-def collect_ensembles(study: Path, trials: Sequence[Trial]) -> None:
+def collect_ensembles(study: Path, jobs: Sequence[TrialJob]) -> None:
     """Write ensemble.csv, with the columns of stages.csv; without rows where there is one seed.
 
     A variant's networks of one fold vote by the mean of their probabilities, in steps of 1/64.
     """
-    groups: dict[tuple[str, int], list[Trial]] = {}
-    for trial in trials:
-        folder = TrialFolder(study / "trials" / trial.name)
+    groups: dict[tuple[str, int], list[TrialJob]] = {}
+    for job in jobs:
+        folder = TrialFolder(study / job.path)
         if folder.is_finished() and folder.probabilities.exists():
-            groups.setdefault((trial.variant, trial.fold), []).append(trial)
+            groups.setdefault((job.variant, job.fold), []).append(job)
     rows: list[Row] = []
     for (variant, fold), members in groups.items():
         if len(members) > 1:
@@ -93,14 +93,14 @@ def collect_ensembles(study: Path, trials: Sequence[Trial]) -> None:
     write_csv(study / "ensemble.csv", rows, TABLES["stages"])
 
 
-def _vote(study: Path, members: Sequence[Trial]) -> list[Row]:
+def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
     rows = []
     threshold = members[0].experiment.threshold
     for part in _PARTS:
         first = _maps_of(study, members[0], part)
         total = first.levels.astype(np.uint16)
-        for trial in members[1:]:
-            total += _maps_of(study, trial, part).levels
+        for job in members[1:]:
+            total += _maps_of(study, job, part).levels
         # A level stands for the middle of its step.
         predicted = np.asarray(total >= (threshold * LEVELS - 0.5) * len(members))
         counts = count_pixels(predicted, first.true)
@@ -111,5 +111,5 @@ def _vote(study: Path, members: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def _maps_of(study: Path, trial: Trial, part: str) -> PartMaps:
-    return load_probabilities(TrialFolder(study / "trials" / trial.name).probabilities, part)
+def _maps_of(study: Path, job: TrialJob, part: str) -> PartMaps:
+    return load_probabilities(TrialFolder(study / job.path).probabilities, part)

@@ -1,4 +1,4 @@
-"""The study's folder: made, found again, refused where it is another study's, moved aside."""
+"""A study's folder: its study.json, its name, its lock; refused if it is another study's."""
 
 from __future__ import annotations
 
@@ -11,112 +11,40 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
-from brainseg.config import Experiment, differences
 from brainseg.errors import StudyError
 from brainseg.storage.files import write_text
-from study.spec.grid import GRIDS, ONE
-from study.storage.candidates import Search
-
-METRIC, MODE = "val_dice", "max"
-"""What schedulers, searchers and the report judge by, and in which direction."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a study asks; two studies of one name must ask the same.
-
-    Attributes:
-        grid: Name of the grid.
-        base: What the variants share.
-        weights_hash: SHA-256 of the encoder's weight file, where one was named.
-        fingerprint: Of the dataset.
-        counts: Of its patients, slices and tumour slices.
-        folds: Rotations; a study may grow, but not shrink.
-        seeds: Per variant and fold; likewise.
-        search: That extends the grid, if one does.
-    """
-
-    grid: str
-    base: Experiment
-    weights_hash: str
-    fingerprint: str
-    counts: dict[str, int]
-    folds: int = 1
-    seeds: int = 1
-    search: Search | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the part of study.json that is compared."""
-        return {
-            "grid": self.grid,
-            "variants": GRIDS[self.grid],
-            "metric": METRIC,
-            "mode": MODE,
-            "folds": self.folds,
-            "seeds": self.seeds,
-            "fingerprint": self.fingerprint,
-            **self.counts,
-            "weights_hash": self.weights_hash,
-            "experiment": self.base.model_dump(mode="json"),
-            "search": self.search and self.search.to_record(),
-        }
-
-    def changes_from(self, record: dict[str, Any]) -> list[str]:
-        """Return a line for each difference from the study of a study.json."""
-        theirs = Experiment.model_validate(record["experiment"])
-        if self.weights_hash and self.weights_hash == record["weights_hash"]:
-            # The same weights under another path are the same weights.
-            theirs = theirs.replaced({"model.encoder_weights": self.base.model.encoder_weights})
-        lines = differences(self.base, theirs)
-        ours = self.to_record()
-        for key in ("grid", "variants", "fingerprint", *self.counts, "weights_hash"):
-            if ours[key] != record[key]:
-                lines.append(f"{key}: {_short(record[key])} -> {_short(ours[key])}")
-        for key in ("folds", "seeds"):
-            if getattr(self, key) < record[key]:
-                lines.append(f"{key}: {record[key]} -> {getattr(self, key)}, which may only grow")
-        before = record.get("search")
-        if before:
-            left_out = [f"search: {before['candidates']} candidates -> none"]
-            lines += self.search.changes_from(before) if self.search else left_out
-        return lines
+from study.spec.grid import ONE
+from study.spec.study_spec import StudySpec
 
 
 def default_name(grid: str, config: Path | None, *, synthetic: bool) -> str:
-    """Return what a study is called that was given no name: after its grid, or its one file."""
+    """Return the name of a study that was given none: its grid's, or its configuration file's."""
     name = config.stem if grid == ONE and config is not None else grid
     return f"{name}-synthetic" if synthetic else name
 
 
-def check_folder(folder: Path, question: Question) -> bool:
-    """Make sure that a folder may be written by this study; changes nothing.
+def check_folder(folder: Path, spec: StudySpec) -> bool:
+    """Check that a folder may be written by this study; changes nothing.
 
     Args:
         folder: `<storage>/<name>`.
-        question: What this study asks.
+        spec: What this study asks.
 
     Returns:
         Whether the study is there already.
 
     Raises:
-        StudyError: If another study has the name, with the difference.
+        StudyError: If another study has the name, with the differences.
     """
     if not folder.exists() or not any(folder.iterdir()):
         return False
-    record = read_study(folder)
-    try:
-        changed = question.changes_from(record)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StudyError(
-            f"{folder}/study.json is of another version of this program ({_one_line(error)}): "
-            "choose another --name, or --fresh to move it aside"
-        ) from error
+    changed = read_spec(folder).differences(spec)
     if changed:
         raise StudyError(
             f"{folder} holds another study ({'; '.join(changed)}): choose another --name, "
@@ -149,11 +77,28 @@ def read_study(folder: Path) -> dict[str, Any]:
     return record
 
 
+def read_spec(folder: Path) -> StudySpec:
+    """Return what a study asks.
+
+    Raises:
+        StudyError: If study.json is missing, or of a version that this one cannot read.
+    """
+    try:
+        return StudySpec.model_validate(read_study(folder))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise StudyError(
+            f"{folder}/study.json is of another version of this program ({key}: "
+            f"{problem['msg']}): choose another --name, or --fresh to move it aside"
+        ) from error
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a study for one driver; the system frees the lock when its owner dies.
+    """Lock a study for one driver; the system frees the lock when the process dies.
 
-    The lock lies beside the folder, so that a folder cannot be moved aside while it is held.
+    The lock lies beside the folder, so that the folder cannot be moved aside while it is locked.
 
     Raises:
         StudyError: If another process holds it.
@@ -164,8 +109,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        who = owner.read_text(encoding="utf-8").strip() if owner.exists() else "another process"
-        raise StudyError(f"{folder} is being run by {who}") from error
+        found = owner.read_text(encoding="utf-8").strip() if owner.exists() else ""
+        raise StudyError(f"{folder} is being run by {found or 'another process'}") from error
     try:
         write_text(owner, describe_process() + "\n")
         yield
@@ -174,37 +119,33 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_study(folder: Path, question: Question, facts: dict[str, Any]) -> None:
-    """Write study.json; each start of a study adds itself to `starts`.
+def write_study(folder: Path, spec: StudySpec, facts: dict[str, Any]) -> None:
+    """Write study.json and experiment.yaml; each start of a study is added to `starts`.
 
     Args:
         folder: The study's.
-        question: What it asks.
-        facts: What else a reader wants to know, `versions` among it.
+        spec: What the study asks.
+        facts: What else a reader wants to know, including `versions`.
     """
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": _command(),
+        "command": shlex.join(["python", "-m", "study.run", *sys.argv[1:]]),
         "commit": _commit(),
         "versions": facts["versions"],
     }
     earlier = read_study(folder)["starts"] if (folder / "study.json").exists() else []
-    record = {"name": folder.name, **facts, **question.to_record(), "starts": [*earlier, start]}
+    record = {"name": folder.name, **facts, **spec.to_record(), "starts": [*earlier, start]}
     write_text(folder / "study.json", json.dumps(record, indent=1) + "\n")
-    write_text(folder / "experiment.yaml", question.base.to_yaml())
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "study.run", *sys.argv[1:]])
+    write_text(folder / "experiment.yaml", spec.experiment.to_yaml())
 
 
 def describe_process() -> str:
-    """Name this process to whoever finds that it holds a study."""
+    """Return a sentence part that names this process, for messages on other machines."""
     return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
 
 
 def _commit() -> str:
-    """Commit of this code, with a + where files differ from it; `unknown` outside a checkout."""
+    """Return the commit of this code, with a + if files differ; `unknown` outside a checkout."""
     here = Path(__file__).parent
     try:
         run = subprocess.run(
@@ -214,12 +155,3 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return run.stdout.strip()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 24 else f"{text[:12]}..."

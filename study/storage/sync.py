@@ -1,8 +1,9 @@
-"""A study behind a URL and its copy on this machine; of a study in a folder, that folder.
+"""A study behind a URL and the copy of it that this machine works on.
 
-All code of the study reads and writes files of the copy. A trial fetches its own folder before it
-begins and sends it after each epoch; the driver fetches what trials left before it decides. What
-says that other files are whole is sent last: a checkpoint's manifest, a trial's result.
+All code reads and writes files of the copy; a study in a local folder is its own copy. A worker
+fetches its trial's folder before it begins and sends it after each epoch. The driver fetches what
+trials left before it decides. Files whose presence says that other files are complete, a
+checkpoint's manifest and a trial's result, are sent last and removed first.
 """
 
 from __future__ import annotations
@@ -16,35 +17,35 @@ from pathlib import Path
 
 from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
 from brainseg.storage.remote import Entry, RemoteFolder, is_current, local_files, pull
-from brainseg.storage.urls import Location, is_url, name_of
-from study.storage.study_folder import move_aside
-from study.storage.tables import ELSEWHERE
+from brainseg.storage.urls import Location, is_url, join_location, name_of
+from study.storage.study_folder import default_name, move_aside
+from study.storage.trial_folder import ELSEWHERE, STOPPED, TrialFolder
 
 _OF_TRIALS = ("trials/*", "search/candidates/*")
-_LEFT_BEHIND = ("*/checkpoints*/*", "trials/*/model.safetensors", "tensorboard/*")
+_CHECKPOINTS = "*/checkpoints*/*"
+_LEFT_BEHIND = (_CHECKPOINTS, "trials/*/model.safetensors", "tensorboard/*")
 _NEVER = ("tune/*",)
-_WHOLE_IF_THERE = ("*/manifest.json", "*/result.json")
+_SENT_LAST = ("*/manifest.json", "*/result.json")
 
 
-class Mirror:
+class StudySync:
     """Where a study is, and the folder in which this machine works on it.
 
     Args:
-        place: Of the study: a folder, or a URL.
-        reading: Work on a copy of its own, beside that of a study that may be running here.
+        location: Folder or URL of the study.
+        reading: Use a copy of its own, so that a driver that may be running here is undisturbed.
     """
 
-    def __init__(self, place: Location, *, reading: bool = False) -> None:
-        """Touch nothing behind a URL yet."""
-        self.place = place
-        self._remote = RemoteFolder(str(place)) if is_url(place) else None
+    def __init__(self, location: Location, *, reading: bool = False) -> None:
+        self.location = location
+        self._remote = RemoteFolder(str(location)) if is_url(location) else None
         self._known: dict[str, Entry] = {}
         if self._remote is None:
-            self.folder = Path(place)
+            self.folder = Path(location)
         else:
-            digest = hashlib.sha256(str(place).encode()).hexdigest()[:24]
+            digest = hashlib.sha256(str(location).encode()).hexdigest()[:24]
             copies = cache_folder("reports" if reading else "studies")
-            self.folder = copies / digest / name_of(place)
+            self.folder = copies / digest / name_of(location)
 
     @property
     def is_remote(self) -> bool:
@@ -52,78 +53,70 @@ class Mirror:
         return self._remote is not None
 
     def exists(self) -> bool:
-        """Return whether a study is there."""
+        """Return whether the study is there."""
         if self._remote is None:
             return self.folder.is_dir()
         return self._remote.entry("study.json") is not None
 
-    def pull(self) -> None:
+    def fetch(self) -> None:
         """Fetch what the driver needs of the study: no checkpoints, no trial's model."""
         if self._remote is None:
             return
-        listing = self._pull("", _travels)
+        listing = self._fetch("", _travels)
         if not listing:
-            # A copy of nothing: what is left of a study that was removed behind the URL.
+            # The study was removed behind the URL: what is left here is a copy of nothing.
             shutil.rmtree(self.folder, ignore_errors=True)
         self._note_elsewhere("trials/*", listing)
 
-    def pull_trial(self, path: Path, *, whole: bool = False) -> None:
-        """Fetch a trial's or a candidate's folder, while nobody works in it here.
-
-        Args:
-            path: Relative to the study.
-            whole: With checkpoints and model, so that it can go on here.
-        """
-        if self._remote is None:
-            return
-        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        listing = self._pull(f"{path.as_posix()}/", _travels_whole if whole else _travels)
-        if not whole:
-            self._note_elsewhere(path.as_posix(), listing)
-
-    def pull_models(self, paths: Iterable[Path]) -> None:
-        """Fetch the models of some trials."""
+    def fetch_models(self, paths: Iterable[Path]) -> None:
+        """Fetch the models of some trials, given by their paths relative to the study."""
         if self._remote is None:
             return
         for path in paths:
             name = (path / "model.safetensors").as_posix()
             entry = self._remote.entry(name)
             if entry is not None and not is_current(self.folder / name, entry):
-                self._patiently(self._remote.fetch, {name: entry}, self.folder, "", what=name)
+                self._retry(self._remote.fetch, {name: entry}, self.folder, "", what=name)
 
-    def push_trial(self, path: Path, board: str) -> None:
-        """Send what a trial has written, and remove there what it has removed here.
+    def trial(self, path: Path) -> TrialFolder:
+        """Fetch the folder of a trial that no worker writes; `commit` sends what is changed.
 
         Args:
-            path: Relative to the study.
-            board: Name of its folder of TensorBoard files; empty for none.
+            path: Of the trial, relative to the study.
         """
-        self._push(f"{path.as_posix()}/", _travels_whole, is_owner=True)
-        if board:
-            self._push(f"tensorboard/{board}/", _travels_whole, is_owner=True)
+        if self._remote is not None:
+            listing = self._fetch(f"{path.as_posix()}/", _travels)
+            self._note_elsewhere(path.as_posix(), listing)
+        folder = TrialFolder(self.folder / path, lambda: self._commit_result(folder, path))
+        return folder
 
-    def push_result(self, path: Path) -> None:
-        """Send what the driver wrote into a trial's or a candidate's folder."""
-        self._push(f"{path.as_posix()}/", _travels)
+    def workspace(self, path: Path, run_name: str) -> TrialFolder:
+        """Fetch a trial's folder with checkpoints and model, for the worker that goes on with it.
 
-    def drop_checkpoints(self, path: Path) -> None:
-        """Remove the checkpoints of a trial that will not go on."""
-        if self._remote is None:
-            return
-        remote = self._remote
-        found = remote.list(path.as_posix())
-        gone = [name for name in found if fnmatch.fnmatch(name, _LEFT_BEHIND[0])]
-        self._patiently(remote.delete, gone, what=f"{path}/checkpoints")
+        Its `commit` sends what was written and removes there what was removed here.
 
-    def push(self) -> None:
-        """Send what the driver wrote; the trials' folders are theirs."""
-        self._push("", lambda name: _travels(name) and not _matches(name, _OF_TRIALS))
+        Args:
+            path: Of the trial, relative to the study.
+            run_name: Of its folder of TensorBoard files.
+        """
+        if self._remote is not None:
+            self._fetch(f"{path.as_posix()}/", _travels_whole)
 
-    def push_file(self, path: Path) -> None:
+        def commit() -> None:
+            for below in (f"{path.as_posix()}/", f"tensorboard/{run_name}/"):
+                self._send_below(below, _travels_whole, is_owner=True)
+
+        return TrialFolder(self.folder / path, commit)
+
+    def commit(self) -> None:
+        """Send what the driver wrote; the trials' folders are sent by their workers."""
+        self._send_below("", lambda name: _travels(name) and not _matches(name, _OF_TRIALS))
+
+    def commit_file(self, path: Path) -> None:
         """Send one file of the driver's at once."""
         if self._remote is not None:
             name = path.relative_to(self.folder).as_posix()
-            self._patiently(self._remote.send, self.folder, [name], what=name)
+            self._retry(self._remote.send, self.folder, [name], what=name)
 
     def move_aside(self) -> Location | None:
         """Rename the study; return where it is now, or None if there is none."""
@@ -132,29 +125,37 @@ class Mirror:
         names = sorted(self._remote.list(), key=lambda name: name == "study.json")
         if not names:
             return None
-        path, mark, query = str(self.place).partition("?")
+        path, mark, query = str(self.location).partition("?")
         aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}{mark}{query}"
         self._remote.copy(names, RemoteFolder(aside))
-        # What names a study goes last: until then the rest is still one.
+        # study.json goes last: until then what is left is still a study.
         for part in (names[:-1], names[-1:]):
             self._remote.delete(part)
         return aside
 
-    def _pull(self, below: str, is_wanted: Callable[[str], bool]) -> dict[str, Entry]:
+    def _commit_result(self, folder: TrialFolder, path: Path) -> None:
+        self._send_below(f"{path.as_posix()}/", _travels)
+        if self._remote is not None and folder.status == STOPPED:
+            found = self._remote.list(path.as_posix())
+            gone = [name for name in found if fnmatch.fnmatch(name, _CHECKPOINTS)]
+            self._retry(self._remote.delete, gone, what=f"{path}/checkpoints")
+
+    def _fetch(self, below: str, is_wanted: Callable[[str], bool]) -> dict[str, Entry]:
         remote = self._remote
         assert remote is not None
+        (self.folder / below).parent.mkdir(parents=True, exist_ok=True)
 
         def work() -> dict[str, Entry]:
             return pull(remote, self.folder, is_wanted, below=below.rstrip("/"))
 
-        listing = retry_storage(work, f"the copy of {self.place}", FAR_WAITS)
+        listing = retry_storage(work, f"the copy of {self.location}", FAR_WAITS)
         self._known |= listing
         return listing
 
-    def _push(
+    def _send_below(
         self, below: str, is_wanted: Callable[[str], bool], *, is_owner: bool = False
     ) -> None:
-        """Send what differs; who does not own it alone, only what was changed here."""
+        """Send what differs; without being the owner, only what was changed here."""
         remote = self._remote
         if remote is None:
             return
@@ -165,8 +166,9 @@ class Mirror:
             new = [n for n in here if not self._is_copy(n, there)]
             if not is_owner:
                 new = [n for n in new if not self._is_copy(n, self._known)]
-            self._send(remote, new)
-            # Only what this process has seen or sent, as it was: another one may be further.
+            for part in _by_rank(new):
+                self._known |= remote.send(self.folder, part)
+            # Only what this process has seen or sent, unchanged: another one may be further.
             gone = [
                 name
                 for name in there
@@ -175,20 +177,16 @@ class Mirror:
             for part in _by_rank(gone, reverse=True):
                 remote.delete(part)
 
-        self._patiently(work, what=below or str(self.place))
+        self._retry(work, what=below or str(self.location))
 
     def _is_copy(self, name: str, entries: Mapping[str, Entry]) -> bool:
         return name in entries and is_current(self.folder / name, entries[name])
 
-    def _send(self, remote: RemoteFolder, names: Iterable[str]) -> None:
-        for part in _by_rank(names):
-            self._known |= remote.send(self.folder, part)
-
-    def _patiently(self, work: Callable[..., object], *args: object, what: str) -> None:
+    def _retry(self, work: Callable[..., object], *args: object, what: str) -> None:
         retry_storage(lambda: work(*args), what, FAR_WAITS)
 
     def _note_elsewhere(self, listed: str, listing: dict[str, Entry]) -> None:
-        """Let the folder of each trial that was listed say that its model was left there."""
+        """Write into the folder of each listed trial whether its model was left behind there."""
         for note in self.folder.glob(f"{listed}/{ELSEWHERE}"):
             note.unlink()
         for name in listing:
@@ -196,6 +194,26 @@ class Mirror:
                 note = self.folder / Path(name).parent / ELSEWHERE
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text("model.safetensors\n", encoding="utf-8")
+
+
+def find_study(storage: Location, name: str | None, grid: str, config: Path | None) -> StudySync:
+    """Return a study to read, fetched; without a name, that of real data or else of phantoms.
+
+    Args:
+        storage: Folder or URL of all studies.
+        name: Of the study, if it was given one.
+        grid: Its grid.
+        config: Its configuration file, if it was given one.
+
+    Raises:
+        StorageError: If the storage cannot be reached.
+    """
+    both = [default_name(grid, config, synthetic=which) for which in (False, True)]
+    names = [name] if name else both
+    found = [StudySync(join_location(storage, name), reading=True) for name in names]
+    sync = next((sync for sync in found if sync.exists()), found[0])
+    sync.fetch()
+    return sync
 
 
 def is_for_readers(name: str) -> bool:
@@ -218,9 +236,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _by_rank(names: Iterable[str], *, reverse: bool = False) -> list[list[str]]:
-    """Part names by what must be there before what."""
+    """Group names so that those that say that others are complete come last."""
     ranks: list[list[str]] = [[], [], []]
     for name in names:
-        rank = next((n for n, p in enumerate(_WHOLE_IF_THERE, 1) if fnmatch.fnmatch(name, p)), 0)
+        rank = next((n for n, p in enumerate(_SENT_LAST, 1) if fnmatch.fnmatch(name, p)), 0)
         ranks[rank].append(name)
     return ranks[::-1] if reverse else ranks

@@ -1,9 +1,8 @@
-"""The cluster that trials run on: Ray started here, or joined where it runs."""
+"""The cluster that trials run on: Ray started on this machine, or a running cluster joined."""
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,19 +10,13 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-import grpc
 import ray
 import torch
 import yaml
-from ray._raylet import (  # type: ignore[attr-defined]
-    AuthenticationMode,
-    AuthenticationTokenLoader,
-    get_authentication_mode,
-)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from brainseg.errors import StudyError
-from study.spec.grid import Cluster, Node
+from study.spec.resources import Cluster, Node
 
 _ANSWER_SECONDS = 5.0
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
@@ -31,7 +24,7 @@ _HEAD_SECONDS = 60.0
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[Cluster]:
+def start_cluster(address: str | None) -> Iterator[Cluster]:
     """Start Ray on this machine, or join a running cluster, and leave it afterwards.
 
     Args:
@@ -41,17 +34,16 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         What the cluster has, and what its autoscaler could start besides.
 
     Raises:
-        StudyError: If there is no cluster at the address, or it wants another token.
+        StudyError: If no cluster answers at the address, or it refuses this driver.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # "local", or Ray would join whatever cluster was last started on this machine. GPUs that
+        # "local": otherwise Ray joins a cluster that was started on this machine before. GPUs that
         # torch cannot use are not offered.
         options |= {"address": "local", "include_dashboard": False}
         options |= {"num_gpus": torch.cuda.device_count()}
     else:
         _require_answer(address)
-        require_token(address)
         options |= {"address": address}
     try:
         ray.init(**options)
@@ -64,15 +56,15 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def require_shared(path: Path, way_out: str) -> None:
-    """Make sure that every node sees a file or folder that its trials need.
+def require_shared(path: Path, remedy: str) -> None:
+    """Check that every node sees a file or folder that trials need.
 
     Args:
-        path: As this machine sees it.
-        way_out: Said to a user whose nodes do not.
+        path: The path on this machine.
+        remedy: What the user can do if some node does not see it.
 
     Raises:
-        StudyError: Naming the nodes that do not.
+        StudyError: Naming the nodes that do not see it.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1:
@@ -82,10 +74,11 @@ def require_shared(path: Path, way_out: str) -> None:
         for node in nodes
     ]
     seen = ray.get([answer.remote(str(path)) for answer in answers])
-    blind = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
-    if blind:
+    missing = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+    if missing:
         raise StudyError(
-            f"{len(blind)} of {len(nodes)} nodes do not see {path} ({', '.join(blind)}): {way_out}"
+            f"{len(missing)} of {len(nodes)} nodes do not see {path} ({', '.join(missing)}): "
+            f"{remedy}"
         )
 
 
@@ -95,7 +88,7 @@ def _sees(path: str) -> bool:
 
 
 def _require_answer(address: str) -> None:
-    """Fail within seconds where nothing listens; Ray would try again for a quarter of an hour."""
+    """Fail within seconds if nothing listens; Ray would retry for a quarter of an hour."""
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
@@ -115,9 +108,9 @@ def _measure() -> Cluster:
 def _coming() -> Cluster:
     """Return the nodes that the cluster's autoscaler could start; none if it has no autoscaler.
 
-    Ray 2.60 tells nobody what an autoscaler may start, so the head node is asked for the file
-    that the autoscaler was started with. One outside of the head's processes (KubeRay's runs in
-    a container of its own) is not found.
+    Ray 2.60 has no API for what an autoscaler may start, so a task on the head node reads the file
+    that the autoscaler was started with. An autoscaler that is not a process of the head node
+    (KubeRay's runs in its own container) is not found.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     head = next((node["NodeID"] for node in alive if _HEAD in node["Resources"]), None)
@@ -128,7 +121,7 @@ def _coming() -> Cluster:
     try:
         answer = _read_autoscaler.options(scheduling_strategy=on_head).remote(port)
         config = ray.get(answer, timeout=_HEAD_SECONDS)
-    except ray.exceptions.RayError:  # the study is not installed there, say
+    except ray.exceptions.RayError:  # such as: the study is not installed there
         return ()
     return startable(config, len(alive) - 1) if config else ()
 
@@ -168,69 +161,3 @@ def _read_autoscaler(port: str) -> Any:
             path = Path(flags["--autoscaling-config"]).expanduser()
             return yaml.safe_load(path.read_text(encoding="utf-8"))
     return None
-
-
-# --- token ---
-
-_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what a driver asks a head node first
-_SECONDS = 5.0
-
-
-def require_token(address: str) -> None:
-    """Make sure that the cluster lets this process in.
-
-    Args:
-        address: HOST:PORT of the head node, where something answers. Of `auto` only that a token
-            is there can be told.
-
-    Raises:
-        StudyError: If the cluster asks for a token, and there is none or another one.
-    """
-    if get_authentication_mode() == AuthenticationMode.TOKEN:
-        if path := _unreadable_path():
-            raise StudyError(f"RAY_AUTH_TOKEN_PATH is {path}, which is no file with a token in it")
-        loader = AuthenticationTokenLoader.instance()
-        if not loader.has_token(ignore_auth_mode=True):
-            raise StudyError(
-                f"RAY_AUTH_MODE is token, but {_source()} holds none: put the cluster's there, "
-                "which is in ~/.ray/auth_token on its head node"
-            )
-        if address != "auto" and _is_refused(address, loader.get_token_for_http_header()):
-            raise StudyError(
-                f"the cluster at {address} does not accept the token in {_source()}: put "
-                "that of its head node there, which is in ~/.ray/auth_token"
-            )
-    elif address != "auto" and _is_refused(address, {}):
-        raise StudyError(
-            f"the cluster at {address} asks for a token: set RAY_AUTH_MODE=token, with the token "
-            f"of its head node in {_source()}"
-        )
-
-
-def _is_refused(address: str, headers: dict[str, str]) -> bool:
-    """Return whether the head node says that the token is what is wrong, nothing else."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary(_CALL)(b"", timeout=_SECONDS, metadata=tuple(headers.items()))
-        except grpc.RpcError as error:
-            return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
-    return False
-
-
-def _source() -> str:
-    """Return where Ray takes its token from."""
-    if "RAY_AUTH_TOKEN" in os.environ:
-        return "$RAY_AUTH_TOKEN"
-    return os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-
-
-def _unreadable_path() -> str | None:
-    """Return the path that Ray would end the whole process for."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if path is None or "RAY_AUTH_TOKEN" in os.environ:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - a path that may be anything
-            return None if file.read().strip() else path
-    except OSError:
-        return path

@@ -1,25 +1,13 @@
-"""What a study prints: its plan, a line per epoch with the time left, its ranked table."""
+"""What a study prints while it trains: a line per epoch, with the time that is left."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-_HEADINGS = {
-    "accuracy": "acc.",
-    "precision": "prec.",
-    "val loss": "loss",
-    "global Dice": "Dice",
-}
-_LEFT_OUT = ("Dice/slice", "IoU", "patients")
-_WITH_INTERVAL = "Dice/patient"
-_FRACTION = re.compile(r"\d\.\d{4}")
 _STAGES = {1: "frozen", 2: "all"}
 _HEADER = "epoch   stage  val Dice  train  val      time  left, all trials"
 
@@ -34,7 +22,6 @@ class Progress:
     """
 
     def __init__(self, names: Sequence[str], epochs: int, console: Console) -> None:
-        """Start the clock."""
         self._short = _shorten(names)
         self._width = max(len(name) for name in self._short.values())
         self._epochs = epochs
@@ -97,33 +84,6 @@ class Progress:
         return _duration((time.monotonic() - self._start) / now * left)
 
 
-def print_ranking(
-    rows: Sequence[Mapping[str, str]], title: str, caption: str, console: Console
-) -> None:
-    """Print a table whose columns are the keys of its rows.
-
-    To fit a terminal, fractions are rounded to three decimals, headings shortened, and only
-    Dice/patient keeps its interval; the report has all.
-    """
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
-    columns = [column for column in rows[0] if column not in _LEFT_OUT]
-    for column in columns:
-        left = column in ("", "variant", "published")
-        table.add_column(
-            _HEADINGS.get(column, column), justify="left" if left else "right", overflow="fold"
-        )
-    for row in rows:
-        table.add_row(*(_shorten_value(column, row[column]) for column in columns))
-    console.print(table)
-
-
-def _shorten_value(column: str, value: str) -> str:
-    if column != _WITH_INTERVAL:
-        value = value.partition(" (")[0]
-    return f"{float(value):.3f}" if _FRACTION.fullmatch(value) else value
-
-
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds < 100:
@@ -135,10 +95,3 @@ def _shorten(names: Sequence[str]) -> dict[str, str]:
     """Leave fold and seed out where all trials share them."""
     tails = {name.split("-fold")[-1] for name in names}
     return {name: name.rsplit("-fold", 1)[0] if len(tails) == 1 else name for name in names}
-
-
-def print_lines(lines: Sequence[tuple[str, str]], console: Console) -> None:
-    """Print names and values in two columns."""
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        console.print(f"{name:<{width}}  {value}")

@@ -1,8 +1,8 @@
-"""Who stops a candidate: Tune's schedulers, with a memory that outlives them.
+"""Schedulers that stop poor candidates: Tune's own, with decisions that outlive the process.
 
-Tune forgets its schedulers when a study is interrupted. Here every decision is on the disk, in
-`search/decisions.csv`, before anybody acts on it, and a start rebuilds the scheduler from there:
-the rungs are exactly as they were, and each candidate is stopped or kept as it would have been.
+Tune forgets its schedulers when a study is interrupted. Here every decision is written to
+`search/decisions.csv` before it takes effect, and a new start rebuilds the scheduler from there:
+its rungs are as they were, and each candidate is stopped or continued as without the interruption.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,25 @@ from ray.tune.schedulers import (
 
 from brainseg.storage.files import read_csv
 from study.spec.halving import FACTOR, Halving
-from study.storage.candidates import SCORE, Search
-from study.storage.study_folder import MODE
+from study.spec.study_spec import MODE, SCORE, StudySpec
+from study.tune.trainable import JOB
 
 _COLUMNS = ("candidate", "epoch", "value", "decision")
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
+_JUDGED_BY = {"time_attr": "epoch", "metric": SCORE, "mode": MODE}
 
 
 class Decisions:
     """What was decided about each candidate after each epoch, in the order of the decisions.
 
+    A last line that was not written completely is removed.
+
     Args:
-        path: Of decisions.csv; made when first written to.
-        send: Told of the file after each decision, to bring it where it is safe.
+        path: Of decisions.csv; created by the first decision.
+        send: Called with the path after each decision, to copy the file to the study's location.
     """
 
     def __init__(self, path: Path, send: Callable[[Path], None] = lambda path: None) -> None:
-        """Read what is there; a last line that was never completed is taken away."""
         self._path, self._send = path, send
         self._made: dict[tuple[int, int], tuple[float, str]] = {}
         drop_broken_line(path)
@@ -51,7 +53,7 @@ class Decisions:
                 row["decision"],
             )
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[tuple[int, int, float, str]]:
         """Yield candidate, epoch, value and decision."""
         return iter((*key, *made) for key, made in self._made.items())
 
@@ -65,7 +67,7 @@ class Decisions:
         return any(key[0] == candidate and made[1] == STOP for key, made in self._made.items())
 
     def add(self, candidate: int, epoch: int, value: float, decision: str) -> None:
-        """Remember a decision; on return it is on the disk."""
+        """Record a decision; on return it is on the disk."""
         is_new = not self._path.exists() or self._path.stat().st_size == 0
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -79,136 +81,103 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Stands for Tune's trial: the same one before and after an interruption."""
+class _Candidate:
+    """What Tune's schedulers know of a trial: an id that is the same after an interruption."""
 
     trial_id: str
 
 
-class _Remembering(FIFOScheduler):  # type: ignore[misc]
-    """Asks the scheduler behind it in the order of bases about each epoch of a candidate, once."""
+class RecordedScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Asks a scheduler of Tune's about each epoch of a candidate once, and records its decision.
 
-    decisions: Decisions
+    Args:
+        brackets: Schedulers of Tune's; each candidate belongs to one of them.
+        bracket_of: Index of a candidate -> index of its scheduler.
+        decisions: What was decided before; the schedulers are brought to that state.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its schedulers into files that nothing here reads back."""
-        return {}
-
-    def rebuild(self, decisions: Decisions) -> None:
-        """Bring the scheduler to where it was after the last decision."""
-        self.decisions = decisions
+    def __init__(
+        self,
+        brackets: list[TrialScheduler],
+        bracket_of: Callable[[int], int],
+        decisions: Decisions,
+    ) -> None:
+        super().__init__()
+        self._brackets, self._bracket_of, self._decisions = brackets, bracket_of, decisions
+        self._known: set[int] = set()
         for candidate, epoch, value, _ in decisions:
             self._ask(candidate, epoch, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its schedulers into files that nothing here reads back
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return what was decided about this epoch, or decide.
 
-        A candidate at its last epoch goes on to write its result: there is nothing left to save.
+        A candidate at its last epoch continues, to write its result: nothing is left to save.
         """
-        number, epoch = number_of(trial), int(result["epoch"])
-        known = self.decisions.get(number, epoch)
+        candidate, epoch = int(trial.config[JOB]["candidate"]), int(result["epoch"])
+        known = self._decisions.get(candidate, epoch)
         if known is not None:
             return known
-        decision = self._ask(number, epoch, float(result[SCORE]))
+        decision = self._ask(candidate, epoch, float(result[SCORE]))
         if epoch == result["epochs"]:
             decision = CONTINUE
-        self.decisions.add(number, epoch, float(result[SCORE]), decision)
+        self._decisions.add(candidate, epoch, float(result[SCORE]), decision)
         return decision
 
-    def _ask(self, number: int, epoch: int, value: float) -> str:
-        known = _Known(str(number))
-        self.meet(number)
-        answer: str = super().on_trial_result(None, known, {"epoch": epoch, SCORE: value})
-        return answer
-
-    def meet(self, number: int) -> None:
-        """Prepare for a candidate that may be new."""
-
-    # What these tell was told by results already, or is no business of a rung.
-    def on_trial_add(self, controller: Any, trial: Any) -> None:
-        """Do nothing."""
-
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Do nothing."""
-
-    def on_trial_remove(self, controller: Any, trial: Any) -> None:
-        """Do nothing."""
-
-    def on_trial_error(self, controller: Any, trial: Any) -> None:
-        """Do nothing."""
+    def _ask(self, candidate: int, epoch: int, value: float) -> str:
+        bracket, trial = self._brackets[self._bracket_of(candidate)], _Candidate(str(candidate))
+        if candidate not in self._known:
+            self._known.add(candidate)
+            bracket.on_trial_add(None, trial)
+        result = {"epoch": epoch, SCORE: value}
+        return str(bracket.on_trial_result(None, trial, result))
 
 
-class Halver(_Remembering, AsyncHyperBandScheduler):  # type: ignore[misc]
-    """Asynchronous successive halving: ASHA with one bracket, asynchronous HyperBand with more.
+def build_scheduler(spec: StudySpec, decisions: Decisions) -> TrialScheduler:
+    """Build the scheduler of a search in the state that it had after its last decision.
 
-    Args:
-        halving: The rungs.
-        seed: Draws the bracket of each candidate, together with its number.
+    `asha` is asynchronous successive halving with one bracket, `hyperband` with several; a
+    candidate's bracket is drawn from the seed and its index. Tune's synchronous HyperBand is not
+    offered: it pauses candidates, which hold their processes while they wait. `median` is the
+    median stopping rule of Vizier (Golovin et al. 2017).
     """
+    assert spec.search is not None
+    halving, seed = spec.halving, spec.experiment.seed
+    match spec.search.scheduler:
+        case "none":
+            return FIFOScheduler()
+        case "median":
+            # An infinite time slice: never pause a candidate to see others first.
+            first = {"grace_period": halving.first, "min_time_slice": math.inf}
+            return RecordedScheduler(
+                [MedianStoppingRule(**_JUDGED_BY, **first)], lambda _: 0, decisions
+            )
 
-    def __init__(self, halving: Halving, seed: int) -> None:
-        """Begin with empty rungs."""
-        super().__init__(
-            time_attr="epoch",
-            metric=SCORE,
-            mode=MODE,
-            # One more than anybody runs: at its limit Tune stops a trial that writes its result.
-            # At least the first rung, which nobody may reach.
-            max_t=max(halving.longest + 1, halving.first),
-            grace_period=halving.first,
-            reduction_factor=FACTOR,
-            brackets=halving.brackets,
-        )
-        self._chances, self._seed = halving.chances(), seed
+    def bracket_of(candidate: int) -> int:
+        rng = np.random.default_rng([seed, candidate])
+        return int(rng.choice(halving.brackets, p=halving.chances()))
 
-    def meet(self, number: int) -> None:
-        """Give a candidate its bracket; Tune would draw it from numpy's global random numbers."""
-        if str(number) not in self._trial_info:
-            rng = np.random.default_rng([self._seed, number])
-            bracket = rng.choice(len(self._brackets), p=self._chances)
-            self._trial_info[str(number)] = self._brackets[bracket]
+    brackets = [_bracket(halving, index) for index in range(halving.brackets)]
+    return RecordedScheduler(brackets, bracket_of, decisions)
 
 
-class Median(_Remembering, MedianStoppingRule):  # type: ignore[misc]
-    """The median stopping rule of Vizier (Golovin et al. 2017).
-
-    Args:
-        halving: Its first rung is where stopping may begin.
-    """
-
-    def __init__(self, halving: Halving) -> None:
-        """Begin without any curve."""
-        super().__init__(
-            time_attr="epoch",
-            metric=SCORE,
-            mode=MODE,
-            grace_period=halving.first,
-            min_time_slice=math.inf,  # never pause a candidate to see others first
-        )
-
-
-def build_scheduler(search: Search, decisions: Decisions) -> TrialScheduler:
-    """Build the scheduler of a search as it was after its last decision.
-
-    Tune's synchronous HyperBand is not among them: it pauses trials, and would hold a cluster's
-    processes for candidates that wait. `hyperband` is its asynchronous form.
-    """
-    if search.scheduler == "none":
-        return FIFOScheduler()
-    halving = search.halving
-    scheduler = Median(halving) if search.scheduler == "median" else Halver(halving, search.seed)
-    scheduler.rebuild(decisions)
-    return scheduler
-
-
-def number_of(trial: Any) -> int:
-    """Return the number of the candidate that a trial of Tune's runs."""
-    number: int = trial.config["task"]["candidate"][0]
-    return number
+def _bracket(halving: Halving, index: int) -> TrialScheduler:
+    first = halving.start(index)
+    return AsyncHyperBandScheduler(
+        **_JUDGED_BY,
+        # More epochs than any candidate has: at its limit Tune stops a trial that is about to
+        # write its result. A bracket whose first rung lies behind that has no rung.
+        max_t=max(halving.longest + 1, first),
+        grace_period=first,
+        reduction_factor=FACTOR,
+        brackets=1,
+    )
 
 
 def drop_broken_line(path: Path) -> None:
-    """Take away what follows the last end of line: a write that was cut off."""
+    """Remove what follows the last end of line: a write that was interrupted."""
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

@@ -1,7 +1,7 @@
 """Live TensorBoard files of a trial, in the study's own folder.
 
-Tune writes its own below its session folder, where nobody looks; here `tensorboard --logdir
-results/<name>` shows all trials while they run, one chart per quantity with a curve per trial.
+`tensorboard --logdir results/<name>` shows all trials while they run: one chart per quantity, with
+a curve per trial. Tune's own files are turned off: they lie below its session folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from brainseg.data.preprocess import resize
 from brainseg.inference.overlay import PREDICTED, TRUE, add_outlines
 from brainseg.storage.urls import name_of
 from brainseg.training.epoch import EpochReport, Example
-from study.spec.grid import Trial
+from study.spec.trial_job import TrialJob
 
 _SCALARS = {
     "train_loss": "loss/train",
@@ -32,25 +32,31 @@ _SCALARS = {
 }
 
 
-class Board:
-    """Writes the epochs of one trial.
+class LiveCurves:
+    """Writes the epochs of one trial to TensorBoard; a context manager that closes its file.
 
     Args:
         folder: Of the whole study's TensorBoard files.
-        trial: Gives the run its name and hyperparameters.
-        synthetic: Marks the run's name, where people read it.
+        job: The trial.
     """
 
-    def __init__(self, folder: Path, trial: Trial, synthetic: bool) -> None:
-        """Touch nothing yet; what a previous attempt wrote will stay beside what is written."""
-        self._run = folder / run_name(trial, synthetic)
-        self._trial = trial
+    def __init__(self, folder: Path, job: TrialJob) -> None:
+        self._run = folder / job.run_name
+        self._job = job
         self._writer: SummaryWriter | None = None
 
-    def write(self, report: EpochReport) -> None:
-        """Write an epoch; one replayed after a resume is there already.
+    def __enter__(self) -> LiveCurves:
+        return self
 
-        Curves are for looking at: a disk that refuses them costs the epoch on the board, no more.
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()
+
+    def write(self, report: EpochReport) -> None:
+        """Write an epoch, unless it was replayed after a resume and is there already.
+
+        A disk that refuses gives a warning, and the epoch is missing from the curves.
         """
         if report.replayed:
             return
@@ -59,14 +65,8 @@ class Board:
             self._write(report, self._writer)
         except OSError as error:
             warnings.warn(f"no live curves of epoch {report.row['step']}: {error}", stacklevel=2)
-            # Its thread has ended: the next epoch begins another event file in the same run.
+            # The writer's thread has ended: the next epoch begins another file in the same run.
             self._writer = None
-
-    def close(self) -> None:
-        """Flush and close the event file."""
-        if self._writer is not None:
-            with suppress(OSError):
-                self._writer.close()
 
     def _open(self) -> SummaryWriter:
         writer = SummaryWriter(str(self._run), flush_secs=5)
@@ -78,18 +78,18 @@ class Board:
         for key, tag in _SCALARS.items():
             writer.add_scalar(tag, report.row[key], step)
         if report.examples:
-            sheet = outline_sheet(report.examples)
+            picture = outline_slices(report.examples)
             writer.add_image(
-                "validation slices (true blue, predicted orange)", sheet, step, dataformats="HWC"
+                "validation slices (true blue, predicted orange)", picture, step, dataformats="HWC"
             )
         writer.flush()
 
     def _write_hyperparameters(self, writer: SummaryWriter) -> None:
-        experiment = self._trial.experiment
+        experiment = self._job.experiment
         values: dict[str, bool | str | float | int] = {
-            "variant": self._trial.variant,
-            "fold": self._trial.fold,
-            "seed": self._trial.seed,
+            "variant": self._job.variant,
+            "fold": self._job.fold,
+            "seed": self._job.seed,
             "encoder": experiment.model.encoder,
             "encoder weights": name_of(experiment.model.encoder_weights),
             "preprocessed": experiment.preprocess.enabled,
@@ -106,12 +106,7 @@ class Board:
             writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
-def run_name(trial: Trial, synthetic: bool) -> str:
-    """Return what a trial's run is called in TensorBoard, and its folder."""
-    return f"{trial.name} SYNTHETIC" if synthetic else trial.name
-
-
-def outline_sheet(examples: Sequence[Example], side: int = 256) -> NDArray[np.uint8]:
+def outline_slices(examples: Sequence[Example], side: int = 256) -> NDArray[np.uint8]:
     """Draw slices with true and predicted outlines, two in a row.
 
     Args:

@@ -1,63 +1,62 @@
 """Tune scheduling trials over a cluster.
 
-Tune's own state is not what a study continues from: trials keep theirs in their own folders
-(`study/trial.py`), so each start hands Tune just the trials that have no result yet, and a damaged
-Tune file loses nothing. Tune writes below `<study>/tune/`, a new folder for each start.
+A study does not continue from Tune's own state: trials keep theirs in their own folders, so each
+start hands Tune the trials that have no result yet, and a damaged Tune file loses nothing. Tune
+writes below `<study>/tune/`, into a new folder for each start.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 # Ray reads these when it is imported. Trials stay in the user's working directory, so that
-# relative paths mean what they say; TensorBoard files are written by study/board.py.
+# relative paths keep their meaning; `study.tune.tensorboard` writes the TensorBoard files.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours takes SIGTERM too
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside our progress
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
 
-from brainseg.errors import StorageError
-from study.spec.grid import TrialResources
-from study.storage.study_folder import METRIC, MODE
+from study.spec.resources import TrialResources
+from study.spec.study_spec import METRIC, MODE, SCORE
+from study.spec.trial_job import TrialJob
+from study.storage.sync import StudySync
+from study.storage.trial_folder import UNFINISHED, TrialFolder
 from study.tune.progress import Progress
-from study.tune.trainable import Task, run_trial
-from study.tune.waiting import Patience
+from study.tune.trainable import JOB, run_job
+from study.tune.waiting import WaitNotice
 
 _LOW_MEMORY = ("low on memory", "OutOfMemoryError")  # Ray ended the process to save its node
+Trainable = Callable[[dict[str, Any]], None]
 
 
 class Reporter(tune.Callback):  # type: ignore[misc]
-    """Hands what Tune hears to the console.
+    """Prints what Tune reports, and lets a trial whose process ran out of memory go on.
 
     Args:
+        sync: The study.
         progress: Prints it.
     """
 
-    def __init__(self, progress: Progress) -> None:
-        """Remember who prints."""
-        self.progress = progress
-        self._patience = Patience(progress.note)
+    def __init__(self, sync: StudySync, progress: Progress) -> None:
+        self._sync, self._progress = sync, progress
+        self._waiting = WaitNotice(progress.note)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks into a file that nothing here reads back."""
-        return {}
+        return {}  # Tune pickles its callbacks into a file that nothing here reads back
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Say why trials wait; Tune comes here ten times a second, whatever happens."""
-        self._patience.look(trials)
+        self._waiting.look(trials)  # ten times a second, even when nothing happens
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say so."""
-        self._patience.started()
-        self.progress.started(str(trial))
+        self._waiting.started()
+        self._progress.started(str(trial))
 
     def on_trial_result(
         self,
@@ -67,93 +66,93 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
-        """Print the epoch, and what its process noted."""
-        self._patience.reported()
+        self._waiting.reported()
         if "val_dice" in result:
             for note in result["notes"]:
-                self.progress.note(f"{trial}: {note}")
-            self.progress.epoch(str(trial), result)
+                self._progress.note(f"{trial}: {note}")
+            self._progress.epoch(str(trial), result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say why; if memory was low, let the trial go on with smaller batches."""
-        self._patience.reported()
+        self._waiting.reported()
         reason = _last_failure(trial)
-        self.progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
+        self._progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
-            task = Task.from_config(trial.config["task"])
-            task.mirror.pull_trial(task.trial.path)
-            task.folder.halve_batches(_last_line(reason))
-            task.mirror.push_result(task.trial.path)
+            self._folder(trial).halve_batches(_last_line(reason))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Any], trial: Any, **info: Any
+    ) -> None:
+        if trial.config[JOB]["candidate"] is None:
+            return
+        row = self._folder(trial).read()
+        if row is not None:
+            score = f", best val Dice {row[SCORE]:.3f}" if SCORE in row else f": {row['error']}"
+            how = f"{row['status']} after {row['epochs']} epochs{score}"
+            self._progress.ended(str(trial), how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Say why."""
-        self.progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
+        self._progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
+
+    def _folder(self, trial: Any) -> TrialFolder:
+        return self._sync.trial(Path(trial.config[JOB]["path"]))
 
 
 def run_trials(
-    tasks: Sequence[Task],
+    jobs: Sequence[TrialJob],
     resources: TrialResources,
-    study: Path,
+    sync: StudySync,
     progress: Progress,
     retries: int,
 ) -> None:
     """Run trials to their ends; each leaves its result in its own folder.
 
     Args:
-        tasks: The trials without a result.
+        jobs: The trials without a result.
         resources: What each of them asks for.
-        study: The study's folder.
-        progress: Told of every epoch.
-        retries: Of a trial whose process dies, say; it goes on after its last epoch. An error
-            that would come again ends the trial at once, see `run_trial`.
+        sync: The study.
+        progress: Prints every epoch.
+        retries: How often a trial whose process dies is run again, from its last epoch on. An
+            error that would come again ends the trial at once, see `trainable.workspace`.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
-    configs = tune.grid_search([task.to_config() for task in tasks])
-    fit(
-        run_trial,
-        resources,
-        study,
-        Reporter(progress),
-        retries,
-        {"task": configs},
-        metric=METRIC,
-        mode=MODE,
-        reuse_actors=True,
-        scheduler=Reuse(),
-    )
+    placed = [to_config(job.placed(sync.location, resources)) for job in jobs]
+    space = {JOB: tune.grid_search([config[JOB] for config in placed])}
+    options = {"metric": METRIC, "mode": MODE, "reuse_actors": True}
+    fit(run_job, resources, sync, progress, retries, param_space=space, **options)
 
 
 def fit(
-    trainable: Callable[[dict[str, Any]], None],
+    trainable: Trainable,
     resources: TrialResources,
-    study: Path,
-    reporter: Reporter,
+    sync: StudySync,
+    progress: Progress,
     retries: int,
-    param_space: dict[str, Any],
+    *,
+    param_space: Mapping[str, Any],
     **options: Any,
 ) -> None:
-    """Let Tune run what there is to run, to its end.
+    """Run everything there is to run under Tune.
 
     Args:
-        trainable: What runs each configuration, whose `task` is a `Task`.
-        resources: What each of them asks for.
-        study: The study's folder.
-        reporter: Hears of every epoch.
-        retries: Of a process that dies.
-        param_space: Configurations, unless a searcher among the options proposes them.
+        trainable: Runs one configuration.
+        resources: What each trial asks for.
+        sync: The study.
+        progress: Prints every epoch.
+        retries: How often a trial whose process dies is run again.
+        param_space: Configurations, unless a searcher among the options suggests them.
         options: Of `tune.TuneConfig`.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
-    runs = study / "tune"
+    runs = sync.folder / "tune"
     runs.mkdir(exist_ok=True)
-    number = 1 + sum(1 for _ in runs.iterdir())
+    index = 1 + sum(1 for _ in runs.iterdir())
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
-        param_space=param_space,
+        param_space=dict(param_space),
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.limit(searching="search_alg" in options),
             trial_name_creator=_name,
@@ -161,10 +160,10 @@ def fit(
             **options,
         ),
         run_config=tune.RunConfig(
-            name=f"start-{number}",
+            name=f"start-{index}",
             storage_path=str(runs.resolve()),
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[reporter],
+            callbacks=[Reporter(sync, progress)],
             verbose=0,
         ),
     )
@@ -173,25 +172,17 @@ def fit(
     if stopped:
         raise KeyboardInterrupt
     for result in results:
-        if result.error is not None:
-            _record_error(Task.from_config(result.config["task"]), result.error)
+        # A trial that ended because its disk refused has not failed: it goes on next time.
+        if result.error is not None and not isinstance(result.error, OSError):
+            job = TrialJob.model_validate(result.config[JOB])
+            folder = sync.trial(job.path)
+            if folder.status == UNFINISHED:  # its process died
+                folder.write_failure(job, "failed", _last_line(result.error))
 
 
-class Reuse(FIFOScheduler):  # type: ignore[misc]
-    """Lets a process run trial after trial, until one of them did not end as it should.
-
-    Starting Python and importing torch costs more than all else that surrounds a short trial. A
-    trial that failed, diverged or ran out of memory takes its process with it.
-    """
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Decide; Tune keeps or ends the process right after this."""
-        task = Task.from_config(trial.config["task"])
-        with suppress(StorageError):  # not known then: another process
-            task.mirror.pull_trial(task.trial.path)
-        row = task.folder.read() or {}
-        went_well = row.get("status") == "finished" and row.get("batch_parts") == 1
-        tune_controller._reuse_actors = went_well
+def to_config(job: TrialJob) -> dict[str, Any]:
+    """Return Tune's configuration of a job; it carries the job's name and path."""
+    return {JOB: job.model_dump(mode="json")}
 
 
 @contextmanager
@@ -212,7 +203,7 @@ def _stop_signals() -> Iterator[list[int]]:
     def stop(number: int, frame: Any) -> None:
         stopped.append(number)
         restore()
-        signal.raise_signal(signal.SIGUSR1)  # the one that Tune itself listens to
+        signal.raise_signal(signal.SIGUSR1)  # the signal that Tune itself listens to
 
     for number in watched:
         signal.signal(number, stop)
@@ -222,17 +213,8 @@ def _stop_signals() -> Iterator[list[int]]:
         restore()
 
 
-def _record_error(task: Task, error: Exception) -> None:
-    """Write the row of a trial that could not write its own: its process died, say.
-
-    One that ended because its disk refused has not failed: it goes on when the study does.
-    """
-    if isinstance(error, OSError):
-        return
-    task.mirror.pull_trial(task.trial.path)
-    if task.folder.read() is None:
-        task.folder.write_failure(task.trial, "failed", _last_line(error))
-        task.mirror.push_result(task.trial.path)
+def _name(trial: Any) -> str:
+    return str(trial.config[JOB]["name"])
 
 
 def _last_failure(trial: Any) -> str:
@@ -245,7 +227,3 @@ def _last_failure(trial: Any) -> str:
 def _last_line(error: object) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
-
-
-def _name(trial: Any) -> str:
-    return Task.from_config(trial.config["task"]).trial.name

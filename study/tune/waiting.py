@@ -1,4 +1,4 @@
-"""Why trials wait: what they ask for, what the cluster has, what its autoscaler is doing."""
+"""Notices of why trials wait: what they ask for, what the cluster has and what it is starting."""
 
 from __future__ import annotations
 
@@ -13,39 +13,38 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
-from study.spec.grid import Node, TrialResources, trials_on
+from study.spec.resources import Node, TrialResources, trials_on
 
 _QUIET_SECONDS = 15.0
 _STATUS_KEY = "__autoscaling_status"  # where an autoscaler leaves its report
 
 
-class Patience:
-    """Says why trials wait when nothing starts or reports, after 15 s, 30 s, a minute, ...
+class WaitNotice:
+    """Prints why trials wait while nothing starts or reports, after 15 s, 30 s, 60 s and so on.
 
     Args:
-        say: Told one line each time.
+        say: Called with one line each time.
         quiet: Seconds without news before the first line.
     """
 
     def __init__(self, say: Callable[[str], None], quiet: float = _QUIET_SECONDS) -> None:
-        """Start the clock."""
         self._say, self._quiet = say, quiet
         self.started()
 
     def started(self) -> None:
-        """Hear that a trial has begun: the next wait is a new one."""
+        """Note that a trial has begun: the next wait is a new one."""
         self._wait = self._quiet
         self.reported()
 
     def reported(self) -> None:
-        """Hear that a trial has reported: the cluster works."""
+        """Note that a trial has reported: the cluster works."""
         self._news = time.monotonic()
 
     def look(self, trials: Sequence[Any]) -> None:
-        """Look whether it is time to say something.
+        """Print a notice if it is time for one.
 
         Args:
-            trials: Tune's, of any status.
+            trials: All of Tune's trials.
         """
         if time.monotonic() - self._news < self._wait:
             return
@@ -58,20 +57,20 @@ class Patience:
         running = sum(trial.status == "RUNNING" for trial in trials)
         for (cpus, gpus), number in waiting.items():
             self._wait *= 2
-            asked = TrialResources(cpus, gpus, 0, 1)
+            asked = TrialResources(cpus=cpus, gpus=gpus)
             try:
                 self._say(describe_wait(number, asked, running))
-            except Exception as error:  # what is said of a study must never end it
+            except Exception as error:  # a notice must never end a study
                 self._say(f"waiting: {_count(number, 'trial')} for {asked} each ({error})")
 
 
 def describe_wait(number: int, asked: TrialResources, running: int) -> str:
-    """Return why trials wait, in a line.
+    """Return a line that says why trials wait.
 
     Args:
-        number: How many do.
+        number: How many trials wait.
         asked: What each of them asks for.
-        running: How many run.
+        running: How many trials run.
     """
     there = [node for node in ray.nodes() if node["Alive"]]
     fits = any(trials_on(_node(node["Resources"]), asked.cpus, asked.gpus) for node in there)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from s3 import Store
 
 from brainseg.config import Experiment, load_experiment
-from study.estimate import Kind, Known
+from study.estimate import EpochTimes, TrialKind, measure_disk
+from study.resolve import Study
 from study.run import main
-from study.spec.grid import GRIDS, TrialResources
-from study.storage.tables import TrialFolder
+from study.spec.grid import GRIDS
+from study.spec.resources import TrialResources
+from study.spec.study_spec import StudySpec
+from study.storage.trial_folder import TrialFolder
 
-ONE_CPU = TrialResources(1, 0.0, 0, 1)
+ONE_CPU = TrialResources(cpus=1)
 
 
 def _leave(storage: Path, base: Experiment, variant: str, stages: list[list[float]]) -> None:
     """Leave a study of which one trial ran epochs that took so many seconds, stage by stage."""
     study = storage / "earlier"
     about = {"experiment": base.model_dump(mode="json"), "variants": GRIDS["lite"], "slices": 72}
+    about |= {"grid": "lite"}
     about |= {"cpus_per_trial": 1, "gpus_per_trial": 0.0}
     folder = TrialFolder(study / "trials" / f"{variant}-fold0-seed1")
     folder.path.mkdir(parents=True)
@@ -81,11 +87,11 @@ def test_a_winners_epochs_tell_of_its_own_settings(base: Experiment, tmp_path: P
     _leave(tmp_path, base, "winner-c0007", [[3.0], [30.0]])
     small = base.replaced({"optimizer.batch_size": 4})
     folder = tmp_path / "earlier" / "trials" / "winner-c0007-fold0-seed1"
-    assert Known(tmp_path).num_epochs(Kind.of(small, 72, ONE_CPU)) == 0
+    assert EpochTimes(tmp_path).epoch(TrialKind.of(small, 72, ONE_CPU), 2) is None
     (folder / "experiment.yaml").write_text(small.to_yaml())
-    known = Known(tmp_path)
-    assert known.epoch(Kind.of(small, 72, ONE_CPU), 2) == 30.0
-    assert known.num_epochs(Kind.of(base, 72, ONE_CPU)) == 0
+    known = EpochTimes(tmp_path)
+    assert known.epoch(TrialKind.of(small, 72, ONE_CPU), 2) == 30.0
+    assert known.epoch(TrialKind.of(base, 72, ONE_CPU), 2) is None
 
 
 def test_a_plan_behind_a_url_says_where_hours_can_be_known(
@@ -102,15 +108,15 @@ def test_epochs_of_other_slices_processors_or_sizes_tell_nothing(
 ) -> None:
     _leave(tmp_path, base, "raw-lite0", [[10.0], [100.0]])
     experiment = base.replaced(GRIDS["lite"]["raw-lite0"])
-    known = Known(tmp_path)
-    kind = Kind.of(experiment, 72, ONE_CPU)
+    known = EpochTimes(tmp_path)
+    kind = TrialKind.of(experiment, 72, ONE_CPU)
     assert known.training(kind, experiment) == 2 * 10 + 8 * 100
     assert known.training(kind, experiment, done=3) == 7 * 100
     for other in (
-        Kind.of(experiment, 73, ONE_CPU),
-        Kind.of(experiment, 72, TrialResources(2, 0.0, 0, 1)),
-        Kind.of(experiment, 72, TrialResources(1, 0.5, 0, 1)),
-        Kind.of(experiment.replaced({"data.size": 32}), 72, ONE_CPU),
+        TrialKind.of(experiment, 73, ONE_CPU),
+        TrialKind.of(experiment, 72, TrialResources(cpus=2)),
+        TrialKind.of(experiment, 72, TrialResources(cpus=1, gpus=0.5)),
+        TrialKind.of(experiment.replaced({"data.size": 32}), 72, ONE_CPU),
     ):
         assert known.training(other, experiment) is None
 
@@ -122,4 +128,23 @@ def test_a_price_without_a_plan_is_a_usage_error(
     with pytest.raises(SystemExit) as caught:
         main(plan)
     assert caught.value.code == 2
-    assert "give --plan too" in capsys.readouterr().err
+    assert "--price-per-hour needs --plan" in capsys.readouterr().err
+
+
+def test_disk_grows_with_trials_and_concurrency(tmp_path: Path) -> None:
+    spec = StudySpec(grid="lite", variants=GRIDS["lite"], folds=2, experiment=Experiment())
+    sizes = {"timm-tf_efficientnet_lite0": 1000}
+
+    def needed(concurrent: int, slices: int = 0) -> int:
+        study = cast(
+            "Study",
+            SimpleNamespace(
+                spec=spec.model_copy(update={"slices": slices}), folder=tmp_path, sizes=sizes
+            ),
+        )
+        return measure_disk(study, spec.jobs(), TrialResources(concurrent=concurrent))[0]
+
+    # Four models, two exported ones, and three checkpoints of four copies for each at once.
+    assert needed(1) == 4 * 1000 * (4 + 2 + 12)
+    assert needed(2) == 4 * 1000 * (4 + 2 + 24)
+    assert needed(2, slices=100) - needed(2) == 4 * 30 * 256 * 256 // 3

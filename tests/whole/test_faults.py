@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from brainseg.cli import FINISHED, KNOWN_ERROR, SOME_FAILED
 from brainseg.config import Experiment
 from brainseg.data.slice_store import open_dataset
-from study.storage.tables import TrialFolder
+from study.storage.trial_folder import TrialFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

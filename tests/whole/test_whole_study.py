@@ -14,7 +14,7 @@ from brainseg.config import Experiment
 from brainseg.model.model_file import load_model
 from study.run import main
 from study.spec.grid import GRIDS
-from study.storage.tables import TABLES
+from study.storage.trial_folder import TABLES
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw": {"preprocess.enabled": False},

@@ -16,12 +16,15 @@ from brainseg.inference.overlay import PREDICTED, TRUE
 from brainseg.metrics import Counts
 from brainseg.storage.files import write_text
 from study.report.examples import draw_examples
-from study.spec.grid import Trial, plan_trials
+from study.spec.grid import GRIDS
+from study.spec.study_spec import StudySpec
+from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import save_probabilities
-from study.storage.tables import TrialFolder, collect
+from study.storage.tables import collect
+from study.storage.trial_folder import TrialFolder
 
 SIZE = 32
-TRIALS = plan_trials("lite", Experiment(), folds=1, seeds=2)
+JOBS = StudySpec(grid="lite", variants=GRIDS["lite"], experiment=Experiment(), seeds=2).jobs()
 
 
 def _evaluation(data: SliceStore, missed: str) -> Evaluation:
@@ -45,22 +48,22 @@ def _missed(data: SliceStore) -> str:
     return largest.name
 
 
-def _finish(study: Path, trial: Trial, data: SliceStore, missed: str) -> None:
-    folder = TrialFolder(study / "trials" / trial.name)
+def _finish(study: Path, job: TrialJob, data: SliceStore, missed: str) -> None:
+    folder = TrialFolder(study / job.path)
     folder.path.mkdir(parents=True)
     evaluation = _evaluation(data, missed)
     save_probabilities(folder.probabilities, evaluation)
-    write_text(folder.model, trial.name)
-    folder.write_success(trial, {"val_loss": 0.1}, evaluation.tables(data))
+    write_text(folder.model, job.name)
+    folder.write_success(job, {"val_loss": 0.1}, evaluation.tables(data))
 
 
 @pytest.fixture
 def study(tmp_path: Path, data: SliceStore) -> Path:
     """Raw misses a slice with both seeds, preprocessed none; its first seed never ended."""
     for position, missed in ((0, _missed(data)), (2, _missed(data)), (3, "")):
-        _finish(tmp_path, TRIALS[position], data, missed)
-    collect(tmp_path, TRIALS)
-    draw_examples(tmp_path, TRIALS, data)
+        _finish(tmp_path, JOBS[position], data, missed)
+    collect(tmp_path, JOBS)
+    draw_examples(tmp_path, JOBS, data)
     return tmp_path
 
 
@@ -111,12 +114,12 @@ def test_drawing_again_changes_nothing_and_leaves_nothing_old(
 
     before = state()
     (study / "examples" / "raw-lite0" / "old.png").write_bytes(b"")
-    draw_examples(study, TRIALS, data)
+    draw_examples(study, JOBS, data)
     assert state() == before
 
 
 def test_a_study_without_slices_has_no_pictures(tmp_path: Path, data: SliceStore) -> None:
-    collect(tmp_path, TRIALS)
-    draw_examples(tmp_path, TRIALS, data)
+    collect(tmp_path, JOBS)
+    draw_examples(tmp_path, JOBS, data)
     assert not (tmp_path / "examples").exists()
     assert _rows(tmp_path, "best") == []

@@ -24,24 +24,24 @@ from study.report.build import write_report
 from study.report.figures import FigureWriter
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search, restrict, to_optuna
-from study.storage.candidates import candidate_folder
-from study.storage.leaderboard import ranked, write_standings
+from study.storage.leaderboard import ranked, write_leaderboard
+from study.storage.trial_folder import candidate_folder
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of two variants and a winner on two rotations, its scores and curves invented."""
     folder = generate_study(tmp_path_factory.mktemp("study") / "lite", grid="baseline", seeds=1)
-    search = build_search(folder, 24, base=Experiment())
+    spec = build_search(folder, 24, base=Experiment())
     with pytest.MonkeyPatch.context() as patch:
-        Drive(search, folder).run(patch)
+        Drive(spec, folder).run(patch)
     number = int(ranked(read_csv(folder / "candidates.csv"))[0]["candidate"])
     for path in folder.glob("*.csv"):
         text = path.read_text().replace("raw-efficientnet-b0", f"winner-c{number:04d}")
         path.write_text(text)
     about = json.loads((folder / "study.json").read_text())
-    variants = {name: dict(changes) for name, changes in search.space.variants.items()}
-    about |= {"search": search.to_record(), "variants": variants}
+    variants = {name: dict(changes) for name, changes in spec.variants.items()}
+    about |= {"search": spec.to_record()["search"], "variants": variants}
     (folder / "study.json").write_text(json.dumps(about))
     split = json.loads((folder / "split.json").read_text())
     split["search"] = split["rotations"][:1]
@@ -118,7 +118,7 @@ def test_the_factors_of_the_grid_are_compared_without_the_winner(results: StudyR
 
 def test_candidates_become_an_optuna_study(tmp_path: Path) -> None:
     text = "augment.strength: {low: 0.0, high: 2.0}\noptimizer.weight_decay: {low: 0.0, high: 1.0}"
-    search = build_search(tmp_path, 30, text=text)
+    spec = build_search(tmp_path, 30, text=text)
     points = [
         {
             "variant": "raw-lite0",
@@ -128,7 +128,7 @@ def test_candidates_become_an_optuna_study(tmp_path: Path) -> None:
         for n in range(30)
     ]
     scores = [None, *(n / 15 for n in range(1, 30))]
-    study = to_optuna(search, points, scores, [{1: n / 20, 2: n / 15} for n in range(30)])
+    study = to_optuna(spec, points, scores, [{1: n / 20, 2: n / 15} for n in range(30)])
     assert [trial.params for trial in study.trials] == points
     assert [trial.value for trial in study.trials] == scores
     assert study.trials[0].state == TrialState.PRUNED
@@ -139,11 +139,11 @@ def test_candidates_become_an_optuna_study(tmp_path: Path) -> None:
 
 def test_a_candidate_that_never_trained_is_reported(tmp_path: Path) -> None:
     folder = generate_study(tmp_path / "study", grid="lite", seeds=1, patients=10, slices=4)
-    search = build_search(folder, 1, base=Experiment())
+    spec = build_search(folder, 1, base=Experiment())
     with pytest.MonkeyPatch.context() as patch:
-        Drive(search, folder).run(patch)
+        Drive(spec, folder).run(patch)
     about = json.loads((folder / "study.json").read_text())
-    (folder / "study.json").write_text(json.dumps(about | {"search": search.to_record()}))
+    (folder / "study.json").write_text(json.dumps(about | {"search": spec.to_record()["search"]}))
 
     def describe() -> Section:
         results = read_results(folder)
@@ -155,7 +155,7 @@ def test_a_candidate_that_never_trained_is_reported(tmp_path: Path) -> None:
     (candidate.path / "history.csv").unlink()
     result = {"status": "failed", "error": "out of memory"}
     (candidate.path / "result.json").write_text(json.dumps(result))
-    write_standings(folder, search, "SYNTHETIC")
+    write_leaderboard(folder, spec, "SYNTHETIC")
     assert not [b for b in describe().blocks if isinstance(b, Table | Figure)]
 
 

@@ -9,20 +9,27 @@ from optuna.trial import FixedTrial
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
 from study.spec.grid import GRIDS
-from study.spec.search_space import VARIANT, Space, load_space
+from study.spec.search_space import VARIANT, SearchSpace, load_space
 
 SEARCH = Path(__file__).parents[3] / "configs" / "search.yaml"
 BASE = Experiment()
 
 
-def _space(tmp_path: Path, text: str, grid: str = "lite", base: Experiment = BASE) -> Space:
+def _space(tmp_path: Path, text: str, grid: str = "lite", base: Experiment = BASE) -> SearchSpace:
     path = tmp_path / "space.yaml"
     path.write_text(text)
     return load_space(path, GRIDS[grid], base)
 
 
-def _suggest(space: Space, **params: Any) -> dict[str, Any]:
-    return space.suggest(FixedTrial(params))[1]  # type: ignore[arg-type]
+def _suggest(space: SearchSpace, **params: Any) -> dict[str, Any]:
+    """Return the keys in which a drawn candidate differs from the base."""
+    trial = FixedTrial(params)
+    space.suggest(trial)
+    drawn = {key: value for key, value in trial.params.items() if key != VARIANT}
+    assert space.experiment(trial.params) == space.base.replaced(
+        space.shared(params[VARIANT]) | drawn
+    )
+    return space.shared(params[VARIANT]) | drawn
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -83,7 +90,7 @@ def test_a_value_is_that_of_all_candidates_and_not_of_the_grid(tmp_path: Path) -
     assert space.stage_epochs() == (1, 16)
     assert space.base.stages[0].epochs == 5
     assert space.baseline("raw-lite0") == {VARIANT: "raw-lite0", "augment.strength": 1.0}
-    assert space.to_record()["stages.0.epochs"] == {"value": 1}
+    assert space.record()["stages.0.epochs"].value == 1
 
 
 def test_the_longest_stages_are_found(tmp_path: Path) -> None:

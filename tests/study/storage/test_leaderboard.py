@@ -9,33 +9,33 @@ from stubs import BASE, Drive, build_search
 
 from brainseg.config import load_experiment
 from brainseg.storage.files import read_csv
-from study.storage.candidates import SCORE, Search, candidate_folder
+from study.spec.study_spec import SCORE, StudySpec
 from study.storage.leaderboard import (
     columns,
-    is_variant,
+    count_open,
     measure_agreement,
     measure_spent,
     ranked,
-    winner_trials,
-    write_standings,
+    winner_jobs,
+    write_leaderboard,
 )
-from study.storage.tables import Row
+from study.storage.trial_folder import Row, candidate_folder
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Search]:
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudySpec]:
     folder = tmp_path_factory.mktemp("searched")
-    search = build_search(folder, 16)
+    spec = build_search(folder, 16)
     with pytest.MonkeyPatch.context() as patch:
-        Drive(search, folder).run(patch)
-    return folder, search
+        Drive(spec, folder).run(patch)
+    return folder, spec
 
 
-def test_every_candidate_has_a_row_in_order(searched: tuple[Path, Search]) -> None:
-    folder, search = searched
+def test_every_candidate_has_a_row_in_order(searched: tuple[Path, StudySpec]) -> None:
+    folder, spec = searched
     rows = read_csv(folder / "candidates.csv")
     assert [int(row["candidate"]) for row in rows] == list(range(16))
-    assert list(rows[0]) == columns(search)
+    assert list(rows[0]) == columns(spec)
     assert not any("second" in name for name in rows[0])
     for row in rows:
         epochs = int(row["epochs"])
@@ -44,7 +44,7 @@ def test_every_candidate_has_a_row_in_order(searched: tuple[Path, Search]) -> No
         assert (row["preprocess.clip_limit"] == "") == (row["variant"] == "raw-lite0")
 
 
-def test_only_candidates_run_in_full_are_ranked(searched: tuple[Path, Search]) -> None:
+def test_only_candidates_run_in_full_are_ranked(searched: tuple[Path, StudySpec]) -> None:
     rows = read_csv(searched[0] / "candidates.csv")
     order = ranked(rows)
     assert {row["status"] for row in order} == {"finished"}
@@ -54,25 +54,27 @@ def test_only_candidates_run_in_full_are_ranked(searched: tuple[Path, Search]) -
     assert ranked(rows)[0] is order[0]
 
 
-def test_the_best_are_configurations_that_load_as_they_are(searched: tuple[Path, Search]) -> None:
-    folder, search = searched
+def test_the_best_are_configurations_that_load_as_they_are(
+    searched: tuple[Path, StudySpec],
+) -> None:
+    folder, spec = searched
     order = ranked(read_csv(folder / "candidates.csv"))
     best = load_experiment(folder / "best.yaml")
     assert best == load_experiment(folder / "search" / "top-1.yaml")
     assert best.seed == BASE.seed
     assert f"candidate {order[0]['candidate']}, val Dice" in (folder / "best.yaml").read_text()
     assert "SYNTHETIC" in (folder / "best.yaml").read_text()
-    for place, row in enumerate(order[:5], 1):
-        found = load_experiment(folder / "search" / f"top-{place}.yaml")
+    for rank, row in enumerate(order[:5], 1):
+        found = load_experiment(folder / "search" / f"top-{rank}.yaml")
         assert str(found.stages[1].learning_rate) == row["stages.1.learning_rate"]
-    assert search.candidates == 16
+    assert count_open(folder, spec) == 0
 
 
 def test_the_winner_is_trained_with_all_folds_and_seeds_of_the_study(
-    searched: tuple[Path, Search],
+    searched: tuple[Path, StudySpec],
 ) -> None:
-    folder, search = searched
-    trials = winner_trials(folder, search, folds=2, seeds=3)
+    folder, spec = searched
+    trials = winner_jobs(folder, spec.model_copy(update={"folds": 2, "seeds": 3}))
     best = ranked(read_csv(folder / "candidates.csv"))[0]
     assert {trial.variant for trial in trials} == {f"winner-c{int(best['candidate']):04d}"}
     assert {(t.fold, t.seed) for t in trials} == {(f, s) for f in (0, 1) for s in (44, 45, 46)}
@@ -81,15 +83,16 @@ def test_the_winner_is_trained_with_all_folds_and_seeds_of_the_study(
 
 
 def test_a_former_winners_trials_stay_as_far_as_they_have_ended(
-    searched: tuple[Path, Search],
+    searched: tuple[Path, StudySpec],
 ) -> None:
-    folder, search = searched
+    folder, spec = searched
     former = ranked(read_csv(folder / "candidates.csv"))[1]
     path = folder / "trials" / f"winner-c{int(former['candidate']):04d}-fold0-seed44"
     path.mkdir(parents=True)
-    assert {t.name for t in winner_trials(folder, search, 1, 2)}.isdisjoint({path.name})
+    spec = spec.model_copy(update={"seeds": 2})
+    assert {job.name for job in winner_jobs(folder, spec)}.isdisjoint({path.name})
     (path / "result.json").write_text('{"status": "finished"}')
-    names = [trial.name for trial in winner_trials(folder, search, 1, 2)]
+    names = [job.name for job in winner_jobs(folder, spec)]
     assert names[0] == path.name
     assert len(names) == 3
 
@@ -97,20 +100,20 @@ def test_a_former_winners_trials_stay_as_far_as_they_have_ended(
 def test_a_winner_that_is_a_variant_as_it_is_is_not_trained_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = build_search(tmp_path, 2)
-    rows = Drive(search, tmp_path).run(monkeypatch)
-    assert is_variant(search, search.space.baseline(ranked(rows)[0]["variant"]))
-    assert winner_trials(tmp_path, search, 1, 1) == []
+    spec = build_search(tmp_path, 2)
+    rows = Drive(spec, tmp_path).run(monkeypatch)
+    assert spec.search_space.is_variant(spec.search_space.baseline(ranked(rows)[0]["variant"]))
+    assert winner_jobs(tmp_path, spec) == []
 
 
 def test_a_variant_with_a_shorter_stage_is_another_experiment(tmp_path: Path) -> None:
     text = "augment.strength: {low: 0.0, high: 2.0}\nstages.1.epochs: {value: 9}"
-    search = build_search(tmp_path, 2, text=text)
-    assert not is_variant(search, search.space.baseline("raw-lite0"))
+    spec = build_search(tmp_path, 2, text=text)
+    assert not spec.search_space.is_variant(spec.search_space.baseline("raw-lite0"))
 
 
-def test_what_stopping_saved_is_counted(searched: tuple[Path, Search]) -> None:
-    folder, search = searched
+def test_what_stopping_saved_is_counted(searched: tuple[Path, StudySpec]) -> None:
+    folder, spec = searched
     rows = read_csv(folder / "candidates.csv")
     spent = measure_spent(folder, rows)
     assert spent.epochs == sum(int(row["epochs"]) for row in rows)
@@ -119,7 +122,7 @@ def test_what_stopping_saved_is_counted(searched: tuple[Path, Search]) -> None:
     assert spent.seconds == spent.epochs  # each stub epoch says that it took a second
     assert spent.seconds_in_full == pytest.approx(spent.epochs_in_full)
     assert spent.epochs < 0.8 * spent.epochs_in_full
-    assert search.rungs == [3, 12]
+    assert spec.rungs == [3, 12]
 
 
 def _rows(then: list[float], last: list[float]) -> list[Row]:
@@ -130,14 +133,14 @@ def _rows(then: list[float], last: list[float]) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("last", "spearman", "place"),
+    ("last", "spearman", "rank"),
     [([0.1, 0.2, 0.3, 0.4], 1.0, 1), ([0.4, 0.3, 0.2, 0.1], -1.0, 4)],
 )
-def test_agreement_of_a_rung_with_the_end(last: list[float], spearman: float, place: int) -> None:
+def test_agreement_of_a_rung_with_the_end(last: list[float], spearman: float, rank: int) -> None:
     (found,) = measure_agreement(_rows([0.1, 0.2, 0.3, 0.4], last), [3])
     assert found.spearman == pytest.approx(spearman)
     assert found.kendall == pytest.approx(spearman)
-    assert (found.place, found.candidates) == (place, 4)
+    assert (found.rank, found.candidates) == (rank, 4)
 
 
 def test_two_candidates_agree_on_nothing() -> None:
@@ -146,15 +149,15 @@ def test_two_candidates_agree_on_nothing() -> None:
     assert measure_agreement([], [3]) == []
 
 
-def test_a_candidate_without_a_result_is_unfinished(searched: tuple[Path, Search]) -> None:
-    folder, search = searched
+def test_a_candidate_without_a_result_is_unfinished(searched: tuple[Path, StudySpec]) -> None:
+    folder, spec = searched
     path = candidate_folder(folder, 3).path / "result.json"
     text = path.read_text()
     try:
         path.unlink()
-        row: dict[str, Any] = write_standings(folder, search, "SYNTHETIC")[3]
+        row: dict[str, Any] = write_leaderboard(folder, spec, "SYNTHETIC")[3]
         assert row["status"] == "unfinished"
         assert row[SCORE] == ""
     finally:
         path.write_text(text)
-        write_standings(folder, search, "SYNTHETIC")
+        write_leaderboard(folder, spec, "SYNTHETIC")

@@ -11,14 +11,16 @@ from brainseg.data.slice_store import Slice
 from brainseg.inference.evaluation import PLAIN, Evaluation, PartEvaluation
 from brainseg.metrics import Counts
 from brainseg.storage.files import write_text
-from study.spec.grid import Trial, plan_trials
+from study.spec.grid import GRIDS
+from study.spec.study_spec import StudySpec
+from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import (
     LEVELS,
     collect_ensembles,
     load_probabilities,
     save_probabilities,
 )
-from study.storage.tables import TABLES, TrialFolder
+from study.storage.trial_folder import TABLES, TrialFolder
 
 TRUE = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], bool)
 SLICES = (Slice("a_1", "a", 2), Slice("b_1", "b", 0))
@@ -33,12 +35,17 @@ def _evaluation(probabilities: list[float]) -> Evaluation:
     return Evaluation(part, part, 0.5)
 
 
-def _finish(study: Path, trial: Trial, probabilities: list[float]) -> None:
-    folder = TrialFolder(study / "trials" / trial.name)
+def _finish(study: Path, job: TrialJob, probabilities: list[float]) -> None:
+    folder = TrialFolder(study / job.path)
     folder.path.mkdir(parents=True)
     save_probabilities(folder.probabilities, _evaluation(probabilities))
     write_text(folder.model, "weights")
-    folder.write_success(trial, {}, {name: [] for name in TABLES})
+    folder.write_success(job, {}, {name: [] for name in TABLES})
+
+
+def _jobs(**counts: int) -> list[TrialJob]:
+    spec = StudySpec(grid="lite", variants=GRIDS["lite"], experiment=Experiment())
+    return spec.model_copy(update=counts).jobs()
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -59,11 +66,11 @@ def test_probabilities_are_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_seeds_of_a_fold_vote_by_their_mean(tmp_path: Path) -> None:
-    trials = plan_trials("lite", Experiment(), folds=1, seeds=2)
+    jobs = _jobs(seeds=2)
     votes = [[0.9, 0.2, 0.9, 0.1], [0.3, 0.6, 0.2, 0.1]]  # the mean: .6, .4, .55, .1
-    for trial, vote in zip((trials[0], trials[2]), votes, strict=True):
-        _finish(tmp_path, trial, vote)
-    collect_ensembles(tmp_path, trials)
+    for job, vote in zip((jobs[0], jobs[2]), votes, strict=True):
+        _finish(tmp_path, job, vote)
+    collect_ensembles(tmp_path, jobs)
     rows = [row for row in _rows(tmp_path / "ensemble.csv") if row["part"] == "test"]
     assert [(r["variant"], r["seed"], r["setting"]) for r in rows] == [
         ("raw-lite0", "all", "2 seeds")
@@ -76,8 +83,8 @@ def test_seeds_of_a_fold_vote_by_their_mean(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_no_ensemble(tmp_path: Path) -> None:
-    trials = plan_trials("lite", Experiment(), folds=2, seeds=1)
-    for trial in trials:
-        _finish(tmp_path, trial, [0.9] * 4)
-    collect_ensembles(tmp_path, trials)
+    jobs = _jobs(folds=2)
+    for job in jobs:
+        _finish(tmp_path, job, [0.9] * 4)
+    collect_ensembles(tmp_path, jobs)
     assert _rows(tmp_path / "ensemble.csv") == []

@@ -12,9 +12,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -25,12 +26,14 @@ from rich.console import Console
 
 from brainseg.config import Experiment
 from brainseg.errors import StudyError
-from study.spec.grid import Node, Trial, TrialResources, share_cluster
-from study.tune.cluster import cluster, startable
+from study.spec.resources import Node, TrialResources, share_cluster
+from study.spec.trial_job import TrialJob
+from study.storage.sync import StudySync
+from study.tune.cluster import start_cluster, startable
 from study.tune.progress import Progress
-from study.tune.trainable import Task
-from study.tune.tuner import Reporter, fit
-from study.tune.waiting import Patience, _read_report
+from study.tune.trainable import JOB
+from study.tune.tuner import fit, to_config
+from study.tune.waiting import WaitNotice
 
 HEAD_ID = "f" * 51 + "00000"
 
@@ -89,7 +92,7 @@ def machines(quiet: None) -> Iterator[Machines]:
 def nodes(machines: Machines) -> Iterator[Machines]:
     yield machines
     machines.leave()
-    with cluster(machines.address):
+    with start_cluster(machines.address):
         wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
 
 
@@ -99,9 +102,11 @@ class Stub:
     def __init__(self, folder: Path, trials: int, resources: TrialResources) -> None:
         (folder / "trials").mkdir()
         self.folder, self.text = folder, io.StringIO()
-        trial = [Trial(f"stub{n}", 0, 0, Experiment()) for n in range(trials)]
         self.resources = resources
-        self.tasks = [Task(one, folder, folder, "", True, resources) for one in trial]
+        self.jobs = [
+            TrialJob(variant=f"stub{n}", fold=0, seed=0, experiment=Experiment())
+            for n in range(trials)
+        ]
 
     def run(self, story: Callable[[], None]) -> None:
         """Run all trials, and beside them what happens to the cluster."""
@@ -109,8 +114,7 @@ class Stub:
         failed: list[BaseException] = []
 
         def train(config: dict[str, Any]) -> None:
-            name = Task.from_config(config["task"]).trial.name
-            marker = folder / f"{name}.{os.getpid()}"
+            marker = folder / f"{config[JOB]['name']}.{os.getpid()}"
             marker.write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
             while not (folder / "go").exists():
                 time.sleep(0.02)
@@ -122,13 +126,13 @@ class Stub:
                 failed.append(error)
             (folder / "go").touch()
 
-        progress = Progress([t.trial.name for t in self.tasks], 1, Console(file=self.text))
-        reporter = Reporter(progress)
-        reporter._patience = Patience(progress.note, quiet=1.0)
-        configs = tune.grid_search([task.to_config() for task in self.tasks])
+        progress = Progress([job.name for job in self.jobs], 1, Console(file=self.text))
+        placed = [to_config(job.placed(folder, self.resources))[JOB] for job in self.jobs]
+        space = {JOB: tune.grid_search(placed)}
         thread = threading.Thread(target=tell)
         thread.start()
-        fit(train, self.resources, folder, reporter, 3, {"task": configs})
+        with patch("study.tune.tuner.WaitNotice", partial(WaitNotice, quiet=1.0)):
+            fit(train, self.resources, StudySync(folder), progress, 3, param_space=space)
         thread.join()
         assert not failed, (failed, self.text.getvalue())
 
@@ -145,9 +149,9 @@ class Stub:
 @pytest.mark.slow
 def test_two_small_trials_share_a_gpu(nodes: Machines, tmp_path: Path) -> None:
     nodes.join(cpus=4, gpus=1)
-    with cluster(nodes.address):
+    with start_cluster(nodes.address):
         wait_until(lambda: len(ray.nodes()) == 2)
-    with cluster(nodes.address) as there:
+    with start_cluster(nodes.address) as there:
         resources = share_cluster(there, 2, gpus=0.5)
         stub = Stub(tmp_path, 2, resources)
         stub.run(lambda: stub.wait_for(2))
@@ -159,7 +163,7 @@ def test_two_small_trials_share_a_gpu(nodes: Machines, tmp_path: Path) -> None:
 def test_trials_follow_nodes_that_join_and_wait_with_a_reason_for_one_that_is_lost(
     nodes: Machines, tmp_path: Path
 ) -> None:
-    resources = TrialResources(cpus=1, gpus=1, workers=0, concurrent=1, grows=True)
+    resources = TrialResources(cpus=1, gpus=1, grows=True)
     stub = Stub(tmp_path, 3, resources)
 
     def story() -> None:
@@ -170,7 +174,7 @@ def test_trials_follow_nodes_that_join_and_wait_with_a_reason_for_one_that_is_lo
         nodes.join(cpus=3, gpus=3)
         stub.wait_for(4)  # all three at once, one of them for the second time
 
-    with cluster(nodes.address):
+    with start_cluster(nodes.address):
         stub.run(story)
     said = stub.text.getvalue()
     assert "waiting: 3 trials for 1 GPU and 1 CPU each; in use are 0 of 0 CPU and 0 of 0" in said
@@ -223,7 +227,7 @@ def autoscaled(quiet: None) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_trials_wait_for_nodes_that_an_autoscaler_starts(autoscaled: str, tmp_path: Path) -> None:
-    with cluster(autoscaled) as there:
+    with start_cluster(autoscaled) as there:
         assert there == (Node(0, 0.0), *[Node(1, 0.0, exists=False)] * 2)
         with pytest.raises(StudyError, match="which no node has at once"):
             share_cluster(there, 4, cpus=2, grows=True)
@@ -232,13 +236,6 @@ def test_trials_wait_for_nodes_that_an_autoscaler_starts(autoscaled: str, tmp_pa
         stub = Stub(tmp_path, 4, resources)
         stub.run(lambda: stub.wait_for(2))
     assert len(stub.started()) == 4
-
-
-def test_what_an_autoscaler_is_starting_is_read_from_its_report() -> None:
-    report = {"pending_launches": {"gpu": 2}, "pending_nodes": [["10.0.0.7", "gpu", "setting-up"]]}
-    assert _read_report(json.dumps({"autoscaler_report": report}).encode()) == {"gpu": 3}
-    assert not _read_report(json.dumps({"autoscaler_report": None}).encode())
-    assert not _read_report(None)
 
 
 def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> None:
@@ -255,35 +252,3 @@ def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> Non
     assert startable(config, present=0) == (small, large, small, large)
     assert startable(config, present=3) == (small,)
     assert startable(config, present=4) == ()
-
-
-def test_a_wait_that_cannot_be_explained_is_said_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail() -> None:
-        raise RuntimeError("the head does not answer")
-
-    monkeypatch.setattr(ray, "nodes", fail)
-    said: list[str] = []
-    patience = Patience(said.append, quiet=0.0)
-    asked = SimpleNamespace(required_resources={"CPU": 2.0, "GPU": 0.5})
-    patience.look([SimpleNamespace(status="PENDING", placement_group_factory=asked)] * 3)
-    assert said == ["waiting: 3 trials for 0.5 GPU and 2 CPU each (the head does not answer)"]
-
-
-def test_a_wait_is_said_at_growing_intervals_and_anew_after_a_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("study.tune.waiting.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("study.tune.waiting.describe_wait", lambda *_: f"at {now[0]:.0f}")
-    said: list[str] = []
-    patience = Patience(said.append)
-    asked = SimpleNamespace(required_resources={"CPU": 1.0})
-    trials = [SimpleNamespace(status="PENDING", placement_group_factory=asked)]
-    for second in range(200):
-        now[0] = float(second)
-        if second == 110:
-            patience.started()
-        patience.look(trials)
-    assert said == ["at 15", "at 45", "at 105", "at 125", "at 155"]

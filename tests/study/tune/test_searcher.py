@@ -1,4 +1,4 @@
-"""The searcher and the scheduler together, over curves whose optimum is known; nothing trains."""
+"""The searcher and the scheduler together, with known curves in place of training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
 
-from study.spec.search_space import Space
-from study.storage.candidates import SAMPLERS, SCHEDULERS, SCORE, candidate_folder
+from study.spec.search_space import SearchSpace
+from study.spec.study_spec import SAMPLERS, SCHEDULERS, SCORE
 from study.storage.leaderboard import ranked
-from study.storage.tables import Row
+from study.storage.trial_folder import Row, candidate_folder
 
 
 def _best(rows: list[Row]) -> float:
@@ -58,8 +58,8 @@ def test_tpe_finds_the_optimum_and_random_does_not_with_as_many_epochs(
         base = BASE.replaced({"seed": seed})
         for sampler, candidates in (("tpe", 40), ("random", 60)):
             folder = tmp_path / f"{sampler}{seed}"
-            search = build_search(folder, candidates, sampler=sampler, base=base)
-            rows = Drive(search, folder).run(monkeypatch)
+            spec = build_search(folder, candidates, sampler=sampler, base=base)
+            rows = Drive(spec, folder).run(monkeypatch)
             if sampler == "tpe":
                 budget = _epochs(rows)
             while _epochs(rows) > budget:
@@ -135,7 +135,7 @@ def test_a_search_killed_anywhere_goes_on_to_the_same_candidates(
 def test_a_search_killed_before_or_while_it_draws_goes_on_to_the_same_candidates(
     tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch, step: str, times: int
 ) -> None:
-    whole, left = getattr(Space, step), iter(range(times))
+    whole, left = getattr(SearchSpace, step), iter(range(times))
 
     def fail_late(*args: Any) -> Any:
         if next(left, None) is None:
@@ -143,7 +143,7 @@ def test_a_search_killed_before_or_while_it_draws_goes_on_to_the_same_candidates
         return whole(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Space, step, fail_late)
+        patch.setattr(SearchSpace, step, fail_late)
         Drive(build_search(tmp_path, 14), tmp_path).run(patch)
     (drawn,) = [trial[3] for trial in history_of(tmp_path) if trial[1] == "RUNNING"]
     assert bool(drawn) == (step == "_draw")
@@ -169,8 +169,8 @@ def test_another_seed_is_noticed(
     tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "other"
-    search = build_search(folder, 14, base=BASE.replaced({"seed": 45}))
-    Drive(search, folder).run(monkeypatch)
+    spec = build_search(folder, 14, base=BASE.replaced({"seed": 45}))
+    Drive(spec, folder).run(monkeypatch)
     assert not _same(folder, quiet)
 
 
@@ -199,20 +199,20 @@ def test_a_larger_number_extends_a_search(
 def test_a_lost_or_damaged_journal_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = build_search(tmp_path, 6)
-    rows = Drive(search, tmp_path).run(monkeypatch)
+    spec = build_search(tmp_path, 6)
+    rows = Drive(spec, tmp_path).run(monkeypatch)
     expected, journal = history_of(tmp_path), tmp_path / "search" / "journal.log"
     journal.unlink()
-    assert Drive(search, tmp_path).run(monkeypatch) == rows
+    assert Drive(spec, tmp_path).run(monkeypatch) == rows
     assert history_of(tmp_path) == expected
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:3]) + b"{nonsense}\n" + b"".join(lines[3:]))
     with pytest.warns(UserWarning, match=r"journal\.log is damaged"):
-        Drive(search, tmp_path).run(monkeypatch)
+        Drive(spec, tmp_path).run(monkeypatch)
     assert history_of(tmp_path) == expected
     journal.write_bytes(journal.read_bytes()[:-20])
     journal.with_name("journal.log.lock").symlink_to("nobody")
-    Drive(search, tmp_path).run(monkeypatch)
+    Drive(spec, tmp_path).run(monkeypatch)
     assert history_of(tmp_path) == expected
 
 
@@ -221,8 +221,8 @@ def test_a_lost_or_damaged_journal_is_written_anew(
 def test_every_sampler_works_with_every_scheduler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, scheduler: str
 ) -> None:
-    search = build_search(tmp_path, 5, sampler=sampler, scheduler=scheduler)
-    rows = Drive(search, tmp_path).run(monkeypatch)
+    spec = build_search(tmp_path, 5, sampler=sampler, scheduler=scheduler)
+    rows = Drive(spec, tmp_path).run(monkeypatch)
     assert len(rows) == 5
     assert {row["status"] for row in rows} <= {"finished", "stopped", "diverged"}
     assert scheduler != "none" or all(row["status"] != "stopped" for row in rows)

@@ -1,4 +1,4 @@
-"""Trials that share a process end as those that had one each; trouble ends the process."""
+"""Trials that share a process give the same results as trials that have one each."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from rich.console import Console
 from brainseg.config import Experiment
 from brainseg.data.slice_store import SliceStore
 from brainseg.model.model_file import load_model
-from study.spec.grid import Trial, TrialResources
-from study.storage.tables import TABLES, TrialFolder
-from study.tune.cluster import cluster
+from study.spec.resources import TrialResources
+from study.spec.trial_job import TrialJob
+from study.storage.sync import StudySync
+from study.storage.trial_folder import TABLES, TrialFolder
+from study.tune.cluster import start_cluster
 from study.tune.progress import Progress
-from study.tune.trainable import Task, run_trial
-from study.tune.tuner import Reporter, Reuse, fit
+from study.tune.trainable import JOB, run_job
+from study.tune.tuner import fit, to_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-ONE_AT_ONCE = TrialResources(cpus=1, gpus=0, workers=0, concurrent=1)
+ONE_AT_ONCE = TrialResources(cpus=1)
 CHANGES: dict[str, dict[str, Any]] = {
     "raw": {},
     "halved": {},
@@ -40,19 +42,28 @@ def _run(folder: Path, data: SliceStore, experiments: dict[str, Experiment]) -> 
     (folder / "trials").mkdir(parents=True, exist_ok=True)
 
     def train(config: dict[str, Any]) -> None:
-        run_trial(config)
+        run_job(config)
         process = psutil.Process()
         seen = {"pid": os.getpid(), "rss": process.memory_info().rss // 2**20}
         seen |= {"threads": process.num_threads(), "torch": torch.get_num_threads()}
-        path = Task.from_config(config["task"]).folder.path / "process.json"
-        path.write_text(json.dumps(seen))
+        (folder / config[JOB]["path"] / "process.json").write_text(json.dumps(seen))
 
-    trials = [Trial(name, 0, 44, experiment) for name, experiment in experiments.items()]
-    tasks = [Task(t, folder, data.root, data.fingerprint, True, ONE_AT_ONCE) for t in trials]
-    configs = tune.grid_search([task.to_config() for task in tasks])
-    progress = Progress([trial.name for trial in trials], 1, Console(file=io.StringIO()))
-    options: dict[str, Any] = {"reuse_actors": True, "scheduler": Reuse()}
-    fit(train, ONE_AT_ONCE, folder, Reporter(progress), 0, {"task": configs}, **options)
+    jobs = [
+        TrialJob(
+            variant=name,
+            fold=0,
+            seed=44,
+            experiment=experiment,
+            data=str(data.root),
+            fingerprint=data.fingerprint,
+            synthetic=True,
+        ).placed(folder, ONE_AT_ONCE)
+        for name, experiment in experiments.items()
+    ]
+    space = {JOB: tune.grid_search([to_config(job)[JOB] for job in jobs])}
+    progress = Progress([job.name for job in jobs], 1, Console(file=io.StringIO()))
+    sync = StudySync(folder)
+    fit(train, ONE_AT_ONCE, sync, progress, 0, param_space=space, reuse_actors=True)
 
 
 def _processes(folder: Path) -> dict[str, dict[str, int]]:
@@ -60,21 +71,23 @@ def _processes(folder: Path) -> dict[str, dict[str, int]]:
     return {path.parent.name.partition("-")[0]: json.loads(path.read_text()) for path in paths}
 
 
-def test_trials_of_one_process_have_the_bits_of_trials_alone_and_trouble_ends_the_process(
+def test_trials_that_share_a_process_have_the_bits_of_trials_alone(
     tmp_path: Path, data: SliceStore, tiny: Experiment
 ) -> None:
+    """Also after a trial that halved its batches and one that diverged."""
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     experiments = {name: tiny.replaced(changes) for name, changes in CHANGES.items()}
     halved = TrialFolder(shared / "trials" / "halved-fold0-seed44")
     halved.path.mkdir(parents=True)
     halved.halve_batches("as the test wants it")
-    with cluster(None):
+    with start_cluster(None):
         _run(shared, data, experiments)
         for name in ("strong", "again"):
             _run(alone, data, {name: experiments[name]})
     seen = _processes(shared)
-    assert seen["raw"]["pid"] == seen["halved"]["pid"] != seen["wild"]["pid"]
-    assert seen["wild"]["pid"] != seen["strong"]["pid"] == seen["again"]["pid"]
+    assert len({row["pid"] for row in seen.values()}) == 1
+    statuses = [TrialFolder(path).status for path in (shared / "trials").iterdir()]
+    assert sorted(statuses) == ["diverged", *["finished"] * 4]
     assert {row["torch"] for row in seen.values()} == {1}
     pids = [row["pid"] for row in _processes(alone).values()]
     assert len({*pids, seen["strong"]["pid"]}) == 3
@@ -90,7 +103,7 @@ def test_trials_of_one_process_have_the_bits_of_trials_alone_and_trouble_ends_th
 def test_a_process_does_not_grow_from_trial_to_trial(
     tmp_path: Path, data: SliceStore, tiny: Experiment
 ) -> None:
-    with cluster(None):
+    with start_cluster(None):
         _run(tmp_path, data, {f"trial{number}": tiny for number in range(5)})
     seen = [row for _, row in sorted(_processes(tmp_path).items())]
     assert len({row["pid"] for row in seen}) == 1

@@ -1,0 +1,234 @@
+"""What a study asks, as one record: the core of study.json, and all that a driver resolves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, ModelConfig, differences
+from study.spec.grid import WINNER, Changes
+from study.spec.halving import BRACKETS, Halving
+from study.spec.search_space import VARIANT, Range, SearchSpace
+from study.spec.trial_job import TrialJob, inner_folds
+
+METRIC, MODE = "val_dice", "max"
+"""What schedulers, samplers and the report judge by, and in which direction."""
+
+SCORE = "best_val_dice"
+"""What candidates are compared by: the highest val Dice (global) so far."""
+
+SAMPLERS = ("tpe", "random", "gp")
+SCHEDULERS = (*BRACKETS, "median", "none")
+_HALF_OF_ALL_SEEDS = 2**31
+_ONLY_GROW = ", which may only grow"
+
+
+class SearchSpec(BaseModel):
+    """What a search asks.
+
+    Attributes:
+        candidates: How many are drawn, including the grid's variants, unchanged.
+        sampler: One of `SAMPLERS`; draws candidates.
+        scheduler: One of `SCHEDULERS`; stops poor candidates.
+        folds: Inner folds, and so trainings, per candidate.
+        space: Dotted key -> what it may be, without the keys that the grid decides.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    candidates: int = Field(ge=1)
+    sampler: str = SAMPLERS[0]
+    scheduler: str = SCHEDULERS[0]
+    folds: int = Field(default=1, ge=1, le=NUM_INNER_FOLDS)
+    space: dict[str, Range]
+
+    @field_serializer("space")
+    def _dump_space(self, space: dict[str, Range]) -> dict[str, Any]:
+        return {k: v.model_dump(mode="json", exclude_defaults=True) for k, v in space.items()}
+
+    def differences(self, other: SearchSpec) -> list[str]:
+        """Return a line for each difference of another, later search; candidates may grow."""
+        ours, theirs = self.model_dump(), other.model_dump()
+        lines = [
+            f"search {key}: {ours[key]} -> {theirs[key]}"
+            for key in ("sampler", "scheduler", "folds")
+            if ours[key] != theirs[key]
+        ]
+        for key in dict.fromkeys((*self.space, *other.space)):
+            before, now = (side["space"].get(key, "not varied") for side in (ours, theirs))
+            if before != now:
+                lines.append(f"search space {key}: {before} -> {now}")
+        if other.candidates < self.candidates:
+            lines.append(f"search candidates: {self.candidates} -> {other.candidates}{_ONLY_GROW}")
+        return lines
+
+
+class StudySpec(BaseModel):
+    """What a study asks; two studies of one name must ask the same.
+
+    Field names are those of study.json, so that `StudySpec.model_validate` reads one.
+
+    Attributes:
+        grid: Name of the grid.
+        variants: Name of a variant -> the keys in which it differs from `experiment`.
+        metric: What epochs and candidates are judged by.
+        mode: `max`: higher is better.
+        folds: Rotations 0 to folds - 1 of the ten folds; may only grow.
+        seeds: Trainings per variant and rotation, with seeds counted up from the experiment's
+            own; may only grow.
+        fingerprint: Of the dataset.
+        patients: Number of patients.
+        slices: Number of slices.
+        tumour_slices: Number of slices with tumour.
+        weights_hash: SHA-256 of the encoder's weight file, if one was named.
+        experiment: The base experiment, which the variants share.
+        search: The search that extends the grid, if there is one.
+        data: Folder or URL of the dataset, as text; not compared.
+        synthetic: Whether the slices are generated.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    grid: str
+    variants: dict[str, Changes]
+    metric: str = METRIC
+    mode: str = MODE
+    folds: int = Field(default=1, ge=1, le=NUM_FOLDS)
+    seeds: int = Field(default=1, ge=1)
+    fingerprint: str = ""
+    patients: int = 0
+    slices: int = 0
+    tumour_slices: int = 0
+    weights_hash: str = ""
+    experiment: Experiment
+    search: SearchSpec | None = None
+    data: str = ""
+    synthetic: bool = False
+
+    def jobs(self) -> list[TrialJob]:
+        """Return the trials of the grid: all variants of one fold and seed before the next.
+
+        Raises:
+            ConfigError: If a variant's keys do not fit the experiment.
+        """
+        return [
+            self._job(variant, self.experiment.replaced({**changes, "fold": fold, "seed": seed}))
+            for seed in self._seeds
+            for fold in range(self.folds)
+            for variant, changes in self.variants.items()
+        ]
+
+    def candidate(self, index: int, params: Changes) -> TrialJob:
+        """Return a candidate of the search.
+
+        Args:
+            index: From 0, in the order of drawing.
+            params: As `SearchSpace.suggest` draws them.
+        """
+        assert self.search is not None
+        changes = {"fold": 0, "seed": self.training_seed}
+        experiment = self.search_space.experiment(params).replaced(changes)
+        job = self._job(params[VARIANT], experiment)
+        return job.model_copy(
+            update={"candidate": index, "inner_folds": self.search.folds},
+        )
+
+    def retrained(self, index: int, params: Changes) -> list[TrialJob]:
+        """Return the trials in which a candidate is trained in full, as one more variant."""
+        experiment = self.search_space.experiment(params)
+        return [
+            self._job(f"{WINNER}{index:04d}", experiment.replaced({"fold": fold, "seed": seed}))
+            for seed in self._seeds
+            for fold in range(self.folds)
+        ]
+
+    @cached_property
+    def search_space(self) -> SearchSpace:
+        """What the search may vary."""
+        assert self.search is not None
+        return SearchSpace.of(self.variants, self.experiment, self.search.space)
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of all candidates; half of all seeds away from those of the variants."""
+        return (self.experiment.seed + _HALF_OF_ALL_SEEDS) % (2 * _HALF_OF_ALL_SEEDS)
+
+    @property
+    def halving(self) -> Halving:
+        """The rungs of the search; with some schedulers there are none."""
+        assert self.search is not None
+        return Halving.of(self.search.scheduler, self.search_space.stage_epochs())
+
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs of ASHA's rungs, at which the report compares, with any scheduler."""
+        return Halving.of("asha", self.search_space.stage_epochs()).rungs()
+
+    @property
+    def inner_folds(self) -> list[int]:
+        """The inner folds that candidates are validated on; none without a search."""
+        return inner_folds(self.experiment, self.search.folds) if self.search else []
+
+    def models(self) -> list[ModelConfig]:
+        """Return every encoder, with its weights, that the study may train."""
+        found = [job.experiment.model for job in self.jobs()]
+        return list(dict.fromkeys([*found, *(self.search_space.models() if self.search else [])]))
+
+    def differences(self, other: StudySpec) -> list[str]:
+        """Return a line for each difference of another, later study of the same name.
+
+        Folds, seeds and candidates may grow, and a search may be added. The location of the data
+        may change, and so may the path of the encoder's weights if the weights are the same.
+        """
+        experiment = self.experiment
+        if self.weights_hash and self.weights_hash == other.weights_hash:
+            path = other.experiment.model.encoder_weights
+            experiment = experiment.replaced({"model.encoder_weights": path})
+        lines = differences(other.experiment, experiment)
+        counts = ("patients", "slices", "tumour_slices")
+        for key in ("grid", "variants", "fingerprint", *counts, "weights_hash"):
+            before, now = getattr(self, key), getattr(other, key)
+            if before != now:
+                lines.append(f"{key}: {_short(before)} -> {_short(now)}")
+        for key in ("folds", "seeds"):
+            before, now = getattr(self, key), getattr(other, key)
+            if now < before:
+                lines.append(f"{key}: {before} -> {now}{_ONLY_GROW}")
+        if self.search and other.search:
+            lines += self.search.differences(other.search)
+        elif self.search:
+            lines.append(f"search: {self.search.candidates} candidates -> none")
+        return lines
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the fields for study.json, and of a search what readers of the file need."""
+        record = self.model_dump(mode="json")
+        if self.search is not None:
+            facts = {"training_seed": self.training_seed, "rungs": self.rungs}
+            record["search"] |= facts | {"epochs": self.halving.longest}
+        return record
+
+    @property
+    def _seeds(self) -> range:
+        return range(self.experiment.seed, self.experiment.seed + self.seeds)
+
+    def _job(self, variant: str, experiment: Experiment) -> TrialJob:
+        return TrialJob(
+            variant=variant,
+            fold=experiment.fold,
+            seed=experiment.seed,
+            experiment=experiment,
+            data=self.data,
+            fingerprint=self.fingerprint,
+            synthetic=self.synthetic,
+            weights_hash=self.weights_hash,
+        )
+
+
+def _short(value: str | int | Mapping[str, Any]) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."

@@ -1,0 +1,101 @@
+"""One training of a study, as the record that travels to a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from brainseg.config import NUM_INNER_FOLDS, Experiment
+from brainseg.storage.urls import Location
+from study.spec.resources import TrialResources
+
+CANDIDATES = Path("search") / "candidates"
+
+
+class TrialJob(BaseModel):
+    """One cell of variants x folds x seeds, or one candidate of a search.
+
+    Attributes:
+        variant: Name of the variant.
+        fold: Rotation of the folds.
+        seed: Of the training.
+        experiment: The resolved experiment, with this fold and seed.
+        candidate: Index of a search's candidate, in the order of drawing; None for a trial of the
+            grid. A candidate is trained and validated in rotation 0 and never tested.
+        inner_folds: Trainings of a candidate, each validated on another pair of folds.
+        data: Folder or URL of the dataset, as text.
+        fingerprint: Of the dataset.
+        synthetic: Whether the slices are generated.
+        weights_hash: SHA-256 of the encoder's weight file, if one was named.
+        study: Folder or URL of the study, as text; empty until the job is about to run.
+        resources: What the trial asks for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    variant: str
+    fold: int
+    seed: int
+    experiment: Experiment
+    candidate: int | None = None
+    inner_folds: int = 1
+    data: str = ""
+    fingerprint: str = ""
+    synthetic: bool = False
+    weights_hash: str = ""
+    study: str = ""
+    resources: TrialResources = TrialResources()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def name(self) -> str:
+        """Name of the trial; it does not depend on how many folds and seeds the study has."""
+        if self.candidate is not None:
+            return candidate_name(self.candidate)
+        return f"{self.variant}-fold{self.fold}-seed{self.seed}"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def path(self) -> Path:
+        """Folder of the trial, relative to the study's."""
+        if self.candidate is not None:
+            return candidate_path(self.candidate)
+        return Path("trials") / self.name
+
+    @property
+    def run_name(self) -> str:
+        """Name of the trial's run in TensorBoard."""
+        return f"{self.name} SYNTHETIC" if self.synthetic else self.name
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """What is trained: a candidate's experiment once per inner fold, else the one."""
+        if self.candidate is None:
+            return [self.experiment]
+        folds = inner_folds(self.experiment, self.inner_folds)
+        return [self.experiment.replaced({"inner_fold": fold}) for fold in folds]
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of both stages of one training."""
+        return sum(stage.epochs for stage in self.experiment.stages)
+
+    def placed(self, study: Location, resources: TrialResources) -> TrialJob:
+        """Return the job with the study's location and its resources, ready to run."""
+        return self.model_copy(update={"study": str(study), "resources": resources})
+
+
+def inner_folds(experiment: Experiment, count: int) -> list[int]:
+    """Return the inner folds of a candidate: `count` of them, from the experiment's own on."""
+    return [(experiment.inner_fold + step) % NUM_INNER_FOLDS for step in range(count)]
+
+
+def candidate_name(index: int) -> str:
+    """Return the name of a candidate, as it is printed."""
+    return f"candidate-{index:04d}"
+
+
+def candidate_path(index: int) -> Path:
+    """Return the folder of a candidate, relative to the study's."""
+    return CANDIDATES / f"{index:04d}"

@@ -1,0 +1,184 @@
+"""The folder of one trial or candidate: the truth about it, from its start to its result.
+
+`params.json` describes a candidate from the moment it is drawn, `history.csv` and `checkpoints/`
+grow while a trial trains, and `result.json` exists once it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from brainseg.storage.files import read_csv, write_csv, write_text
+from study.spec.grid import Changes
+from study.spec.study_spec import SCORE
+from study.spec.trial_job import CANDIDATES, TrialJob, candidate_path
+
+Row = dict[str, Any]
+"""Column -> value of one line of a CSV file."""
+
+_CELL, _COUNTS = ("variant", "fold", "seed"), ("TP", "FP", "FN", "TN", "Dice")
+TABLES = {
+    "scores": (*_CELL, "patient", *_COUNTS, "hd95"),
+    "slices": (*_CELL, "patient", "slice", *_COUNTS, "hd95", "tumour_pixels", "missing"),
+    "stages": (*_CELL, "stage", "setting", "part", "patient", *_COUNTS),
+    "calibration": (*_CELL, "from", "to", "pixels", "probability_sum", "tumour_pixels"),
+}
+"""Name of a CSV file -> its columns; each finished trial writes one, the study joins them."""
+
+FINISHED, STOPPED, UNFINISHED = "finished", "stopped", "unfinished"
+FAILURES = ("failed", "diverged")
+"""How a trial can end without a score. A stopped candidate was ended by the scheduler; an
+unfinished trial has not ended."""
+
+ELSEWHERE = ".elsewhere"
+"""In a trial's folder: names of its files that exist only behind the study's URL."""
+
+_MEMORY = "memory.json"
+
+
+class TrialFolder:
+    """The folder in which one trial leaves everything.
+
+    Args:
+        path: `<study>/trials/<trial>` or `<study>/search/candidates/<index>`.
+        commit: Sends what was written to the study's location; does nothing if that is here.
+    """
+
+    def __init__(self, path: Path, commit: Callable[[], None] = lambda: None) -> None:
+        self.path = path
+        self.commit = commit
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model.safetensors"
+        self.probabilities = path / "probabilities.npz"
+        self._history = path / "history.csv"
+
+    def read(self) -> Row | None:
+        """Return the trial's result, or None if it has not ended."""
+        try:
+            row: Row = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return row
+
+    @property
+    def status(self) -> str:
+        """`finished`, `stopped`, `failed`, `diverged` or `unfinished`."""
+        return str((self.read() or {"status": UNFINISHED})["status"])
+
+    def is_finished(self) -> bool:
+        """Return whether the trial was trained and tested, and its model exists."""
+        has_model = self.model.exists() or (self.path / ELSEWHERE).exists()
+        return self.status == FINISHED and has_model
+
+    def begin(self) -> None:
+        """Make the folder, and remove the result of an earlier start.
+
+        Raises:
+            OSError: If the study's folder is gone or cannot be written.
+        """
+        self.path.mkdir(exist_ok=True)
+        (self.path / "result.json").unlink(missing_ok=True)
+
+    def set_checkpoints_aside(self) -> Path:
+        """Rename the folder of checkpoints and return its new path."""
+        aside = self.path / f"checkpoints.{time.strftime('%Y%m%d-%H%M%S')}"
+        self.checkpoints.rename(aside)
+        return aside
+
+    @property
+    def batch_parts(self) -> int:
+        """Parts in which each batch is computed: 2 once memory ran out, for the trial's rest."""
+        return 2 if (self.path / _MEMORY).exists() else 1
+
+    def halve_batches(self, reason: str) -> None:
+        """Record that memory ran out, so that the trial computes each batch in two halves."""
+        record = {"batch_parts": 2, "after_epochs": len(self.read_history()), "reason": reason}
+        write_text(self.path / _MEMORY, json.dumps(record, indent=1) + "\n")
+        self.commit()
+
+    def read_history(self) -> list[dict[str, float]]:
+        """Return one row per epoch that was reported."""
+        return [{k: float(v) for k, v in row.items()} for row in read_csv(self._history)]
+
+    def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write one row per epoch; not committed, as the epoch's checkpoint goes with it."""
+        write_csv(self._history, history)
+
+    def read_table(self, name: str) -> list[Row]:
+        """Return the rows of one of `TABLES`; none if the trial left no such file."""
+        return read_csv(self.path / f"{name}.csv")
+
+    def write_params(self, params: Changes) -> None:
+        """Make a candidate's folder, with its parameters in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "params.json", json.dumps(params, indent=1) + "\n")
+        self.commit()
+
+    def write_success(
+        self, job: TrialJob, values: Row, tables: Mapping[str, Sequence[Row]]
+    ) -> None:
+        """Write tables and experiment, then the result, whose presence says that all is there.
+
+        Args:
+            job: The trial.
+            values: Columns of trials.csv, and further facts for result.json.
+            tables: Name in `TABLES` -> rows, without variant, fold and seed.
+        """
+        cell = {"variant": job.variant, "fold": job.fold, "seed": job.seed}
+        for name, rows in tables.items():
+            write_csv(self.path / f"{name}.csv", [cell | row for row in rows], TABLES[name])
+        self._write_result(job, {"status": FINISHED, "error": "", **values})
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.commit()
+
+    def write_failure(self, job: TrialJob, status: str, error: str, trace: str = "") -> None:
+        """Write why the trial ended early; its checkpoints stay."""
+        if trace:
+            write_text(self.path / "traceback.txt", trace)
+        history = self.read_history()
+        values = {"epochs": len(history), "seconds": sum(row["seconds"] for row in history)}
+        one_line = " ".join(error.split())
+        self._write_result(job, {"status": status, "error": one_line, **values})
+        self.commit()
+
+    def write_stopped(self, job: TrialJob) -> None:
+        """Write the result of a candidate that the scheduler stopped; its checkpoints go."""
+        history = self.read_history()
+        last, seconds = history[-1], sum(row["seconds"] for row in history)
+        values = {"epochs": int(last["step"]), SCORE: last[SCORE]}
+        self._write_result(job, {"status": STOPPED, "error": "", "seconds": seconds, **values})
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.commit()
+
+    def _write_result(self, job: TrialJob, values: Row) -> None:
+        write_text(self.path / "experiment.yaml", job.experiment.to_yaml())
+        row = describe_job(job) | values
+        write_text(self.path / "result.json", json.dumps(row, indent=1) + "\n")
+
+
+def describe_job(job: TrialJob) -> Row:
+    """Return the columns of trials.csv that are known before a trial starts."""
+    return {
+        "variant": job.variant,
+        "fold": job.fold,
+        "seed": job.seed,
+        "encoder": job.experiment.model.encoder,
+        "preprocessed": job.experiment.preprocess.enabled,
+        "size": job.experiment.data.size,
+    }
+
+
+def candidate_folder(study: Path, index: int) -> TrialFolder:
+    """Return the folder of a candidate."""
+    return TrialFolder(study / candidate_path(index))
+
+
+def read_params(study: Path) -> list[Changes]:
+    """Return the parameters of all candidates that were drawn, in order."""
+    paths = sorted((study / CANDIDATES).glob("*/params.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

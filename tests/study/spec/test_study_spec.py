@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from stubs import BASE, RANGES, build_search
+
+from brainseg.config import Experiment
+from study.spec.grid import GRIDS
+from study.spec.study_spec import StudySpec
+
+SPEC = StudySpec(
+    grid="lite", variants=GRIDS["lite"], experiment=Experiment(), fingerprint="f" * 64, seeds=2
+)
+
+
+def _with(**changes: Any) -> StudySpec:
+    return SPEC.model_copy(update=changes)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> StudySpec:
+    return build_search(tmp_path / "space", 20)
+
+
+def test_all_variants_of_a_fold_and_seed_come_before_the_next() -> None:
+    jobs = _with(folds=2).jobs()
+    cells = [(job.variant, job.fold, job.seed) for job in jobs]
+    assert cells[:2] == [("raw-lite0", 0, 44), ("preprocessed-lite0", 0, 44)]
+    assert len(set(cells)) == len(cells) == 8
+    assert all(j.experiment.fold == j.fold and j.experiment.seed == j.seed for j in jobs)
+
+
+def test_variants_differ_from_the_base_in_their_own_keys_alone() -> None:
+    base = Experiment().replaced({"data.size": 128})
+    spec = StudySpec(grid="baseline", variants=GRIDS["baseline"], experiment=base)
+    for job in spec.jobs():
+        assert job.experiment == base.replaced(GRIDS["baseline"][job.variant])
+
+
+@pytest.mark.parametrize("changes", [{"folds": 0}, {"folds": 11}, {"seeds": 0}])
+def test_numbers_out_of_range_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        StudySpec(grid="lite", variants={}, experiment=Experiment(), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", [{"candidates": 0}, {"folds": 0}, {"folds": 10}])
+def test_numbers_of_a_search_out_of_range_are_refused(
+    tmp_path: Path, changes: dict[str, int]
+) -> None:
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        build_search(tmp_path, **{"candidates": 1, **changes})  # type: ignore[arg-type]
+
+
+def test_a_candidate_is_its_variant_with_its_parameters(spec: StudySpec) -> None:
+    params = {
+        **spec.search_space.baseline("preprocessed-lite0"),
+        "preprocess.clip_limit": 5.5,
+    }
+    job = spec.candidate(7, params)
+    assert (job.name, str(job.path)) == ("candidate-0007", "search/candidates/0007")
+    changes = {"model.encoder": "timm-tf_efficientnet_lite0", "preprocess.enabled": True}
+    expected = BASE.replaced({**changes, "preprocess.clip_limit": 5.5})
+    assert job.experiment == expected.replaced({"seed": spec.training_seed})
+    (retrained,) = spec.retrained(7, params)
+    assert retrained.name == "winner-c0007-fold0-seed44"
+    assert retrained.experiment == expected
+
+
+@pytest.mark.parametrize("seed", [0, 44, 2**31, 2**32 - 1])
+def test_candidates_are_trained_with_a_seed_that_no_trial_has(tmp_path: Path, seed: int) -> None:
+    spec = build_search(tmp_path, 5, base=BASE.replaced({"seed": seed}))
+    assert spec.training_seed not in range(seed, seed + 100)
+    assert 0 <= spec.training_seed < 2**32
+
+
+def test_a_spec_is_read_back_from_its_record(spec: StudySpec) -> None:
+    record = json.loads(json.dumps(spec.to_record()))
+    assert record["search"]["rungs"] == [3, 12]
+    again = StudySpec.model_validate({**record, "name": "a field of study.json beside the spec"})
+    assert again == spec
+    assert again.to_record() == spec.to_record()
+    assert again.search_space.ranges == spec.search_space.ranges
+
+
+def test_a_study_begun_before_a_key_was_added_is_the_same_study() -> None:
+    record = SPEC.to_record()
+    del record["experiment"]["model"]["batchnorm_momentum"]
+    before = StudySpec.model_validate(record)
+    assert before.differences(SPEC) == []
+    other = _with(experiment=SPEC.experiment.replaced({"model.batchnorm_momentum": 0.1}))
+    assert before.differences(other) == ["model.batchnorm_momentum: None -> 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"folds": 3, "seeds": 4, "data": "elsewhere"}, None),
+        ({"seeds": 1}, "seeds: 2 -> 1, which may only grow"),
+        ({"fingerprint": "0" * 64}, "fingerprint: ffffffffffff... -> 000000000000..."),
+        ({"patients": 7}, "patients: 0 -> 7"),
+        ({"experiment": Experiment().replaced({"data.size": 128})}, "data.size: 256 -> 128"),
+        ({"grid": "one"}, "grid: lite -> one"),
+        ({"variants": {}}, "variants: "),
+    ],
+)
+def test_what_differs_is_named_and_what_may_grow_is_not(
+    changes: dict[str, Any], words: str | None
+) -> None:
+    found = SPEC.differences(_with(**changes))
+    assert [words in line for line in found if words] == ([True] if words else [])
+    assert bool(found) == bool(words)
+
+
+def test_the_same_weights_elsewhere_are_the_same_study() -> None:
+    here, there = (
+        _with(
+            experiment=SPEC.experiment.replaced({"model.encoder_weights": path}),
+            weights_hash="abc",
+        )
+        for path in ("/a/w.safetensors", "/b/w.safetensors")
+    )
+    assert here.differences(there) == []
+    assert here.differences(there.model_copy(update={"weights_hash": "d"})) != []
+
+
+def test_a_search_may_grow_and_nothing_else(spec: StudySpec, tmp_path: Path) -> None:
+    def ask(candidates: int = 20, text: str = RANGES, **options: Any) -> StudySpec:
+        return build_search(tmp_path / "space", candidates, text=text, **options)
+
+    assert spec.differences(ask(30)) == []
+    without = spec.model_copy(update={"search": None})
+    assert without.differences(spec) == []
+    for changed, words in (
+        (ask(10), "search candidates: 20 -> 10, which may only grow"),
+        (ask(sampler="random"), "search sampler: tpe -> random"),
+        (ask(scheduler="none"), "search scheduler: asha -> none"),
+        (ask(folds=2), "search folds: 1 -> 2"),
+        (ask(text=RANGES.replace("high: 2.0", "high: 1.5")), "search space augment.strength: "),
+        (without, "search: 20 candidates -> none"),
+    ):
+        (line,) = spec.differences(changed)
+        assert line.startswith(words)

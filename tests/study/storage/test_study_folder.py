@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from brainseg.config import Experiment
+from brainseg.errors import StudyError
+from study.spec.grid import GRIDS
+from study.spec.study_spec import StudySpec
+from study.storage.study_folder import (
+    check_folder,
+    default_name,
+    locked,
+    move_aside,
+    read_spec,
+    read_study,
+    write_study,
+)
+
+FACTS = {"first_seed": 44, "weights": "no pretrained weights", "versions": {"torch": "2"}}
+SPEC = StudySpec(
+    grid="lite",
+    variants=GRIDS["lite"],
+    experiment=Experiment(),
+    fingerprint="f" * 64,
+    seeds=2,
+    synthetic=True,
+)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    write_study(folder, SPEC, FACTS)
+    return folder
+
+
+def test_a_study_is_named_after_its_grid_or_its_file() -> None:
+    assert default_name("lite", None, synthetic=True) == "lite-synthetic"
+    assert default_name("one", Path("results/best.yaml"), synthetic=False) == "best"
+
+
+def test_the_same_study_continues_and_another_is_refused(study: Path) -> None:
+    assert check_folder(study, SPEC)
+    other = SPEC.model_copy(update={"experiment": Experiment().replaced({"data.size": 128})})
+    with pytest.raises(StudyError, match=r"another study \(data\.size: 256 -> 128\)"):
+        check_folder(study, other)
+    assert read_spec(study) == SPEC
+
+
+def test_a_study_of_another_version_is_refused_in_a_line(study: Path) -> None:
+    path = study / "study.json"
+    path.write_text(path.read_text().replace('"data": {', '"data": {"colour": 1,'))
+    with pytest.raises(StudyError, match=r"of another version .*experiment\.data\.colour"):
+        check_folder(study, SPEC)
+
+
+def test_fresh_moves_the_old_study_aside(study: Path) -> None:
+    aside = move_aside(study)
+    assert aside is not None
+    assert not study.exists()
+    assert (aside / "study.json").exists()
+    assert move_aside(study) is None
+
+
+def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(StudyError, match=r"no readable study\.json"):
+        check_folder(tmp_path, SPEC)
+    assert not check_folder(tmp_path / "new", SPEC)
+
+
+def test_two_drivers_cannot_hold_one_study_even_if_it_is_moved(study: Path) -> None:
+    with locked(study):
+        with pytest.raises(StudyError, match="is being run by process"), locked(study):
+            pass
+        move_aside(study)
+        with pytest.raises(StudyError, match="is being run by process"), locked(study):
+            pass
+    with locked(study):
+        assert not study.exists()
+
+
+def test_every_start_is_remembered(study: Path) -> None:
+    first = read_study(study)
+    write_study(study, SPEC.model_copy(update={"folds": 3}), FACTS)
+    again = read_study(study)
+    assert again["starts"][0] == first["starts"][0]
+    assert len(again["starts"]) == 2
+    assert again["folds"] == 3
+    assert (first["metric"], first["mode"]) == ("val_dice", "max")
