@@ -15,6 +15,7 @@ from s3 import CREDENTIALS, Store
 from brainseg.config import Experiment
 from brainseg.data.phantom import generate_phantom
 from brainseg.data.slice_store import SliceStore, open_dataset
+from brainseg.explore.exploration import Exploration, explore
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 from brainseg.storage.files import write_text
@@ -84,6 +85,17 @@ def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(phantom_root: Path, _cache: None) -> SliceStore:
     return open_dataset(phantom_root)
+
+
+@pytest.fixture
+def small_dataset(tmp_path: Path) -> Path:
+    """Two patients with five slices each, for tests that change files."""
+    return generate_phantom(tmp_path / "data", patients=2, slices=5, size=32, seed=5)
+
+
+@pytest.fixture(scope="session")
+def exploration(data: SliceStore) -> Exploration:
+    return explore(data, seed=44)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,18 @@
-"""A dataset as one page: `python -m brainseg.explore --data DIR`.
-
-Leaves `explore.html`, which holds everything and opens offline, the figures as files in `figures/`
-and the numbers in `explore.json`.
-"""
+"""The explore command: shows a dataset as one page, with figures and numbers beside it."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.data.slice_store import open_default
-from brainseg.explore.page import Exhibit, compose_page, explore, list_exhibits, list_late_exhibits
+from brainseg.explore.exploration import explore
+from brainseg.explore.page import write_page
 from brainseg.storage.files import new_folder
 from brainseg.storage.urls import to_location
-
-_DPI = 110
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,25 +40,20 @@ def _parser() -> argparse.ArgumentParser:
         help="a new folder for the page (default: exploration)",
     )
     parser.add_argument(
-        "--seed", type=int, default=44, metavar="N", help="of the random samples (default: 44)"
+        "--seed",
+        type=int,
+        default=44,
+        metavar="N",
+        help="the seed of the random samples (default: 44)",
     )
     return parser
 
 
 def _explore(args: argparse.Namespace) -> int:
     with new_folder(args.out) as folder:
-        data = open_default(args.data)
-        exploration = explore(data, args.seed)
-        exhibits = [*list_exhibits(exploration), *list_late_exhibits(exploration)]
-        (folder / "figures").mkdir()
-        figures = {}
-        for exhibit in tqdm(exhibits, desc="drawing", unit="figure", disable=None):
-            figures[exhibit.name] = _draw(exhibit)
-            path = folder / "figures" / f"{exhibit.name}.png"
-            path.write_bytes(figures[exhibit.name])
-        page = compose_page(exploration, figures)
-        (folder / "explore.html").write_text(page, encoding="utf-8")
-        (folder / "explore.json").write_text(exploration.to_json(), encoding="utf-8")
+        exploration = explore(open_default(args.data), args.seed)
+        write_page(exploration, folder)
+    data = exploration.data
     for sentence in (*data.notes, *exploration.summary):
         print(f"- {sentence}")
     if data.synthetic:
@@ -75,19 +62,18 @@ def _explore(args: argparse.Namespace) -> int:
     return FINISHED
 
 
-def _draw(exhibit: Exhibit) -> bytes:
-    buffer = io.BytesIO()
-    exhibit.draw().savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
-
-
 _EPILOG = """\
 examples:
   python -m brainseg.explore --data data/kaggle_3m
-  python -m brainseg.explore --out phantoms        without data at hand: generated, SYNTHETIC
+  python -m brainseg.explore --out phantoms        without data: generated phantoms, SYNTHETIC
+
+DIR receives explore.html, one page that opens offline; its figures in figures/; and all numbers in
+explore.json.
 
 exit codes:
-  0  done      1  a known error, in a line      2  usage
+  0  the page is written
+  1  the dataset cannot be used, or DIR cannot be written
+  2  a flag or value is wrong, or DIR exists already
 """
 
 if __name__ == "__main__":
