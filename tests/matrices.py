@@ -42,7 +42,7 @@ def _missing(dice: Floats, num_folds: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class World:
+class DiceModel:
     """A distribution of Dice; standard deviations are on its logit scale.
 
     Attributes:
@@ -81,6 +81,6 @@ class World:
 
 
 def draw_dice(*shape: int, num_folds: int = 1, seed: int = 1) -> Floats:
-    """Draw Dice (V, S, P) from the default `World`."""
+    """Draw Dice (V, S, P) from the default `DiceModel`."""
     v, s, p = shape
-    return World().dice(np.random.default_rng(seed), (v, s, p), num_folds)
+    return DiceModel().dice(np.random.default_rng(seed), (v, s, p), num_folds)

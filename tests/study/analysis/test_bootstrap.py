@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matrices import World
+from matrices import DiceModel
 from scipy import stats
 
 from brainseg import metrics
@@ -132,19 +132,19 @@ def test_a_group_mean_weighs_patients_by_their_size() -> None:
 
 
 def _coverage(
-    world: World, num_patients: int, num_seeds: int, num_folds: int, repetitions: int
+    model: DiceModel, num_patients: int, num_seeds: int, num_folds: int, repetitions: int
 ) -> dict[str, float]:
     """Return score -> share of its intervals that contain the true value."""
     rng = _rng()
     draws = draw(num_patients, num_seeds, rng, times=2_000)
-    truth = world.mean()
+    truth = model.mean()
     hits: dict[str, list[bool]] = {}
 
     def interval(statistic: Statistic, low: float, high: float) -> Estimate:
         return estimate(statistic, draws, num_patients, (low, high))
 
     for _ in range(repetitions):
-        a, b = world.dice(rng, (2, num_seeds, num_patients), num_folds)
+        a, b = model.dice(rng, (2, num_seeds, num_patients), num_folds)
         size = rng.lognormal(8, 1, num_patients)  # unrelated to Dice, so that both have one mean
         counts = np.stack([a, 1 - a, 1 - a, 0 * a], axis=-1) * size[:, None]
         distances = np.exp(
@@ -162,7 +162,7 @@ def _coverage(
 
 
 def test_intervals_cover() -> None:
-    coverage = _coverage(World(failures=0), 12, 3, 1, repetitions=300)
+    coverage = _coverage(DiceModel(failures=0), 12, 3, 1, repetitions=300)
     assert coverage["difference"] > 0.91
     assert coverage["Dice/patient"] > 0.86
     assert coverage["global Dice"] > 0.82
@@ -180,7 +180,7 @@ def test_intervals_cover() -> None:
 def test_intervals_cover_by_patients_seeds_and_runs(
     num_patients: int, num_folds: int, num_seeds: int, run: float
 ) -> None:
-    coverage = _coverage(World(run=run), num_patients, num_seeds, num_folds, repetitions=500)
+    coverage = _coverage(DiceModel(run=run), num_patients, num_seeds, num_folds, repetitions=500)
     shown = "  ".join(f"{name} {share:.1%}" for name, share in coverage.items())
     print(f"\n{num_patients} patients, {num_folds} folds, {num_seeds} seeds, runs {run}: {shown}")
     if run == 0 or (num_seeds == 3 and run == 0.1):

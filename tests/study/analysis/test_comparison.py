@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matrices import World, draw_dice, matrix_of
+from matrices import DiceModel, draw_dice, matrix_of
 
 from study.analysis.bootstrap import Estimate, draw, estimate_mean
 from study.analysis.comparison import (
@@ -18,7 +18,7 @@ from study.analysis.comparison import (
     sign_flip_test,
     smallest_p,
 )
-from study.analysis.scores import Floats, ScoreMatrix
+from study.analysis.scores import Floats
 
 NAN = np.nan
 FACTORS = {
@@ -174,17 +174,13 @@ def test_a_study_without_variants_or_scores_is_compared() -> None:
     assert (variant.num_patients, variant.scores, variant.ranks) == (0, {}, ())
 
 
-def _with_a_failed_fold() -> ScoreMatrix:
-    """Return a, which lacks the fold of hard patients, and b, which is better everywhere."""
+def test_a_variant_without_its_hard_fold_does_not_win() -> None:
+    # a lacks the fold of hard patients; b is better on every patient.
     easy, hard = np.linspace(0.8, 0.9, 5), np.linspace(0.1, 0.2, 5)
     patients = np.ravel(np.stack([easy, hard], axis=1))
     a, b = patients.copy(), patients + np.linspace(0.01, 0.03, 10)
     a[1::2] = NAN
-    return matrix_of(np.stack([a, b])[:, None], num_folds=2)
-
-
-def test_a_variant_without_its_hard_fold_does_not_win() -> None:
-    matrix = _with_a_failed_fold()
+    matrix = matrix_of(np.stack([a, b])[:, None], num_folds=2)
     assert matrix.missing == ("a-fold1-seed44",)
     comparison = compare(matrix)
     points = {v.variant: v.scores["Dice/patient"].point for v in comparison.variants}
@@ -204,7 +200,7 @@ def test_a_patient_is_compared_on_the_seeds_that_both_have() -> None:
     assert pair.num_patients == 3
 
 
-def test_different_patients_with_each_seed() -> None:
+def test_seeds_may_be_tested_on_different_patients() -> None:
     dice = np.full((2, 2, 6), NAN)
     dice[:, 0, :3], dice[:, 1, 3:] = draw_dice(2, 1, 3)[:, 0], draw_dice(2, 1, 3, seed=2)[:, 0]
     comparison = compare(matrix_of(dice))
@@ -212,7 +208,7 @@ def test_different_patients_with_each_seed() -> None:
     assert np.isfinite(comparison.pairs[0].difference.low)
 
 
-def test_a_variant_without_scores_stands_last_and_in_no_pair() -> None:
+def test_a_variant_without_scores_is_last_and_in_no_pair() -> None:
     dice = draw_dice(3, 1, 8)
     dice[0] = NAN
     comparison = compare(matrix_of(dice), FACTORS)
@@ -255,7 +251,7 @@ def _effects(dice: Floats) -> dict[str, Effect]:
     return {effect.name: effect for effect in compare(matrix_of(dice), FACTORS).effects}
 
 
-def test_factors_of_an_additive_world_do_not_interact() -> None:
+def test_additive_factors_do_not_interact() -> None:
     base = 0.5 * draw_dice(1, 2, 12)
     gain = np.array([0.0, 0.1, 0.2, 0.3])[:, None, None]  # large +0.2, preprocessed +0.1
     effects = _effects(base + gain)
@@ -356,11 +352,11 @@ def test_needed_patients_find_the_difference_with_the_predicted_power() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.02, 0.04])
-def test_skewed_scores_are_told_apart_with_the_predicted_power(gain: float) -> None:
-    world, rng = World(), _rng()
+def test_differences_of_skewed_scores_are_found_with_the_predicted_power(gain: float) -> None:
+    model, rng = DiceModel(), _rng()
 
     def differences(num_patients: int) -> Floats:
-        a, b = world.dice(rng, (2, 3, num_patients), num_folds=num_patients).mean(axis=1)
+        a, b = model.dice(rng, (2, 3, num_patients), num_folds=num_patients).mean(axis=1)
         gains: Floats = a - b + gain
         return gains
 
@@ -379,11 +375,11 @@ def test_skewed_scores_are_told_apart_with_the_predicted_power(gain: float) -> N
 def test_equal_variants_are_seldom_shown_to_differ(
     num_seeds: int, run: float, most: float
 ) -> None:
-    world, rng = World(run=run), _rng()
+    model, rng = DiceModel(run=run), _rng()
     draws = draw(40, num_seeds, rng, times=1_000)
     claims, rejections = [], []
     for _ in range(300):
-        dice = world.dice(rng, (4, num_seeds, 40), num_folds=10)
+        dice = model.dice(rng, (4, num_seeds, 40), num_folds=10)
         differences = [a - b for a, b in itertools.combinations(dice, 2)]
         p = correct_by_holm([sign_flip_test(d.mean(axis=0), rng) for d in differences])
         found = [estimate_mean(d, draws, (-1, 1)) for d in differences]

@@ -14,7 +14,7 @@ def _row(variant: str, fold: int, seed: int, patient: str, **more: Any) -> dict[
     return row | {"TP": "3", "FP": "1", "FN": "2", "TN": "94", "Dice": "0.66"} | more
 
 
-def test_rows_land_in_their_cells() -> None:
+def test_rows_are_arranged_by_variant_seed_and_patient() -> None:
     matrix = read_matrix([_row("b", 3, 45, "q", Dice="0.5"), _row("a", 0, 44, "p", TP="7")])
     assert (matrix.variants, matrix.seeds, matrix.patients) == (("b", "a"), (44, 45), ("p", "q"))
     assert matrix.dice[0, 1, 1] == 0.5
@@ -23,7 +23,7 @@ def test_rows_land_in_their_cells() -> None:
     assert matrix.tested.sum() == 2
 
 
-def test_a_failed_trial_is_missing_and_known() -> None:
+def test_a_trial_without_scores_is_listed_as_missing() -> None:
     trials = [{"variant": v, "fold": 0, "seed": 44} for v in ("a", "b")]
     matrix = read_matrix([_row("a", 0, 44, "p")], trials)
     assert matrix.variants == ("a", "b")
@@ -63,7 +63,7 @@ def test_a_patient_in_two_folds_of_one_seed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("column", "text"), [("TP", "many"), ("Dice", ""), ("Dice", "nan"), ("hd95", "far")]
 )
-def test_what_is_not_a_number_is_refused(column: str, text: str) -> None:
+def test_a_value_that_is_not_a_number_is_refused(column: str, text: str) -> None:
     with pytest.raises(StudyError, match="patient p"):
         read_matrix([_row("a", 0, 44, "p", **{column: text})])
 

@@ -52,7 +52,7 @@ def _mean_shares(num_studies: int, failed: bool) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("failed", [False, True], ids=["whole", "two trials failed"])
-def test_shares_of_a_known_world(failed: bool) -> None:
+def test_shares_agree_with_the_components_that_were_drawn(failed: bool) -> None:
     total = sum(spread**2 for spread in TRUTH.values())
     found = _mean_shares(25, failed)
     for name, spread in TRUTH.items():
@@ -76,7 +76,7 @@ def _estimable(dice: Floats, folds: int) -> set[str]:
     return set(estimable)
 
 
-def test_what_cannot_be_told_apart_is_not_estimable() -> None:
+def test_components_that_cannot_be_separated_are_nan() -> None:
     everything = set(COMPONENTS)
     assert _estimable(_scores(1), 10) == everything
     one_seed = _estimable(_scores(1, seeds=1), 10)
@@ -91,6 +91,6 @@ def test_what_cannot_be_told_apart_is_not_estimable() -> None:
     assert one_patient_a_fold == {"variant", "patient", "variant x patient", "residual"}
 
 
-def test_no_variance_has_no_shares() -> None:
+def test_shares_of_equal_cells_are_nan() -> None:
     for dice in (np.full((2, 2, 3), 0.5), np.full((2, 1, 1), np.nan), np.full((1, 1, 1), 0.5)):
         assert np.isnan(list(decompose(matrix_of(dice)).values())).all()
