@@ -92,4 +92,5 @@ def _effect(variant: str, step: str, rows: pd.DataFrame) -> PostprocessingEffect
 
 
 def _mean(values: pd.Series) -> float:
+    """Return NumPy's mean; that of groupby differs in its last digit."""
     return float(values.to_numpy().mean())

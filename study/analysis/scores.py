@@ -119,9 +119,9 @@ def _values(row: Row) -> list[float]:
         values = [float(row[column]) for column in (*_COUNTS, "Dice")]
         distance = float(row["hd95"]) if row.get("hd95") not in ("", None) else np.nan
     except ValueError as error:
-        raise StudyError(f"scores.csv, row of {_cell(row)}: {error}") from error
+        raise StudyError(f"scores.csv, row of {_cell(row)}: {error}; write a number") from error
     if not np.isfinite(values).all():
-        raise StudyError(f"scores.csv, row of {_cell(row)}: a value is not finite")
+        raise StudyError(f"scores.csv, row of {_cell(row)}: {values} must be finite numbers")
     return [*values, distance]
 
 
@@ -165,6 +165,7 @@ def sum_by_patient(slices: pd.DataFrame, column: str) -> Floats:
     shape = [len(key.categories) for key in keys]
     cell = np.ravel_multi_index([key.codes for key in keys], shape)
     size = int(np.prod(shape))
+    # groupby.sum would compensate for rounding, and so change last digits.
     sums = np.bincount(cell, slices[column], size)
     return np.where(np.bincount(cell, minlength=size) > 0, sums, np.nan).reshape(shape)
 
