@@ -21,6 +21,10 @@ from study.spec.resources import Cluster, Node
 _ANSWER_SECONDS = 5.0
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
 _HEAD_SECONDS = 60.0
+_TOKEN_HINT = (
+    ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put the token of its head node "
+    "into ~/.ray/auth_token, $RAY_AUTH_TOKEN or the file that $RAY_AUTH_TOKEN_PATH names"
+)
 
 
 @contextmanager
@@ -49,7 +53,9 @@ def start_cluster(address: str | None) -> Iterator[Cluster]:
         ray.init(**options)
     except Exception as error:  # a bare one where Ray's own processes start too slowly
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StudyError(f"no Ray cluster can be used at {address or 'here'}: {reason}") from error
+        hint = "" if address is None else _TOKEN_HINT
+        message = f"no Ray cluster can be used at {address or 'here'}: {reason}{hint}"
+        raise StudyError(message) from error
     try:
         yield _measure() if address is None else (*_measure(), *_coming())
     finally:

@@ -252,3 +252,18 @@ def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> Non
     assert startable(config, present=0) == (small, large, small, large)
     assert startable(config, present=3) == (small,)
     assert startable(config, present=4) == ()
+
+
+def test_a_cluster_that_refuses_is_one_line_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster\nat great length")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(StudyError) as caught, start_cluster("auto"):
+        pass
+    message = str(caught.value)
+    assert message.startswith("no Ray cluster can be used at auto: Failed to connect to Ray clus")
+    assert "RAY_AUTH_MODE=token" in message
+    assert "\n" not in message
