@@ -22,8 +22,8 @@ _ANSWER_SECONDS = 5.0
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
 _HEAD_SECONDS = 60.0
 _TOKEN_HINT = (
-    ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put the token of its head node "
-    "into ~/.ray/auth_token, $RAY_AUTH_TOKEN or the file that $RAY_AUTH_TOKEN_PATH names"
+    ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put its head node's token into "
+    "~/.ray/auth_token, $RAY_AUTH_TOKEN or the file that $RAY_AUTH_TOKEN_PATH names"
 )
 
 
