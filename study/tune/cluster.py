@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 5.0
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
 _HEAD_SECONDS = 60.0
 _TOKEN_HINT = (
-    ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put its head node's token into "
+    ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put its token into "
     "~/.ray/auth_token, $RAY_AUTH_TOKEN or the file that $RAY_AUTH_TOKEN_PATH names"
 )
 
