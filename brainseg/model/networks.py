@@ -96,9 +96,8 @@ def calibrate_encoder(
         norm.momentum = momentum
 
 
-def _batchnorms(module: torch.nn.Module) -> list[torch.nn.modules.batchnorm._BatchNorm]:
-    kind = torch.nn.modules.batchnorm._BatchNorm
-    return [part for part in module.modules() if isinstance(part, kind)]
+def _batchnorms(module: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
+    return [part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)]
 
 
 def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
