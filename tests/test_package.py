@@ -19,8 +19,6 @@ from study.spec.configs import shipped
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = {
-    "cmaes": "optuna.samplers",
-    "grpcio": "grpc",
     "huggingface-hub": "huggingface_hub",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",

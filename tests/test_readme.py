@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -72,3 +73,23 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
     pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
     assert pages <= set(re.findall(r"\]\(([^)]*)\)", README))
+
+
+def test_contributing_lists_every_private_name_of_another_package() -> None:
+    """What no public way replaces is listed with its reason; names defined here are ours."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for package in ("brainseg", "study")
+        for path in (ROOT / package).rglob("*.py")
+    ]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    ours = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    ours |= {node.id for node in nodes if isinstance(node, ast.Name)}
+    ours |= {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+    used = {node.attr for node in attributes} | {a.name for node in imports for a in node.names}
+    used |= {part for node in imports for part in (node.module or "").split(".")}
+    private = {name for name in used - ours if re.match(r"_[^_]", name)} - {"_asdict"}
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert {name for name in private if name not in page} == set()
