@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,24 +12,20 @@ import torch
 from rich.console import Console
 
 from brainseg.cli import FINISHED, SOME_FAILED
-from brainseg.data.patients import describe_patients
-from brainseg.data.split import assign_folds, split_by_patient
-from brainseg.model.encoders import describe_weights
-from brainseg.model.model_file import versions
-from brainseg.storage.files import read_csv, write_csv, write_text
+from brainseg.storage.files import read_csv
 from brainseg.storage.urls import is_url
 from study.estimate import describe_hours, describe_plan, num_epochs, require_disk
 from study.report.examples import draw_examples
 from study.report.provenance import describe_study
 from study.report.terminal import publish
-from study.resolve import Study, resolve
-from study.spec.resources import Cluster, Node, TrialResources, share_cluster
+from study.resolve import Study, resolve, share, write_facts
+from study.spec.resources import Cluster, Node, TrialResources
 from study.spec.study_spec import SCORE
 from study.spec.trial_job import TrialJob, candidate_name
 from study.storage.leaderboard import CANDIDATES_TABLE, ranked, write_leaderboard
 from study.storage.lease import hold
 from study.storage.probability_maps import collect_ensembles
-from study.storage.study_folder import check_folder, read_study, write_study
+from study.storage.study_folder import check_folder, read_study
 from study.storage.tables import collect, jobs_to_export
 from study.storage.trial_folder import FAILURES, Row, read_params
 from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
@@ -79,7 +74,7 @@ def _plan(args: argparse.Namespace, study: Study, console: Console) -> int:
     jobs = study.expected_jobs(begun=is_there)
     left = study.open_jobs(jobs, retry_failed=args.retry_failed) if is_there else jobs
     nodes = _measure_nodes(args.address)
-    resources = _share(args, study, nodes)
+    resources = share(args, study, nodes)
     lines = describe_plan(study, jobs, left, resources)
     lines += describe_hours(study, left, resources, nodes, args.price_per_hour)
     width = max(len(name) for name, _ in lines)
@@ -97,9 +92,9 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
     if not study.num_open_candidates() and not left(study.jobs()):
         return
     with start_cluster(args.address) as nodes:
-        resources = _share(args, study, nodes)
+        resources = share(args, study, nodes)
         require_disk(study, left(study.expected_jobs()), resources)
-        _write_facts(study, resources)
+        write_facts(study, resources)
         study.sync.commit()
         _require_shared(study)
         console.print(
@@ -164,36 +159,6 @@ def _write_leaderboard(study: Study) -> list[Row]:
     return write_leaderboard(study.folder, study.spec, heading)
 
 
-def _write_facts(study: Study, resources: TrialResources) -> None:
-    """Write study.json, experiment.yaml, split.json and patients.csv."""
-    spec, data, experiment = study.spec, study.data, study.spec.experiment
-    facts = {
-        "first_seed": experiment.seed,
-        "weights": describe_weights(experiment.model),
-        "cpus_per_trial": resources.cpus,
-        "gpus_per_trial": resources.gpus,
-        "versions": versions(),
-    }
-    write_study(study.folder, spec, facts)
-    (study.folder / "trials").mkdir(exist_ok=True)
-    seed = experiment.data.split_seed
-
-    def split(fold: int, inner_fold: int) -> dict[str, object]:
-        return split_by_patient(data.slices, fold, seed, inner_fold).model_dump(mode="json")
-
-    record = {
-        "fingerprint": data.fingerprint,
-        "split_seed": seed,
-        "fold_of_patient": assign_folds(data.slices, seed),
-        "rotations": [split(fold, experiment.inner_fold) for fold in range(spec.folds)],
-    }
-    if spec.search is not None:
-        record["search"] = [split(0, inner_fold) for inner_fold in spec.inner_folds]
-    write_text(study.folder / "split.json", json.dumps(record, indent=1) + "\n")
-    patients = describe_patients(data)
-    write_csv(study.folder / "patients.csv", patients)
-
-
 def _require_shared(study: Study) -> None:
     """Refuse local paths that some node does not see."""
     weights = study.spec.experiment.model.encoder_weights
@@ -211,22 +176,6 @@ def _curves(study: Study) -> str:
     if study.sync.is_remote:
         return f'python -m study.fetch "{study.sync.location}" DIR && tensorboard --logdir DIR'
     return f"tensorboard --logdir {os.path.relpath(study.folder)}"
-
-
-def _share(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialResources:
-    """Decide what each trial gets; a study that continues keeps what it began with."""
-    is_new = args.fresh or not (study.folder / "study.json").exists()
-    record = {} if is_new else read_study(study.folder)
-    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
-    candidates = study.spec.search.candidates if study.spec.search else 0
-    return share_cluster(
-        nodes,
-        max(len(study.spec.jobs()), candidates),
-        cpus=record.get("cpus_per_trial") if cpus is None else cpus,
-        gpus=record.get("gpus_per_trial") if gpus is None else gpus,
-        concurrent=args.concurrent,
-        grows=args.address is not None,
-    )
 
 
 def _measure_nodes(address: str | None) -> Cluster:

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from brainseg.config import Experiment, ModelConfig, load_experiment, parse_changes
 from brainseg.data.layouts import find_default_root
+from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
-from brainseg.data.split import split_by_patient
+from brainseg.data.split import assign_folds, split_by_patient
 from brainseg.errors import ConfigError
-from brainseg.model.encoders import check_encoder, find_encoder_weights
+from brainseg.model.encoders import check_encoder, describe_weights, find_encoder_weights
+from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_unet
-from brainseg.storage.files import hash_file
+from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.spec.configs import shipped
 from study.spec.grid import GRIDS, WINNER, refuse_grid_keys
+from study.spec.resources import Cluster, TrialResources, share_cluster
 from study.spec.search_space import load_space
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SearchSpec, StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
-from study.storage.study_folder import default_name
+from study.storage.study_folder import default_name, read_study, write_study
 from study.storage.sync import StudySync
 from study.storage.trial_folder import FAILURES, TrialFolder
 
@@ -114,6 +118,52 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         split_by_patient(data.slices, fold, experiment.data.split_seed, experiment.inner_fold)
     sizes = _check_models(spec.models(), download=not args.plan)
     return Study(spec, data, _find_storage(args, data.synthetic), sizes)
+
+
+def share(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialResources:
+    """Decide what each trial gets of a cluster; a study that continues keeps what it had."""
+    is_new = args.fresh or not (study.folder / "study.json").exists()
+    record = {} if is_new else read_study(study.folder)
+    cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
+    candidates = study.spec.search.candidates if study.spec.search else 0
+    return share_cluster(
+        nodes,
+        max(len(study.spec.jobs()), candidates),
+        cpus=record.get("cpus_per_trial") if cpus is None else cpus,
+        gpus=record.get("gpus_per_trial") if gpus is None else gpus,
+        concurrent=args.concurrent,
+        grows=args.address is not None,
+    )
+
+
+def write_facts(study: Study, resources: TrialResources) -> None:
+    """Write study.json, experiment.yaml, split.json and patients.csv, before anything trains."""
+    spec, data, experiment = study.spec, study.data, study.spec.experiment
+    facts = {
+        "first_seed": experiment.seed,
+        "weights": describe_weights(experiment.model),
+        "cpus_per_trial": resources.cpus,
+        "gpus_per_trial": resources.gpus,
+        "versions": versions(),
+    }
+    write_study(study.folder, spec, facts)
+    (study.folder / "trials").mkdir(exist_ok=True)
+    seed = experiment.data.split_seed
+
+    def split(fold: int, inner_fold: int) -> dict[str, object]:
+        return split_by_patient(data.slices, fold, seed, inner_fold).model_dump(mode="json")
+
+    record = {
+        "fingerprint": data.fingerprint,
+        "split_seed": seed,
+        "fold_of_patient": assign_folds(data.slices, seed),
+        "rotations": [split(fold, experiment.inner_fold) for fold in range(spec.folds)],
+    }
+    if spec.search is not None:
+        record["search"] = [split(0, inner_fold) for inner_fold in spec.inner_folds]
+    write_text(study.folder / "split.json", json.dumps(record, indent=1) + "\n")
+    patients = describe_patients(data)
+    write_csv(study.folder / "patients.csv", patients)
 
 
 def num_tumour_slices(data: SliceStore) -> int:
