@@ -15,9 +15,9 @@ from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.storage.files import read_csv
 from brainseg.storage.urls import is_url
 from study.estimate import describe_hours, describe_plan, num_epochs, require_disk
+from study.report.build import publish
 from study.report.examples import draw_examples
 from study.report.provenance import describe_study
-from study.report.terminal import publish
 from study.resolve import Study, resolve, share, write_facts
 from study.spec.resources import Cluster, Node, TrialResources
 from study.spec.study_spec import SCORE

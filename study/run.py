@@ -10,7 +10,7 @@ from rich.console import Console
 from brainseg.cli import FINISHED, run_command
 from brainseg.storage.remote import require_store
 from study.cli import parse_options
-from study.report.terminal import publish
+from study.report.build import publish
 from study.storage.sync import find_study
 
 _STOPPED = "stopped; the same command goes on after the last finished epochs"

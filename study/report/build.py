@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich import box, table
+from rich.console import Console
+
 from brainseg.document import Document, Table, to_html, to_latex, to_markdown
+from brainseg.errors import StudyError
 from brainseg.storage.files import write_text
 from study.report.figures import FigureWriter
 from study.report.model_cards import write_model_cards
-from study.report.provenance import describe_provenance, describe_study
+from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
 from study.report.sections import describe_findings, ranked_rows
+from study.storage.study_folder import read_study
+from study.storage.sync import StudySync
 
 _MANUSCRIPT = ("variant", "Dice/patient", "global Dice", "precision", "recall", "HD95")
+_HEADINGS = {"accuracy": "acc.", "precision": "prec.", "val loss": "loss", "global Dice": "Dice"}
+_NOT_PRINTED = ("Dice/slice", "IoU", "patients")
+
+
+def publish(sync: StudySync, console: Console) -> None:
+    """Write the report of a study, send it to where the study is, and print its ranking.
+
+    Args:
+        sync: The study, fetched.
+        console: Prints the ranking and the conclusion.
+
+    Raises:
+        StudyError: If the folder holds no study, or one whose tables were not written yet.
+    """
+    about = read_study(sync.folder)
+    if not (sync.folder / "trials.csv").exists():
+        raise StudyError(
+            f"{sync.location} has no trials.csv yet, which is written when all trials have ended: "
+            "run the study without --report-only"
+        )
+    with console.status("writing the report"):
+        results = write_report(sync.folder)
+        sync.commit()
+    _print(ranked_rows(results), "Test scores, by Dice/patient", describe_study(about), console)
+    published = published_rows(results)
+    if published:
+        note = "Published by others on another split, not measured here; Dice is the global one."
+        _print(published, "Published", note, console)
+    console.print(f"{results.conclusion.sentence}\n")
+    if sync.is_remote:
+        console.print(f"study: {sync.location}")
+    console.print(f"report: {sync.folder / 'report.html'}")
 
 
 def write_report(folder: Path) -> StudyResults:
@@ -50,3 +90,24 @@ def write_report(folder: Path) -> StudyResults:
     write_text(folder / "table.tex", to_latex(Table(caption, rows), results.labels))
     write_model_cards(results)
     return results
+
+
+def _print(rows: Sequence[Mapping[str, str]], title: str, caption: str, console: Console) -> None:
+    """Print a table with fewer columns, decimals and intervals than in the report."""
+    printed = table.Table(title=title, caption=caption, title_justify="left")
+    printed.caption_justify, printed.box = "left", box.SIMPLE_HEAD
+    printed.padding, printed.pad_edge = (0, 1, 0, 0), False
+    columns = [column for column in rows[0] if column not in _NOT_PRINTED]
+    for column in columns:
+        left = column in ("", "variant", "published")
+        heading = _HEADINGS.get(column, column)
+        printed.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for row in rows:
+        printed.add_row(*(_shorten(column, row[column]) for column in columns))
+    console.print(printed)
+
+
+def _shorten(column: str, value: str) -> str:
+    if column != "Dice/patient":
+        value = value.partition(" (")[0]
+    return f"{float(value):.3f}" if re.fullmatch(r"\d\.\d{4}", value) else value

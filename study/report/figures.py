@@ -57,7 +57,7 @@ class FigureWriter:
     def learning_curves(self) -> str:
         """Draw val loss and val Dice per epoch: the mean over trials and the spread of seeds."""
         history = self._results.history
-        last_frozen = history["step"][history["stage"] == 1].max()
+        last_frozen = np.nan_to_num(history["step"][history["stage"] == 1].max())
         titles = {"val_loss": "validation loss", "val_dice": "validation Dice (global)"}
         with self._draw("learning_curves", 3.4, columns=2) as (figure, axes):
             for axis, (key, title) in zip(axes, titles.items(), strict=True):

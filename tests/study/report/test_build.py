@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from generated import generate_study
+from rich.console import Console
 
-from study.report.build import write_report
+from brainseg.errors import StudyError
+from study.report.build import publish, write_report
+from study.storage.sync import StudySync
 
 LABELS = ("SYNTHETIC", "no pretrained weights")
 
@@ -149,3 +152,22 @@ def test_without_torch_ray_and_opencv_the_report_is_the_same(
         assert (copy / name).read_bytes() == (generated / name).read_bytes(), name
     assert "ranks first by Dice/patient" in run.stdout
     assert max(len(line) for line in run.stdout.splitlines() if "raw-resnet50  " in line) <= 100
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_publishing_prints_the_ranking(
+    generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = Path(shutil.copytree(generated, tmp_path / "study"))
+    publish(StudySync(study), Console(width=100))
+    text = capsys.readouterr().out
+    row = r"^ *1 +preprocessed-resnet50 +0\.\d{3} \(0\.\d{3} to 0\.\d{3}\)"
+    assert re.search(row, text, re.MULTILINE)
+    assert re.search(r"^ *raw-resnet50 +0\.890", text, re.MULTILINE)  # published
+    assert str(study) in text.replace("\n", "")
+
+
+def test_publishing_needs_the_tables(small: Path) -> None:
+    (small / "trials.csv").unlink()
+    with pytest.raises(StudyError, match=r"has no trials\.csv yet.*without --report-only"):
+        publish(StudySync(small), Console())
