@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -162,3 +163,5 @@ def test_a_study_in_an_empty_folder_lies_below_it(
     assert "SYNTHETIC" in page
     assert str(ROOT) not in page
     assert list(report.parent.glob("models/*.safetensors"))
+    record = json.loads((report.parent / "study.json").read_text(encoding="utf-8"))
+    assert record["starts"][-1]["commit"] == f"version {brainseg.__version__}"

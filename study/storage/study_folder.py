@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from brainseg import __version__
 from brainseg.errors import StudyError
 from brainseg.storage.files import write_text
 from study.spec.grid import ONE
@@ -145,13 +146,15 @@ def describe_process() -> str:
 
 
 def _commit() -> str:
-    """Return the commit of this code, with a + if files differ; `unknown` outside a checkout."""
-    here = Path(__file__).parent
+    """Return the commit of this code, with a + if files differ; its version outside a checkout."""
+    top = Path(__file__).parents[2]
+    if not (top / "pyproject.toml").exists():  # installed, perhaps within another repository
+        return f"version {__version__}"
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+            cwd=top, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return f"version {__version__}"
     return run.stdout.strip()
