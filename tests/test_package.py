@@ -152,6 +152,7 @@ def test_a_plan_from_an_empty_folder_finds_the_shipped_files(installed: Path, em
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_study_in_an_empty_folder_lies_below_it(
     installed: Path, empty: Path, phantom_root: Path, tiny: Experiment
 ) -> None:

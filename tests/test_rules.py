@@ -122,3 +122,8 @@ def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     assert "examples:" in text
     assert "exit codes:" in text
     assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()
