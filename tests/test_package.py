@@ -145,6 +145,7 @@ def test_every_console_script_is_there_and_loads(installed: Path, empty: Path) -
     assert "exit codes:" in _run(installed / "brainseg-study", "--help")
 
 
+@pytest.mark.slow
 def test_a_plan_from_an_empty_folder_finds_the_shipped_files(installed: Path, empty: Path) -> None:
     command = (installed / "python", "-m", "study.run")
     assert "SYNTHETIC" in _run(*command, "--grid", "lite", "--search", "3", "--plan")
