@@ -1,4 +1,4 @@
-"""Bring a study from behind its URL: `python -m study.fetch s3://BUCKET/STUDIES/NAME DIR`."""
+"""Download a study from its URL: `python -m study.fetch s3://BUCKET/STUDIES/NAME DIR`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from study.storage.sync import is_for_readers
 
 _MARKER = ".fetched-from"
 _EXAMPLES = """\
-brings the report, its figures, the tables, the exported models and the live curves; no
-checkpoints, no model of each trial
+Downloads the report, its figures, the tables, the exported models and the live curves, without
+checkpoints and without the models of single trials.
 
 examples:
   python -m study.fetch s3://BUCKET/studies/lite results/lite
       then open results/lite/report.html, or tensorboard --logdir results/lite
   python -m study.fetch s3://BUCKET/studies/lite results/lite
-      once more, while it runs: only what has changed
+      again, while the study runs: only what has changed
   python -m study.fetch "s3://BUCKET/lite?endpoint_override=HOST:9000&scheme=http" results/lite
       from a store that is not Amazon's
 
@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = build_parser("study.fetch", "Bring a study from behind its URL.", _EXAMPLES)
-    parser.add_argument("url", metavar="URL", help="of the study, its name at the end")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="where to; made if need be")
+    parser = build_parser("study.fetch", "Download a study from its URL.", _EXAMPLES)
+    parser.add_argument("url", metavar="URL", help="URL of the study, which ends in its name")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write, created if it does not exist")
     return parser
 
 
@@ -60,7 +60,7 @@ def _fetch(url: str, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _MARKER, f"{url}\n")
     before = _times(folder)
-    # What a running study has changed since it was listed is refused, and listed anew.
+    # If a running study changes a file between listing and download, both are repeated.
     retry_storage(
         lambda: pull(remote, folder, is_for_readers, what="fetching the study"),
         f"the copy of {url}",
@@ -74,7 +74,7 @@ def _fetch(url: str, folder: Path) -> int:
 
 
 def _check_folder(url: str, folder: Path) -> None:
-    """Refuse a folder that this command did not make for the same study."""
+    """Refuse a folder that was not made by this command for the same study."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     marker = folder / _MARKER
