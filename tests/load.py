@@ -1,8 +1,8 @@
-"""What a trial costs besides training, measured: `python tests/load.py --help`, by hand.
+"""Measure what a trial costs besides training; run by hand: `python tests/load.py --help`.
 
 Stub trials go through the study's own `fit` and `Reporter` on local nodes (raylets on this
-machine) of one processor each. One JSON line says what was seen. CPU seconds are those of
-processes, so other work on the machine changes them little; seconds by the clock it does change.
+machine) of one processor each. The result is one JSON line. CPU seconds are those of processes, so
+other work on the machine changes them little; it does change seconds by the clock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _options() -> argparse.Namespace:
 
 
 def _stub(results: int, rate: float, imports: str) -> Any:
-    """Return a trial that reports, and leaves beside its results what it cost until when."""
+    """Return a trial that only reports, and writes what it has cost beside its results."""
 
     def train(config: dict[str, Any]) -> None:
         import importlib
@@ -148,7 +148,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cpu_of_ray(folder: str) -> float:
-    """CPU seconds of the raylets and of the cluster's head, whose command lines name a folder."""
+    """Return CPU seconds of the raylets and the head, found by a folder in their command lines."""
     total = 0.0
     for process in psutil.process_iter(["cmdline", "cpu_times"]):
         words = process.info["cmdline"] or [""]
@@ -162,7 +162,7 @@ def _describe(
     trials: list[dict[str, float]],
     seen: list[tuple[str, int, float]],
 ) -> dict[str, Any]:
-    """Put together what the trials noted and what the driver heard."""
+    """Combine what the trials wrote and what the driver received."""
     late = sorted(delay for *_, delay in seen)
     first = {row["pid"]: row for row in sorted(trials, key=lambda row: -row["called"])}.values()
     order = sorted(trials, key=lambda row: row["ended"])

@@ -1,4 +1,4 @@
-"""cluster.yaml and its variants, as Ray, EC2's service model, bash and our own rules see them."""
+"""cluster.yaml and its variants pass Ray's checks, EC2's service model, bash and our own rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = "~/.ray/auth_token"
 
 
 def _variant(name: str) -> str:
-    """Make a variant with the command that the file itself gives for it."""
+    """Make a variant with the command that the file names for it."""
     command = re.search(rf"^# +(sed .*) > {name}\.yaml$", AWS, re.MULTILINE)
     assert command, f"cluster.yaml does not say how {name}.yaml is made"
     made = subprocess.run(
@@ -158,7 +158,7 @@ def _cost(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _ec2(config: dict[str, Any]) -> Iterator[str]:
-    """Hold what Ray hands to EC2 against EC2's own description of it."""
+    """Check what Ray sends to EC2 against EC2's own description of it."""
     if config["provider"]["type"] != "aws":
         return
     operation = Session().get_service_model("ec2").operation_model("RunInstances")
@@ -232,7 +232,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_whatever_is_wrong_in_it_is_found(wrong: str) -> None:
+def test_every_mistake_in_the_file_is_found(wrong: str) -> None:
     right, instead, found = WRONG[wrong]
     assert right in AWS
     problems = _problems(AWS.replace(right, instead))
@@ -297,7 +297,7 @@ def test_what_ray_launches_from_it_is_spot_and_opens_no_port(ec2: Any) -> None:
 
 
 def test_a_group_of_rays_own_would_be_open_whatever_rules_are_given(ec2: Any) -> None:
-    """Why the file names a group, and proof that an open port would be seen above."""
+    """This is why the file names a group; it also shows that the test above finds an open port."""
     rule = "{FromPort: 22, ToPort: 22, IpProtocol: tcp, IpRanges: [{CidrIp: 192.0.2.1/32}]}"
     given = (
         f"    security_group: {{GroupName: narrow, IpPermissions: [{rule}]}}\n    cache_stopped"
@@ -308,7 +308,7 @@ def test_a_group_of_rays_own_would_be_open_whatever_rules_are_given(ec2: Any) ->
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync, which `ray up` needs too")
-def test_the_code_travels_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_code_is_copied_to_nodes(tmp_path: Path) -> None:
     from ray.autoscaler._private.command_runner import SSHCommandRunner
 
     config = yaml.safe_load(AWS)

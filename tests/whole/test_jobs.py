@@ -1,4 +1,4 @@
-"""A real head node with its dashboard, jobs handed to it, and a token that keeps strangers out."""
+"""A real head node with a token: jobs submitted to its dashboard, drivers without the token."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Head:
     environment: dict[str, str]
 
     def submit(self, name: str, study: Study, *flags: str) -> subprocess.CompletedProcess[str]:
-        """Hand in the study as docs/cluster.md does."""
+        """Submit the study as docs/cluster.md does."""
         there = [
             "--config",
             str(study.folder / "tiny.yaml"),
@@ -71,7 +71,7 @@ class Head:
         )
 
     def driver(self) -> psutil.Process:
-        """Return the process of the job that runs."""
+        """Return the process of the running job."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         found = [child for child in family if child.cmdline()[1:3] == ["-m", "study.run"]]
         assert len(found) == 1
@@ -80,7 +80,7 @@ class Head:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Started as cluster.yaml starts it, with processors of its own: there are no workers here."""
+    """Start a head as cluster.yaml does, but with processors, since there are no workers here."""
     folder = tmp_path_factory.mktemp("head")
     (folder / "token").write_text(TOKEN)
     environment = {
@@ -95,7 +95,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def _start_head(folder: Path, environment: dict[str, str]) -> Head:
-    """Start it; again if need be, since Ray gives its own processes 30 s, whatever else runs."""
+    """Start a head, several times if need be: Ray gives its processes 30 s on any machine."""
     for _ in range(3):
         port, dashboard, agent, client = _free_ports(4)
         start = [
@@ -133,7 +133,7 @@ def test_a_driver_without_the_clusters_token_is_refused(head: Head, phantom_root
         assert errors[-1].startswith(f"error: no Ray cluster can be used at {head.address}: ")
 
 
-def test_a_job_whose_driver_is_killed_goes_on_when_it_is_handed_in_again(
+def test_a_job_whose_driver_is_killed_continues_when_submitted_again(
     head: Head, undisturbed: Study, study: Study
 ) -> None:
     assert head.submit("first", study, "--no-wait").returncode == 0

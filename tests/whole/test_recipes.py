@@ -1,4 +1,4 @@
-"""docs/cluster.md, docs/slurm.sbatch, docs/rayjob.yaml: what they say can be done as it stands."""
+"""The commands of docs/cluster.md, docs/slurm.sbatch and docs/rayjob.yaml parse and are valid."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _blocks() -> list[str]:
 
 
 def _unknown_flags(text: str) -> list[str]:
-    """Return the flags in a text that its `ray` or `study.run` does not have."""
+    """Return the flags in a text that `ray` or `study.run` does not have."""
     unknown = []
     for call in re.findall(
         r"\bray ((?:[a-z][a-z-]* )+)((?:[^\n|&;]*?))(?= -- |[\n&|;\"]|$)", text
@@ -93,7 +93,7 @@ def _pod_problems(cluster: dict[str, Any]) -> list[str]:
     return problems
 
 
-def test_the_job_for_kubernetes_is_one_that_its_operator_would_take() -> None:
+def test_the_job_for_kubernetes_is_valid_for_its_operator() -> None:
     assert _problems(RAYJOB) == []
 
 
