@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = build_parser("study.fetch", "Download a study from its URL.", _EXAMPLES)
     parser.add_argument("url", metavar="URL", help="URL of the study, which ends in its name")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write, created if it does not exist")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder to write, created if it does not exist"
+    )
     return parser
 
 
