@@ -206,7 +206,7 @@ def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
         found = Estimate(-found.point, -found.high, -found.low)
     return {
         "test patients": group,
-        "number": str(pair.num_patients),
+        "patients": str(pair.num_patients),
         "against": pair.second if is_first else pair.first,
         "difference in Dice/patient": format_estimate(found, "+.3f"),
         "p": format_p(pair.p),

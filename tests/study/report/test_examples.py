@@ -1,3 +1,5 @@
+"""Example slices: which are chosen, and what their pictures show."""
+
 from __future__ import annotations
 
 import csv
@@ -28,10 +30,10 @@ JOBS = StudySpec(grid="lite", variants=GRIDS["lite"], experiment=Experiment(), s
 
 
 def _evaluation(data: SliceStore, missed: str) -> Evaluation:
-    """A network that finds every tumour but the one of a slice."""
-    numbers = split_by_patient(data.slices, 0, 44).indices(data.slices, "test")
-    slices = tuple(data.slices[number] for number in numbers)
-    true = np.stack([resize_mask(data.mask(number), SIZE) > 0 for number in numbers])
+    """Return the evaluation of a network that finds every tumour but that of one slice."""
+    indices = split_by_patient(data.slices, 0, 44).indices(data.slices, "test")
+    slices = tuple(data.slices[index] for index in indices)
+    true = np.stack([resize_mask(data.mask(index), SIZE) > 0 for index in indices])
     found = true & (np.array([item.name for item in slices]) != missed)[:, None, None]
     tp, fn = found.sum((1, 2)), (true & ~found).sum((1, 2))
     counts: Counts = np.stack([tp, 0 * tp, fn, SIZE * SIZE - tp - fn], axis=1)
@@ -59,7 +61,7 @@ def _finish(study: Path, job: TrialJob, data: SliceStore, missed: str) -> None:
 
 @pytest.fixture
 def study(tmp_path: Path, data: SliceStore) -> Path:
-    """Raw misses a slice with both seeds, preprocessed none; its first seed never ended."""
+    """A study whose raw variant misses a slice; a trial of the preprocessed one never ended."""
     for position, missed in ((0, _missed(data)), (2, _missed(data)), (3, "")):
         _finish(tmp_path, JOBS[position], data, missed)
     collect(tmp_path, JOBS)
@@ -78,7 +80,7 @@ def _has(picture: Path, colour: tuple[int, int, int]) -> bool:
     return bool((pixels == colour).all(axis=2).any())
 
 
-def test_the_slice_that_is_missed_is_the_worst_and_has_no_predicted_outline(
+def test_a_missed_slice_is_the_worst_and_has_no_predicted_outline(
     study: Path, data: SliceStore
 ) -> None:
     for kind in ("worst slice", "worst patient"):
@@ -106,7 +108,7 @@ def test_at_most_two_of_the_worst_slices_are_of_one_patient(study: Path) -> None
     assert max(patients.count(patient) for patient in patients) == 2
 
 
-def test_drawing_again_changes_nothing_and_leaves_nothing_old(
+def test_drawing_again_removes_old_pictures_and_changes_no_others(
     study: Path, data: SliceStore
 ) -> None:
     def state() -> dict[Path, bytes]:

@@ -35,9 +35,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = build_search(folder, 24, base=Experiment())
     with pytest.MonkeyPatch.context() as patch:
         Drive(spec, folder).run(patch)
-    number = int(ranked(read_csv(folder / "candidates.csv"))[0]["candidate"])
+    index = int(ranked(read_csv(folder / "candidates.csv"))[0]["candidate"])
     for path in folder.glob("*.csv"):
-        text = path.read_text().replace("raw-efficientnet-b0", f"winner-c{number:04d}")
+        text = path.read_text().replace("raw-efficientnet-b0", f"winner-c{index:04d}")
         path.write_text(text)
     about = json.loads((folder / "study.json").read_text())
     variants = {name: dict(changes) for name, changes in spec.variants.items()}
@@ -95,7 +95,7 @@ def test_the_winner_is_compared_on_patients_new_to_the_search(
     section: Section, results: StudyResults
 ) -> None:
     rows = _table(section, "difference from each variant").rows
-    groups = {row["test patients"]: int(row["number"]) for row in rows}
+    groups = {row["test patients"]: int(row["patients"]) for row in rows}
     first = results.split["rotations"][0]
     tested = {p for r in results.split["rotations"] for p in r["test"]}
     assert groups == {
