@@ -1,4 +1,4 @@
-"""The models at hand on a page of this machine: `python -m brainseg.demo [MODEL|STUDY]`."""
+"""The demo command: serves a page on which users try trained models."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.data.slice_store import open_default
-from brainseg.demo.catalog import describe_source, find_models, write_patient, write_samples
-from brainseg.demo.handlers import Desk
+from brainseg.demo.catalog import find_models, write_examples
+from brainseg.demo.handlers import Handlers
 from brainseg.errors import ConfigError
 from brainseg.model.device import Compute
 from brainseg.storage.urls import to_location
@@ -30,10 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_host(host: str, password: str | None) -> None:
-    """Refuse to show the page to other machines without a password.
+    """Check that the page is shown to other machines only with a password.
+
+    Args:
+        host: The address to listen on.
+        password: The password, or None.
 
     Raises:
-        ConfigError: If that is asked for.
+        ConfigError: If another machine could see the page without a password.
     """
     try:
         is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -47,7 +51,7 @@ def check_host(host: str, password: str | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = build_parser(
-        "brainseg.demo", "Try the models of a study on a page of this machine.", _EPILOG
+        "brainseg.demo", "Try trained models on a page of this machine.", _EPILOG
     )
     parser.add_argument(
         "source",
@@ -73,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         "--port",
         type=int,
         metavar="N",
-        help="to listen on (default: 7860 or the next one that is free)",
+        help="port to listen on (default: 7860 or the next free one)",
     )
     parser.add_argument(
         "--device",
         metavar="NAME",
-        help="cpu, cuda or the like (default: a GPU where there is one)",
+        help="such as cpu or cuda (default: a GPU if there is one)",
     )
     return parser
 
@@ -90,25 +94,22 @@ def _serve(args: argparse.Namespace) -> int:
     compute.torch_device()
     models = find_models(args.source)
     with tempfile.TemporaryDirectory(prefix="brainseg-demo-") as folder:
-        # Uploads; examples lie apart from them, since uploads are removed while the page runs.
+        # Uploads are removed while the page runs; the examples are in a folder of their own.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         try:
-            from brainseg.demo import page as webpage
+            from brainseg.demo.page import build_empty_page, build_page, launch
         except ImportError as error:
             raise ConfigError(
                 f'the page needs Gradio ({error}): pip install "brainseg[demo]"'
             ) from error
         if models:
-            data, place = open_default(args.data), Path(folder) / "examples"
-            samples = write_samples(data, models[0].header, place)
-            patient = write_patient(data, models[0].header, place / "patient")
-            about = describe_source(data, models[0].header)
-            examples = webpage.Examples(about, samples, patient)
-            page = webpage.build_page(Desk(models, compute), examples)
+            data = open_default(args.data)
+            examples = write_examples(data, models[0].header, Path(folder) / "examples")
+            page = build_page(Handlers(models, compute), examples)
         else:
-            page = webpage.build_empty_page()
-        address = webpage.launch(page, args.host, args.port, password)
-        names = ", ".join(model.name for model in models) or "no model yet: the page says how"
+            page = build_empty_page()
+        address = launch(page, args.host, args.port, password)
+        names = ", ".join(model.name for model in models) or "how to train a model"
         print(f"{address} shows {names}; Ctrl-C ends it", flush=True)
         _wait()
         page.close(verbose=False)
@@ -116,7 +117,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _wait() -> None:
-    """Until Ctrl-C or SIGTERM, after which uploads are removed."""
+    """Wait for Ctrl-C or SIGTERM; then uploads are removed."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -125,15 +126,18 @@ def _wait() -> None:
 
 _EPILOG = f"""\
 examples:
-  python -m brainseg.demo                          the best model of the newest study
+  python -m brainseg.demo                          the models of the newest study
   python -m brainseg.demo results/baseline --data data/kaggle_3m
   python -m brainseg.demo model.safetensors --port 8000
 
-The page is for this machine alone. For other machines set {PASSWORD}, then give
---host 0.0.0.0; the user's name is brainseg. It needs pip install "brainseg[demo]".
+The page is shown on this machine only. To show it to other machines, set the environment variable
+{PASSWORD} and give --host 0.0.0.0; the user name is brainseg. The command needs
+  pip install "brainseg[demo]"
 
 exit codes:
-  0  ended by Ctrl-C      1  a known error, in a line      2  usage
+  0  ended by Ctrl-C
+  1  a model file or dataset cannot be used
+  2  a flag or value is wrong, or a package is missing
 """
 
 if __name__ == "__main__":

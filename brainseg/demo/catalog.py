@@ -1,12 +1,15 @@
-"""The trained models at hand: one file, or the variants of a study, the best first.
+"""Finds the trained models to show, and writes example slices to try them on.
 
-Best is the highest validation Dice: no number of the test part chooses anything.
+Models are ordered by validation Dice: the test part chooses nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,17 +20,20 @@ from brainseg.inference.overlay import encode_picture
 from brainseg.model.model_file import ModelHeader, read_header
 
 STUDIES = Path("results")
+
 _SUFFIX = ".safetensors"
+_MAX_SLICES = 40
+_DICE = {"dice": "global", "dice_global": "global", "dice_patient": "per patient"}
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model file and what it says of itself.
+    """A model file.
 
     Attributes:
-        name: Of the variant or trial.
-        path: Of the file.
-        header: Its header.
+        name: The name of the variant or trial.
+        path: The file.
+        header: The header of the file.
     """
 
     name: str
@@ -36,51 +42,60 @@ class TrainedModel:
 
     @property
     def val_dice(self) -> float:
-        """Global Dice of the validation part, in [0, 1]; 0 where the file does not say."""
+        """Global Dice of the validation part, in [0, 1]; 0 if the header does not hold it."""
         return self.header.metrics.get("val_dice", 0.0)
 
     def describe(self) -> str:
-        """Return the model's card in Markdown: from its header, then the study's own if there."""
-        experiment, metrics = self.header.experiment, self.header.metrics
-        stage, epoch = (self.header.best.get(key, 0) for key in ("stage", "epoch"))
+        """Return the model's card in Markdown: its header, and the study's own card if any."""
+        experiment, best = self.header.experiment, self.header.best
         filters = experiment.preprocess
+        prepared = (
+            f"median filter {filters.median_kernel}, CLAHE with clip limit {filters.clip_limit:g}"
+            if filters.enabled
+            else "no filters"
+        )
         data = "generated phantoms (SYNTHETIC)" if self.header.synthetic else "MRI slices"
         lines = [
-            f"U-Net with encoder {experiment.model.encoder}; first weights: {self.header.weights}",
-            f"sees slices at {experiment.data.size} x {experiment.data.size} pixels, "
-            + (
-                f"median filter {filters.median_kernel}, CLAHE with clip limit "
-                f"{filters.clip_limit:g}"
-                if filters.enabled
-                else "raw"
-            ),
+            f"U-Net with encoder {experiment.model.encoder}; initial weights: "
+            f"{self.header.weights}",
+            f"input: slices at {experiment.data.size} x {experiment.data.size} pixels, {prepared}",
             f"trained on {data}, fingerprint `{self.header.fingerprint[:12]}`, rotation "
-            f"{experiment.fold}, seed {experiment.seed}; stage {stage:.0f}, epoch {epoch:.0f}",
-            _spell_scores("validation", "val_", metrics),
-            _spell_scores("test", "test_", metrics),
-            "knows axial slices of adults with low-grade glioma, their sequences as channels in "
-            "the order pre-contrast, FLAIR, post-contrast; on anything else it answers nonsense "
-            "with the same confidence",
+            f"{experiment.fold}, seed {experiment.seed}; stage {best.get('stage', 0):.0f}, epoch "
+            f"{best.get('epoch', 0):.0f}",
+            self._scores("validation", "val_"),
+            self._scores("test", "test_"),
+            "for axial slices of adults with low-grade glioma, with the channels pre-contrast, "
+            "FLAIR, post-contrast; its predictions for anything else are meaningless",
             "**research only, not for clinical use**",
         ]
-        card = self.path.with_suffix(".md")
         blocks = [f"### {self.name}", "\n".join(f"- {line}" for line in lines if line)]
+        card = self.path.with_suffix(".md")
         if card.is_file():
             blocks += ["---", card.read_text(encoding="utf-8", errors="replace")]
         return "\n\n".join(blocks)
 
+    def _scores(self, part: str, prefix: str) -> str:
+        """Return the Dice scores of a part in words; empty if the header has none."""
+        metrics = self.header.metrics
+        found = [
+            f"{metrics[prefix + key]:.3f} {name}"
+            for key, name in _DICE.items()
+            if prefix + key in metrics
+        ]
+        return f"Dice on the {part} patients of its split: {', '.join(found)}" if found else ""
+
 
 def find_models(source: Path | None) -> list[TrainedModel]:
-    """Find the models of a file or a study; without either, of the newest study.
+    """Find the models of a file or a study.
 
     Args:
         source: A model file, a study's folder, or None for the newest study in `results`.
 
     Returns:
-        Models, the best first; none if there is no study.
+        The models, the best first; none if `source` is None and there is no study.
 
     Raises:
-        CheckpointError: If the file or the folder given holds no model.
+        CheckpointError: If the file or folder holds no model.
     """
     if source is None:
         source = newest_study(STUDIES)
@@ -95,107 +110,106 @@ def find_models(source: Path | None) -> list[TrainedModel]:
 
 def newest_study(folder: Path) -> Path | None:
     """Return the study with the newest model in a folder of studies, or None."""
-    studies = [path for path in folder.glob("*") if path.is_dir() and _models_of(path)]
-    newest = {path: max(m.stat().st_mtime for m in _models_of(path)) for path in studies}
-    return max(studies, key=lambda path: newest[path], default=None)
+    newest = {
+        path: max(model.stat().st_mtime for model in models)
+        for path in folder.glob("*")
+        if (models := _models_of(path))
+    }
+    return max(newest, key=lambda path: newest[path], default=None)
 
 
 def _models_of(study: Path) -> list[Path]:
-    """Of a study the model of each variant; of one that still runs, of each finished trial."""
+    """Return the model of each variant; of a running study, that of each finished trial."""
     exported = sorted(study.glob(f"models/*{_SUFFIX}"))
     return exported or sorted(study.glob(f"trials/*/model{_SUFFIX}"))
 
 
 def _name_of(path: Path) -> str:
-    in_trial = path.parent.parent.name == "trials"
-    return path.parent.name if in_trial else path.stem
+    return path.parent.name if path.parent.parent.name == "trials" else path.stem
 
 
-def _spell_scores(part: str, prefix: str, metrics: dict[str, float]) -> str:
-    """Name the Dice scores of a part; nothing where there are none."""
-    names = {"dice": "global", "dice_global": "global", "dice_patient": "per patient"}
-    found = [
-        f"{metrics[prefix + key]:.3f} {name}"
-        for key, name in names.items()
-        if prefix + key in metrics
-    ]
-    return f"Dice on the {part} patients of its split: {', '.join(found)}" if found else ""
-
-
-# --- samples ---
-
-_MOST_SLICES = 40
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A slice on disk with its true mask, and a few words for the button that takes it."""
+class Example(NamedTuple):
+    """A slice on disk with its true mask, and the label of the button that takes it."""
 
     label: str
     image: Path
     mask: Path
 
 
-def describe_source(data: SliceStore, header: ModelHeader | None) -> str:
-    """Return in words whose slices the samples are."""
-    if data.synthetic:
-        return "Generated phantoms, SYNTHETIC"
-    is_own = header is not None and header.fingerprint == data.fingerprint
-    return "Test patients of the model's split" if is_own else f"Slices of {data.root.name}"
+class Examples(NamedTuple):
+    """The examples of the page.
+
+    Attributes:
+        about: Whose slices they are, in words.
+        slices: Single slices.
+        patient: The files of one patient's slices and true masks.
+    """
+
+    about: str
+    slices: Sequence[Example]
+    patient: Sequence[Path]
 
 
-def write_samples(data: SliceStore, header: ModelHeader | None, folder: Path) -> list[Sample]:
-    """Write a large, a middling and a small tumour and a slice without, as TIFF files.
+def write_examples(data: SliceStore, header: ModelHeader, folder: Path) -> Examples:
+    """Write example slices as TIFF files.
+
+    The single slices have a large, a medium and a small tumour, and none. The patient is the one
+    with the most tumour.
 
     Args:
-        data: The dataset; where the model was trained on it, the test part of its split is taken.
-        header: Of the model.
-        folder: Where to.
+        data: The dataset; only the test part is used if the model was trained on it.
+        header: The header of the model.
+        folder: The folder to write.
     """
-    numbers = unknown_slices(data, header)
-    ordered = sorted(numbers, key=lambda number: data.slices[number].tumour_pixels)
-    tumour = [number for number in ordered if data.slices[number].tumour_pixels]
-    free = [number for number in ordered if not data.slices[number].tumour_pixels]
-    chosen = {}
-    if tumour:
-        places = {"large": -1, "middling": len(tumour) // 2, "small": len(tumour) // 10}
-        chosen = {f"{name} tumour": tumour[place] for name, place in places.items()}
-    if free:
-        brightest = max(free, key=lambda number: int(data.image(number).sum()))
-        chosen["no tumour"] = brightest
-    return [_write(data, number, label, folder) for label, number in chosen.items()]
+    about = f"Slices of {data.root.name}"
+    if data.synthetic:
+        about = "Generated phantoms, SYNTHETIC"
+    elif header.fingerprint == data.fingerprint:
+        about = "Test patients of the model's split"
+    indices = unseen_slices(data, header)
+    slices = [
+        _write(data, index, label, folder) for label, index in _choose(data, indices).items()
+    ]
+    areas: Counter[str] = Counter()
+    for index in indices:
+        areas[data.slices[index].patient] += data.slices[index].tumour_pixels
+    patient = areas.most_common(1)[0][0]
+    own = [index for index in indices if data.slices[index].patient == patient]
+    step = -(-len(own) // _MAX_SLICES)
+    files = [_write(data, index, "", folder / "patient") for index in own[::step]]
+    return Examples(about, slices, [path for item in files for path in (item.image, item.mask)])
 
 
-def write_patient(data: SliceStore, header: ModelHeader | None, folder: Path) -> list[Path]:
-    """Write slices and true masks of the patient with the most tumour; return all files."""
-    numbers = unknown_slices(data, header)
-    sums: dict[str, int] = {}
-    for number in numbers:
-        item = data.slices[number]
-        sums[item.patient] = sums.get(item.patient, 0) + item.tumour_pixels
-    patient = max(sums, key=lambda name: sums[name])
-    own = [number for number in numbers if data.slices[number].patient == patient]
-    step = -(-len(own) // _MOST_SLICES)
-    samples = [_write(data, number, "", folder) for number in own[::step]]
-    return [path for sample in samples for path in (sample.image, sample.mask)]
-
-
-def unknown_slices(data: SliceStore, header: ModelHeader | None) -> list[int]:
-    """Return positions of slices that a model was not trained on, as far as one can know."""
-    if header is not None and header.fingerprint == data.fingerprint:
+def unseen_slices(data: SliceStore, header: ModelHeader) -> list[int]:
+    """Return the indices of slices that a model was not trained on, as far as is known."""
+    if header.fingerprint == data.fingerprint:
         experiment = header.experiment
         try:
             split = split_by_patient(data.slices, experiment.fold, experiment.data.split_seed)
-            return [int(number) for number in split.indices(data.slices, "test")]
-        except DataError:  # too few patients for folds: then nothing was trained on them either
+            return [int(index) for index in split.indices(data.slices, "test")]
+        except DataError:  # too few patients for a split: no model was trained on them
             pass
     return list(range(len(data.slices)))
 
 
-def _write(data: SliceStore, number: int, label: str, folder: Path) -> Sample:
-    name = data.slices[number].name
+def _choose(data: SliceStore, indices: Sequence[int]) -> dict[str, int]:
+    """Return label -> index of the single slices."""
+    ordered = sorted(indices, key=lambda index: data.slices[index].tumour_pixels)
+    tumour = [index for index in ordered if data.slices[index].tumour_pixels]
+    free = ordered[: len(ordered) - len(tumour)]
+    chosen = {}
+    if tumour:
+        positions = {"large": -1, "medium": len(tumour) // 2, "small": len(tumour) // 10}
+        chosen = {f"{name} tumour": tumour[position] for name, position in positions.items()}
+    if free:
+        chosen["no tumour"] = max(free, key=lambda index: int(data.image(index).sum()))
+    return chosen
+
+
+def _write(data: SliceStore, index: int, label: str, folder: Path) -> Example:
+    name = data.slices[index].name
     image, mask = folder / f"{name}.tif", folder / f"{name}_mask.tif"
     folder.mkdir(parents=True, exist_ok=True)
-    image.write_bytes(encode_picture(data.image(number), ".tif"))
-    mask.write_bytes(encode_picture(data.mask(number) * np.uint8(255), ".tif"))
-    return Sample(label, image, mask)
+    image.write_bytes(encode_picture(data.image(index), ".tif"))
+    mask.write_bytes(encode_picture(data.mask(index) * np.uint8(255), ".tif"))
+    return Example(label, image, mask)

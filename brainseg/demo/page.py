@@ -1,64 +1,54 @@
-"""The demo's page: slices in, outlines out. What it does with them is `Desk`'s.
+"""The layout of the demo's page, and the server that shows it.
 
-Nothing leaves the machine: no analytics, no share link, no fonts from elsewhere.
+Nothing leaves the machine: no analytics, no share link, no fonts from other hosts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from html import escape
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-# Gradio would otherwise report its use, and looks these up when it is imported.
+# Gradio reads these when it is imported; without them it reports its use.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
 
-from brainseg.demo import render as panels
-from brainseg.demo.catalog import Sample
-from brainseg.demo.handlers import NO_SECOND, Desk
+from brainseg.demo.catalog import Examples
+from brainseg.demo.handlers import NO_SECOND, Handlers
+from brainseg.demo.render import ASSETS, render
 from brainseg.inference.readers import IMAGE_SUFFIXES
 
 MAX_FILE_SIZE = "5mb"
 SESSIONS = 4
-"""Visitors whose slices are kept; the one who was away longest loses them."""
+"""The number of visitors whose slices are kept; those of the one away longest are dropped."""
 
 _KEEP_SECONDS = 1800
 _SLICE_HINT = "Upload a slice, or take one of the examples; then the outline appears here."
 _PATIENT_HINT = (
-    "Upload all slices of a patient, and then go through them with the slider. Files called like "
-    "a slice with _mask at the end are taken for its true mask."
+    "Upload all slices of a patient, then go through them with the slider. A file NAME_mask is "
+    "the true mask of the slice NAME."
 )
+_WORK = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "network"}
+_QUIET = {"api_visibility": "private", "show_progress": "hidden"}
+# On a phone the result is far below the button.
+_SCROLL = (ASSETS / "scroll.js").read_text(encoding="utf-8")
+# Gradio gives all upload buttons the same label, which screen readers read out.
+_LABEL_UPLOADS = (ASSETS / "label_uploads.js").read_text(encoding="utf-8")
 
 
-class Examples(NamedTuple):
-    """Files behind the example buttons.
-
-    Attributes:
-        about: Whose slices they are.
-        samples: Single slices.
-        patient: Slices and masks of one patient.
-    """
-
-    about: str
-    samples: Sequence[Sample]
-    patient: Sequence[Path]
-
-
-def build_page(desk: Desk, examples: Examples) -> gr.Blocks:
+def build_page(handlers: Handlers, examples: Examples) -> gr.Blocks:
     """Build the page.
 
     Args:
-        desk: Does the work.
-        examples: To try it with.
+        handlers: The handlers of its events.
+        examples: Slices to try it with.
     """
-    names = list(desk.models)
-    labels = [(f"{name}, val Dice {desk.models[name].val_dice:.3f}", name) for name in names]
+    models = handlers.models
+    names = list(models)
+    labels = [(f"{name}, val Dice {models[name].val_dice:.3f}", name) for name in names]
     with _new_page() as page:
-        gr.HTML(_HEADING)
+        gr.HTML(render("heading"))
         with gr.Row():
             first = gr.Dropdown(
                 labels, value=names[0], label="Model", min_width=300, elem_id="first"
@@ -69,20 +59,20 @@ def build_page(desk: Desk, examples: Examples) -> gr.Blocks:
             )
         chosen = [first, second]
         with gr.Tab("One slice"):
-            _add_slice_tab(desk, examples, chosen)
+            _add_slice_tab(handlers, examples, chosen)
         with gr.Tab("A patient"):
-            _add_patient_tab(desk, examples, chosen)
+            _add_patient_tab(handlers, examples, chosen)
         with gr.Accordion("About the model", open=False):
-            card = gr.Markdown(desk.describe(names[0], NO_SECOND), elem_id="card")
-        gr.on([first.change, second.change], desk.describe, chosen, card, **_QUIET)
+            card = gr.Markdown(handlers.describe(names[0], NO_SECOND), elem_id="card")
+        gr.on([first.change, second.change], handlers.describe, chosen, card, **_QUIET)
     return page
 
 
 def build_empty_page() -> gr.Blocks:
-    """Build the page that says how to make a model."""
+    """Build the page that says how to train a model."""
     with _new_page() as page:
-        gr.HTML(_HEADING)
-        gr.Markdown(_HOW_TO, elem_id="how")
+        gr.HTML(render("heading"))
+        gr.Markdown((ASSETS / "how_to.md").read_text(encoding="utf-8"), elem_id="how")
     return page
 
 
@@ -90,12 +80,12 @@ def launch(page: gr.Blocks, host: str, port: int | None, password: str | None) -
     """Serve a page in the background and return its address.
 
     Args:
-        page: Built by one of the functions above.
-        host: Address to listen on.
-        port: None takes the first free one from 7860 on.
-        password: Asked for together with the user `brainseg`; None asks for nothing.
+        page: The page.
+        host: The address to listen on.
+        port: The port to listen on; None takes the first free one from 7860 on.
+        password: The password of the user `brainseg`; None asks for no password.
     """
-    # One prediction at a time; who comes while many wait is told so.
+    # One prediction at a time; beyond 64 waiting ones visitors get a message.
     page.queue(max_size=64, default_concurrency_limit=1, api_open=False)
     _, address, _ = page.launch(
         server_name=host,
@@ -118,8 +108,8 @@ def launch(page: gr.Blocks, host: str, port: int | None, password: str | None) -
             font=["system-ui", "sans-serif"],
             font_mono=["ui-monospace", "monospace"],
         ).set(button_primary_background_fill="#1d4ed8"),  # enough contrast to its white text
-        css=_STYLE,
-        js=_NAME_UPLOADS,
+        css=(ASSETS / "style.css").read_text(encoding="utf-8"),
+        js=_LABEL_UPLOADS,
     )
     return str(address)
 
@@ -132,53 +122,53 @@ def _new_page() -> gr.Blocks:
     )
 
 
-def _add_slice_tab(desk: Desk, examples: Examples, chosen: list[Any]) -> None:
+def _add_slice_tab(handlers: Handlers, examples: Examples, chosen: list[Any]) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             image = _file("Slice: TIFF, PNG or JPEG", "slice")
             mask = _file("True mask, if there is one", "mask")
             go = gr.Button("Outline the tumour", variant="primary", elem_id="go")
-            gr.HTML(f"<h3>Examples</h3><p>{escape(examples.about)}</p>")
+            gr.HTML(render("examples", "Examples", examples.about))
             with gr.Row():
                 buttons = [
-                    gr.Button(sample.label, size="sm", min_width=120)
-                    for sample in examples.samples
+                    gr.Button(example.label, size="sm", min_width=120)
+                    for example in examples.slices
                 ]
         with gr.Column(scale=3, min_width=320):
-            result = gr.HTML(panels.show_hint(_SLICE_HINT), elem_id="result")
+            result = gr.HTML(render("hint", _SLICE_HINT), elem_id="result")
     inputs = [image, mask, *chosen]
-    go.click(desk.outline, inputs, result, **_WORK).then(None, js=_SCROLL, **_QUIET)
-    for button, sample in zip(buttons, examples.samples, strict=True):
-        files = str(sample.image), str(sample.mask)
+    go.click(handlers.outline_slice, inputs, result, **_WORK).then(None, js=_SCROLL, **_QUIET)
+    for button, example in zip(buttons, examples.slices, strict=True):
+        files = str(example.image), str(example.mask)
         taken = button.click(lambda files=files: files, None, [image, mask], **_QUIET)
-        done = taken.then(desk.outline, inputs, result, **_WORK)
+        done = taken.then(handlers.outline_slice, inputs, result, **_WORK)
         done.then(None, js=_SCROLL, **_QUIET)
 
 
-def _add_patient_tab(desk: Desk, examples: Examples, chosen: list[Any]) -> None:
+def _add_patient_tab(handlers: Handlers, examples: Examples, chosen: list[Any]) -> None:
     seen = gr.State(None, time_to_live=_KEEP_SECONDS)
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             files = _file("All slices of a patient", "slices", file_count="multiple")
             go = gr.Button("Outline all slices", variant="primary", elem_id="go-patient")
-            gr.HTML(f"<h3>Example</h3><p>{escape(examples.about)}</p>")
+            gr.HTML(render("examples", "Example", examples.about))
             take = gr.Button("Example patient", size="sm")
         with gr.Column(scale=3, min_width=320):
-            notes = gr.HTML(panels.show_hint(_PATIENT_HINT), elem_id="notes")
+            notes = gr.HTML(render("hint", _PATIENT_HINT), elem_id="notes")
             slider = gr.Slider(
                 1, 2, 1, step=1, label="Slice", visible=False, buttons=[], elem_id="number"
             )
             result = gr.HTML("", elem_id="patient-result")
 
     def outline(paths: list[str] | None, one: str, other: str) -> tuple[Any, ...]:
-        found, text = desk.outline_patient(paths, one, other)
+        found, text = handlers.outline_patient(paths, one, other)
         if not found:
             return None, text, gr.Slider(visible=False), ""
-        most = desk.find_largest(found)
+        most = handlers.find_largest(found)
         shown = gr.Slider(
             1, max(len(found), 2), most, label=f"Slice, of {len(found)}", visible=len(found) > 1
         )
-        return found, text, shown, desk.show_slice(found, most)
+        return found, text, shown, handlers.show_slice(found, most)
 
     outputs = [seen, notes, slider, result]
     done = go.click(outline, [files, *chosen], outputs, **_WORK)
@@ -187,7 +177,7 @@ def _add_patient_tab(desk: Desk, examples: Examples, chosen: list[Any]) -> None:
     taken = take.click(lambda: paths, None, files, **_QUIET)
     done = taken.then(outline, [files, *chosen], outputs, **_WORK)
     done.then(None, js=_SCROLL, **_QUIET)
-    slider.input(desk.show_slice, [seen, slider], result, trigger_mode="always_last", **_QUIET)
+    slider.input(handlers.show_slice, [seen, slider], result, trigger_mode="always_last", **_QUIET)
 
 
 def _file(label: str, name: str, file_count: str = "single") -> gr.File:
@@ -199,75 +189,3 @@ def _file(label: str, name: str, file_count: str = "single") -> gr.File:
         height=150,
         elem_id=name,
     )
-
-
-_WORK = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "network"}
-_QUIET = {"api_visibility": "private", "show_progress": "hidden"}
-
-# On a phone the result lies far below the button.
-_SCROLL = """() => {
-  const all = [...document.querySelectorAll("#result, #notes")];
-  const shown = all.find((element) => element.offsetParent);
-  if (shown && shown.getBoundingClientRect().top > innerHeight / 2)
-    shown.scrollIntoView({behavior: "smooth", block: "start"});
-}"""
-
-# Gradio gives all upload buttons one name, which tells a screen reader nothing.
-_NAME_UPLOADS = """() => {
-  const names = {
-    slice: "Upload a slice", mask: "Upload its true mask", slices: "Upload all slices",
-  };
-  const rename = () => Object.entries(names).forEach(([id, name]) =>
-    document.querySelectorAll(`#${id} button[aria-label^="Click to upload"]`).forEach((button) =>
-      button.setAttribute("aria-label", name)));
-  new MutationObserver(rename).observe(document.body, {childList: true, subtree: true});
-  rename();
-}"""
-
-_HEADING = """
-<h1>Brain tumour outlines</h1>
-<p class="alert" role="note"><b>Research software. Not for clinical use.</b> Axial head MRI slices
-whose channels are pre-contrast, FLAIR and post-contrast, as in the LGG MRI Segmentation dataset.
-Files stay on this machine and are removed after half an hour.</p>
-"""
-
-_HOW_TO = """
-## There is no trained model yet
-
-This page shows the models of a study, and there is no study in `results/`. Make one, without any
-data at hand in a few minutes:
-
-```
-python -m study.run --grid baseline
-```
-
-or on the real slices:
-
-```
-python -m study.run --grid baseline --data data/kaggle_3m
-```
-
-Then start this page again. To show one model file or another study:
-
-```
-python -m brainseg.demo model.safetensors
-python -m brainseg.demo results/NAME
-```
-"""
-
-_STYLE = """
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr));
-  gap: 1rem }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr));
-  gap: .8rem }
-.pictures figure { margin: 0 } .pictures img { width: 100%; max-width: 512px; display: block }
-.pictures figcaption { font-size: .85rem; margin-top: .2rem }
-.scale { display: inline-block; width: 7rem; height: .7rem; vertical-align: middle; background:
-  linear-gradient(90deg, #000004, #420a68, #932667, #dd513a, #fca50a, #fcffa4) }
-#result h2, #patient-result h2 { font-size: 1.1rem; overflow-wrap: anywhere }
-.key { display: inline-block; border-left: .8rem solid; padding: 0 .6rem 0 .3rem }
-.scores { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: .4rem 0 .8rem }
-.scores dt { font-size: .8rem } .scores dd { margin: 0; font-weight: 700; font-size: 1.2rem }
-.alert { border-left: .35rem solid #b00000; padding: .4rem .8rem; margin: .4rem 0 }
-.hint { padding: .4rem 0 }
-"""

@@ -1,17 +1,19 @@
-"""One predicted slice as HTML: pictures with alt texts, numbers, and messages.
+"""Renders predictions and messages as HTML fragments.
 
-Pictures travel inside the HTML: nothing is left on the disk, and each has a text for those who do
-not see it.
+Pictures are embedded in the HTML, so that no file is left on the disk; each has a description for
+readers who cannot see it. Jinja2 escapes all text.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from brainseg.inference.overlay import (
@@ -24,140 +26,133 @@ from brainseg.inference.overlay import (
     encode_picture,
 )
 from brainseg.inference.predictor import Prediction
-from brainseg.metrics import count_pixels, dice, iou, precision, recall
-from brainseg.model.model_file import ModelHeader
+from brainseg.metrics import Counts, count_pixels, dice, iou, precision, recall
 
 Mask = NDArray[np.bool_]
 
+ASSETS = Path(__file__).parent / "assets"
+
 _SCORES = {"Dice": dice, "IoU": iou, "precision": precision, "recall": recall}
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(ASSETS),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
 
 
-def draw_panel(
-    model: str,
-    header: ModelHeader,
-    name: str,
-    image: NDArray[np.uint8],
-    prediction: Prediction,
-    true: Mask | None,
-) -> str:
-    """Draw what one model says of one slice.
+@dataclass(frozen=True)
+class PredictedSlice:
+    """A slice and the prediction of each model.
 
-    Args:
-        model: Its name.
-        header: Of the model.
-        name: Of the slice.
-        image: uint8 (H, W, 3).
-        prediction: At the slice's size.
-        true: bool (H, W), where the true mask is known.
+    Attributes:
+        name: The file's name.
+        image: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+        true: The true mask, bool (H, W); None if it is not known.
+        predictions: Model -> its prediction.
     """
-    mask = prediction.mask
-    area = f"<b>{int(mask.sum()):,} pixels ({mask.mean():.2%} of the slice)</b>"
-    found = f"Tumour predicted on {area}" if mask.any() else "<b>No tumour predicted</b>"
-    highest = f"{float(prediction.probabilities.max()):.2f}"
-    outlines = ((true, TRUE), (mask, PREDICTED)) if true is not None else ((mask, PREDICTED),)
-    pictures = [
-        _picture(
-            draw_outlines(image, *outlines),
-            f"{name} with the outline predicted by {model}"
-            + ("" if true is None else " and the true one"),
-            _legend(("predicted", PREDICTED), *((("true", TRUE),) if true is not None else ())),
-        ),
-        _picture(
-            draw_probabilities(prediction.probabilities.astype(np.float32)),
-            f"tumour probability of each pixel of {name}, at most {highest}",
-            '0 <span class="scale"></span> 1, probability',
-        ),
-    ]
-    numbers = f"<p>{found}, highest probability {highest}. {_link(mask, name)}</p>"
-    if true is not None:
-        counts = count(mask, true)
-        tp, fp, fn, _ = counts.tolist()
-        pictures.append(
-            _picture(
-                draw_differences(image, mask, true),
-                f"{name}: {tp} tumour pixels found, {fp} invented, {fn} missed by {model}",
-                _legend(
-                    (f"found {tp:,}", BOTH),
-                    (f"invented {fp:,}", PREDICTED),
-                    (f"missed {fn:,}", TRUE),
-                ),
-            )
-        )
-        numbers += _spell_scores(counts)
-    warning = _SYNTHETIC if header.synthetic else ""
-    return (
-        f'<section class="panel" aria-label="{escape(model)}"><h3>{escape(model)}</h3>{warning}'
-        f'{numbers}<div class="pictures">{"".join(pictures)}</div></section>'
-    )
+
+    name: str
+    image: NDArray[np.uint8]
+    true: Mask | None
+    predictions: dict[str, Prediction]
+
+    def counts(self, model: str) -> Counts | None:
+        """Return int64 (4,), TP, FP, FN, TN of a model; None without a true mask."""
+        if self.true is None:
+            return None
+        predicted = self.predictions[model].mask
+        counts: Counts = count_pixels(predicted[None], self.true[None])[0]
+        return counts
 
 
-def place_side_by_side(title: str, panels: Sequence[str]) -> str:
-    """Return panels under the name of their slice."""
-    return (
-        f'<div role="region" aria-live="polite" aria-label="result"><h2>{escape(title)}</h2>'
-        f'<div class="panels">{"".join(panels)}</div></div>'
-    )
-
-
-def format_patient(model: str, counts: NDArray[np.int64]) -> str:
-    """Return a patient's scores as a sentence.
+def render(fragment: str, *values: Any) -> str:
+    """Return a fragment of `assets/fragments.html.j2` as HTML.
 
     Args:
-        model: Its name.
+        fragment: The name of the macro.
+        values: Its arguments; they are escaped.
+    """
+    macros = _ENVIRONMENT.get_template("fragments.html.j2").module
+    return str(getattr(macros, fragment)(*values))
+
+
+def render_slice(item: PredictedSlice, synthetic: Collection[str]) -> str:
+    """Return the pictures, scores and masks of a slice as HTML, one column per model.
+
+    Args:
+        item: The slice.
+        synthetic: The models that were trained on generated phantoms.
+    """
+    results = [_result(item, model, model in synthetic) for model in item.predictions]
+    return render("slice", item.name, results)
+
+
+def render_patient(model: str, counts: Counts) -> str:
+    """Return a patient's scores as HTML.
+
+    Args:
+        model: The name of the model.
         counts: int64 (N, 4), TP, FP, FN, TN of the patient's slices.
     """
     total = counts.sum(axis=0)
-    return (
-        f"<p><b>{escape(model)}</b>, all {len(counts)} slices together: "
-        f"Dice {float(dice(total)):.4f}, IoU {float(iou(total)):.4f}.</p>"
-    )
+    return render("patient", model, len(counts), float(dice(total)), float(iou(total)))
 
 
-def count(mask: Mask, true: Mask) -> NDArray[np.int64]:
-    """Return int64 (4,), TP, FP, FN, TN of two masks, bool (H, W)."""
-    pair = torch.from_numpy(mask)[None], torch.from_numpy(true)[None]
-    return np.asarray(count_pixels(*pair)[0].numpy(), np.int64)
+def _result(item: PredictedSlice, model: str, is_synthetic: bool) -> dict[str, Any]:
+    """Return what the fragment `slice` shows of one model."""
+    probabilities, mask = item.predictions[model]
+    highest, counts = float(probabilities.max()), item.counts(model)
+    outlines, legend = [(mask, PREDICTED)], [("predicted", PREDICTED)]
+    if item.true is not None:
+        outlines.insert(0, (item.true, TRUE))
+        legend.append(("true", TRUE))
+    pictures = [
+        _picture(
+            draw_outlines(item.image, *outlines),
+            f"{item.name} with the outline predicted by {model}"
+            + ("" if item.true is None else " and the true one"),
+            legend,
+        ),
+        _picture(
+            draw_probabilities(probabilities.astype(np.float32)),
+            f"tumour probability of each pixel of {item.name}, at most {highest:.2f}",
+            [],
+        ),
+    ]
+    if item.true is not None and counts is not None:
+        tp, fp, fn, _ = counts.tolist()
+        pictures.append(
+            _picture(
+                draw_differences(item.image, mask, item.true),
+                f"{item.name}: {tp} tumour pixels found, {fp} false, {fn} missed by {model}",
+                [
+                    (f"found {tp:,}", BOTH),
+                    (f"false {fp:,}", PREDICTED),
+                    (f"missed {fn:,}", TRUE),
+                ],
+            )
+        )
+    return {
+        "model": model,
+        "synthetic": is_synthetic,
+        "area": int(mask.sum()),
+        "share": mask.mean(),
+        "highest": highest,
+        "mask": _embed(mask * np.uint8(255)),
+        "mask_name": f"{item.name.rpartition('.')[0] or item.name}_mask.png",
+        "scores": {} if counts is None else {n: float(f(counts)) for n, f in _SCORES.items()},
+        "is_empty": counts is not None and not counts[:3].any(),
+        "pictures": pictures,
+    }
 
 
-def show_alert(messages: Sequence[str]) -> str:
-    """Return error messages that a screen reader reads out at once."""
-    lines = "".join(f"<p>{escape(message)}</p>" for message in messages)
-    return f'<div role="alert" class="alert">{lines}</div>'
+def _picture(
+    picture: NDArray[np.uint8], alt: str, legend: list[tuple[str, tuple[int, int, int]]]
+) -> dict[str, Any]:
+    return {"source": _embed(picture), "alt": alt, "legend": legend}
 
 
-def show_hint(text: str) -> str:
-    """Return what to do next."""
-    return f'<p class="hint">{escape(text)}</p>'
-
-
-def _spell_scores(counts: NDArray[np.int64]) -> str:
-    cells = "".join(
-        f"<div><dt>{name}</dt><dd>{float(score(counts)):.4f}</dd></div>"
-        for name, score in _SCORES.items()
-    )
-    note = "" if counts[:3].any() else "<p>No tumour, none predicted: by definition all are 1.</p>"
-    return f'<dl class="scores">{cells}</dl>{note}'
-
-
-def _picture(picture: NDArray[np.uint8], alt: str, caption: str) -> str:
-    return (
-        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,'
-        f'{base64.b64encode(encode_picture(picture)).decode()}"><figcaption>{caption}</figcaption>'
-        "</figure>"
-    )
-
-
-def _legend(*entries: tuple[str, tuple[int, int, int]]) -> str:
-    return " ".join(
-        f'<span class="key" style="border-color: rgb{colour}">{escape(text)}</span>'
-        for text, colour in entries
-    )
-
-
-def _link(mask: Mask, name: str) -> str:
-    source = base64.b64encode(encode_picture(mask * np.uint8(255))).decode()
-    file = escape(f"{name.rpartition('.')[0] or name}_mask.png")
-    return f'<a download="{file}" href="data:image/png;base64,{source}">Mask as PNG</a>'
-
-
-_SYNTHETIC = '<p class="alert">SYNTHETIC: trained on generated phantoms; it knows no patients.</p>'
+def _embed(picture: NDArray[np.uint8]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(encode_picture(picture)).decode('ascii')}"

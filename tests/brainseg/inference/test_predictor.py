@@ -16,7 +16,7 @@ from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
 from brainseg.demo.catalog import find_models
-from brainseg.demo.handlers import Desk
+from brainseg.demo.handlers import Handlers
 from brainseg.errors import CheckpointError, DataError
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
@@ -157,14 +157,14 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
     judged = validate(network.eval(), batches.epoch(0, 0), experiment, cpu, numbers)
     folder = next(real_data.root.glob(f"{split.test[0]}_*"))
     assert run_predict(tmp_path / "model.safetensors", folder, out=tmp_path / "out") == 0
-    desk = Desk(find_models(tmp_path / "model.safetensors"), CPU)
+    handlers = Handlers(find_models(tmp_path / "model.safetensors"), CPU)
     for number in numbers:
         name, mask = real_data.slices[number].name, judged.shown[number]
         assert np.array_equal(
             read_pixels(tmp_path / "out" / folder.name / f"{name}_mask.tif"), mask * 255
         )
     for number in numbers[:: len(numbers) // 3]:
-        html = desk.outline(
+        html = handlers.outline_slice(
             str(folder / f"{real_data.slices[number].name}.tif"), None, "model", ""
         )
         link = re.findall(r'href="data:image/png;base64,([^"]+)"', html)[0]

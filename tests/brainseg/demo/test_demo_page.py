@@ -217,27 +217,27 @@ def test_a_slice_and_its_mask_give_what_predict_gives(
     _attach(page, "mask", pair[1])
     _choose(page, "Compare with", "untrained")
     _go(page)
-    page.locator("#result .panel").nth(1).wait_for()
+    page.locator("#result .prediction").nth(1).wait_for()
     for number, name in enumerate(("trained", "untrained")):
-        panel = page.locator("#result .panel").nth(number)
+        section = page.locator("#result .prediction").nth(number)
         expected = _predicted(
             server.study / "models" / f"{name}.safetensors", pair[0], tmp_path / name
         )
-        text = panel.inner_text()
+        text = section.inner_text()
         assert name in text
         scores = dict(
             zip(
-                panel.locator("dt").all_inner_texts(),
-                panel.locator("dd").all_inner_texts(),
+                section.locator("dt").all_inner_texts(),
+                section.locator("dd").all_inner_texts(),
                 strict=True,
             )
         )
         for key in ("dice", "iou", "precision", "recall"):
             shown = scores[{"dice": "Dice", "iou": "IoU"}.get(key, key)]
             assert shown == f"{float(expected[key]):.4f}"
-        for word, key in (("found", "TP"), ("invented", "FP"), ("missed", "FN")):
+        for word, key in (("found", "TP"), ("false", "FP"), ("missed", "FN")):
             assert f"{word} {int(expected[key]):,}" in text
-        link = panel.get_by_role("link", name="Mask as PNG").get_attribute("href")
+        link = section.get_by_role("link", name="Mask as PNG").get_attribute("href")
         written = tmp_path / name / f"{pair[0].stem}_mask.tif"
         expected_mask = _decode(written.read_bytes())
         assert np.array_equal(_decode(base64.b64decode(link.split(",")[1])), expected_mask)
@@ -248,7 +248,7 @@ def test_a_slice_and_its_mask_give_what_predict_gives(
 
 def test_pictures_have_texts_and_the_page_says_what_it_is_not(server: Server, page: Any) -> None:
     page.get_by_role("button", name="large tumour").click()
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
     alts = [image.get_attribute("alt") for image in page.locator("#result img").all()]
     assert len(alts) == 3
     assert all(alt and len(alt) > 20 for alt in alts)
@@ -269,7 +269,7 @@ def test_a_patients_slices_with_the_slider_by_keyboard(
     page.get_by_role("tab", name="A patient").click()
     _attach(page, "slices", *(path for scan in scans for path in (scan.path, scan.mask) if path))
     page.get_by_role("button", name="Outline all slices").click()
-    page.locator("#patient-result .panel").wait_for()
+    page.locator("#patient-result .prediction").wait_for()
     assert f"all {len(scans)} slices together" in page.locator("#notes").inner_text()
     slider = page.get_by_role("slider")
     slider.focus()
@@ -305,17 +305,17 @@ def test_everything_can_be_reached_by_keyboard(server: Server, page: Any) -> Non
     for wanted in ("Model", "Compare with", "One slice", "Outline the tumour", "large tumour"):
         assert wanted in text, reached
     page.keyboard.press("Enter")
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
 
 
 def test_a_reload_gives_a_fresh_page_that_works(server: Server, page: Any) -> None:
     page.get_by_role("button", name="no tumour").click()
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
     page.reload()
     page.get_by_role("button", name="small tumour").wait_for()
-    assert page.locator("#result .panel").count() == 0
+    assert page.locator("#result .prediction").count() == 0
     page.get_by_role("button", name="small tumour").click()
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
     assert not page.errors
 
 
@@ -354,7 +354,7 @@ def test_bad_files_get_a_message_and_nothing_breaks(
     page.reload()
     _attach(page, "slice", pair[0])
     _go(page)
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
 
 
 def test_other_formats_and_large_files_are_refused_on_the_page(
@@ -383,7 +383,7 @@ def test_fifty_slices_at_once(server: Server, page: Any, tmp_path: Path) -> None
     page.get_by_role("tab", name="A patient").click()
     _attach(page, "slices", *paths)
     page.get_by_role("button", name="Outline all slices").click()
-    page.locator("#patient-result .panel").wait_for()
+    page.locator("#patient-result .prediction").wait_for()
     assert "of 50" in page.locator("#number").inner_text()
     assert server.memory() < before + 200
 
@@ -410,12 +410,12 @@ def test_fifty_large_uploads_at_once(server: Server, page: Any) -> None:
         assert set(senders.map(send, range(50))) == {200}
     assert server.memory() < before + 200
     page.get_by_role("button", name="small tumour").click()
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
 
 
 def test_a_phone_needs_no_sideways_scrolling(server: Server, phone: Any) -> None:
     phone.get_by_role("button", name="large tumour").click()
-    phone.locator("#result .panel").wait_for()
+    phone.locator("#result .prediction").wait_for()
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
 
 
@@ -430,7 +430,7 @@ def test_other_files_of_the_machine_are_not_served(server: Server, path: str) ->
 def test_nothing_was_sent_anywhere(server: Server, page: Any) -> None:
     """The last test of this server: no connection to the proxy in all of the above."""
     page.get_by_role("button", name="small tumour").click()
-    page.locator("#result .panel").wait_for()
+    page.locator("#result .prediction").wait_for()
     assert server.calls == []
 
 
