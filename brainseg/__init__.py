@@ -18,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
 if TYPE_CHECKING:
-    from brainseg.config import Experiment, load_experiment
-    from brainseg.data.phantom import generate_phantom
-    from brainseg.data.slice_store import open_dataset
-    from brainseg.errors import BrainsegError
-    from brainseg.inference.predictor import Predictor
-    from brainseg.model.device import Compute
-    from brainseg.training.epoch import EpochReport
-    from brainseg.training.trainer import Training, TrainResult, train_two_stage
+    from brainseg.config import Experiment as Experiment
+    from brainseg.config import load_experiment as load_experiment
+    from brainseg.data.phantom import generate_phantom as generate_phantom
+    from brainseg.data.slice_store import open_dataset as open_dataset
+    from brainseg.errors import BrainsegError as BrainsegError
+    from brainseg.inference.predictor import Predictor as Predictor
+    from brainseg.model.device import Compute as Compute
+    from brainseg.training.epoch import EpochReport as EpochReport
+    from brainseg.training.trainer import Training as Training
+    from brainseg.training.trainer import TrainResult as TrainResult
+    from brainseg.training.trainer import train_two_stage as train_two_stage
 
 _MODULES = {
     "BrainsegError": "errors",
@@ -41,19 +44,7 @@ _MODULES = {
     "train_two_stage": "training.trainer",
 }
 
-__all__ = [
-    "BrainsegError",
-    "Compute",
-    "EpochReport",
-    "Experiment",
-    "Predictor",
-    "TrainResult",
-    "Training",
-    "generate_phantom",
-    "load_experiment",
-    "open_dataset",
-    "train_two_stage",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -9,15 +9,10 @@ from collections.abc import Callable
 from brainseg.errors import BrainsegError, ConfigError, DataError
 
 FINISHED = 0
-"""Everything that was asked for is done."""
-KNOWN_ERROR = 1
-"""A `BrainsegError` or a disk error, printed as one line on stderr."""
-USAGE = 2
-"""A `ConfigError`: an unknown flag, key or value."""
-SOME_FAILED = 3
-"""Some trials or files failed; the results of the others are written."""
-STOPPED = 130
-"""Ctrl-C or SIGTERM."""
+KNOWN_ERROR = 1  # a BrainsegError or a disk error, printed as one line on stderr
+USAGE = 2  # a ConfigError: an unknown flag, key or value
+SOME_FAILED = 3  # some trials or files failed; the results of the others are written
+STOPPED = 130  # Ctrl-C or SIGTERM
 
 
 def build_parser(module: str, description: str, epilog: str) -> argparse.ArgumentParser:

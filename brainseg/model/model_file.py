@@ -113,13 +113,15 @@ def read_header(path: Path) -> ModelHeader:
 
 
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all.
+    """Write tensors of any device and memory layout to a safetensors file, whole or not at all.
 
     Raises:
-        OSError: If the disk refuses the write; safetensors raises an error of its own.
+        OSError: If the disk refuses the write, for which safetensors has an error of its own.
     """
+    layout = torch.contiguous_format
+    plain = {key: t.detach().to("cpu", memory_format=layout) for key, t in tensors.items()}
     with write_atomically(path) as aside:
         try:
-            save_file(tensors, aside, metadata=metadata)
+            save_file(plain, aside, metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error

@@ -1,7 +1,4 @@
-"""One pass over training slices, one over validation or test slices, and what is told of both.
-
-Shapes: B slices of a batch, H and W pixels, N slices of a part.
-"""
+"""Passes over training, validation or test slices, and the report of an epoch."""
 
 from __future__ import annotations
 
@@ -23,22 +20,22 @@ from brainseg.model.networks import infer_logits, normalise
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass over N slices found.
+    """The result of a pass over N slices.
 
     Attributes:
-        loss: Mean over slices of their batch's loss.
+        loss: Mean over slices of the loss of their batch.
         counts: int64 (N, 4), TP, FP, FN, TN of each slice, in the order of the batches.
-        shown: Number of a slice -> its predicted mask, bool (H, W), of the slices asked for.
+        masks: Index of a slice -> its predicted mask, bool (H, W), for the slices asked for.
     """
 
     loss: float
     counts: Counts
-    shown: dict[int, NDArray[np.bool_]]
+    masks: dict[int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A validation slice as the network saw it: uint8 (S, S, 3), and two bool (S, S) masks."""
+    """A validation slice as the network sees it: uint8 (S, S, 3), and two bool (S, S) masks."""
 
     name: str
     image: NDArray[np.uint8]
@@ -48,15 +45,16 @@ class Example:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What `on_epoch` is told.
+    """The report of an epoch.
 
     Attributes:
-        row: stage, epoch (from 1 in its stage), step (from 1 over both), learning_rate,
-            train_loss, train_dice, val_loss, val_dice (both global), val_dice_patient,
-            val_dice_slice, val_iou, val_precision, val_recall, best_val_dice, is_best, seconds.
-        epochs: Epochs of both stages together.
+        row: stage, epoch (from 1 in its stage), step (from 1 over both stages), learning_rate,
+            train_loss, train_dice, val_loss, val_dice (train and val Dice are global), val_iou,
+            val_accuracy, val_precision, val_recall, val_dice_patient, val_dice_slice,
+            best_val_dice, is_best (1 if the val loss is the lowest so far), seconds.
+        epochs: Number of epochs of both stages.
         examples: Some validation slices; empty if replayed.
-        replayed: True for an epoch of before a resume, reported again.
+        replayed: Whether the epoch was trained before a resume and is reported again.
     """
 
     row: dict[str, float]
@@ -74,21 +72,22 @@ def train_epoch(
     scaler: torch.amp.GradScaler,
     batch_parts: int = 1,
 ) -> Pass:
-    """Take one optimizer step per batch.
+    """Train on the batches of an epoch, one optimizer step per batch.
 
     Args:
-        model: In the mode of its stage, on `device`.
-        batches: Of one epoch.
+        model: The U-Net, in the mode of its stage, on `device`.
+        batches: Batches of one epoch.
         experiment: Loss weights and threshold.
-        device: Where to compute.
-        optimizer: Of the weights that are not frozen.
-        scaler: Of the gradients; a disabled one does nothing.
-        batch_parts: Takes each batch in so many parts, whose gradients add up to one step: less
-            memory, and numbers that differ, since BatchNorm and Dice see a part at a time.
+        device: Device to compute on.
+        optimizer: Optimizer of the weights that are not frozen.
+        scaler: Gradient scaler; a disabled one does nothing.
+        batch_parts: Parts that each batch is processed in; their gradients add up to one step.
+            More parts need less memory and give other numbers, since BatchNorm and the Dice loss
+            are
+            computed for each part.
     """
-    # Loss and counts stay on the device: asking for them at each step would make a GPU wait.
-    total, num_slices = torch.zeros((), device=device), 0
-    counts = []
+    # Loss and counts stay on the device: fetching them at each step would make a GPU wait.
+    total, counts = torch.zeros((), device=device), []
     for batch, batch_masks, _ in batches:
         optimizer.zero_grad(set_to_none=True)
         parts = zip(batch.chunk(batch_parts), batch_masks.chunk(batch_parts), strict=True)
@@ -103,8 +102,7 @@ def train_epoch(
             counts.append(count_pixels(is_tumour(logits.detach(), experiment.threshold), target))
         scaler.step(optimizer)
         scaler.update()
-        num_slices += len(batch)
-    return Pass(float(total) / num_slices, _gather(counts), {})
+    return _pass(total, counts, {})
 
 
 def validate(
@@ -114,34 +112,35 @@ def validate(
     device: torch.device,
     shown: Collection[int] = (),
 ) -> Pass:
-    """Judge a part of the split, without gradient.
+    """Compute loss and counts of a part of the split, without gradients.
 
     Args:
-        model: In evaluation mode, on `device`.
-        batches: The part, in order, as it is.
+        model: The U-Net, in evaluation mode, on `device`.
+        batches: Batches of the part.
         experiment: Loss weights and threshold.
-        device: Where to compute.
-        shown: Slices whose predicted masks are wanted.
+        device: Device to compute on.
+        shown: Indices of the slices whose predicted masks are returned.
     """
-    total, num_slices = torch.zeros((), device=device), 0
-    counts, masks_shown = [], {}
-    for images, masks, numbers in batches:
+    total, counts, masks_shown = torch.zeros((), device=device), [], {}
+    for images, masks, indices in batches:
         target = masks.to(device, non_blocking=True)
         logits = infer_logits(model, images, device)
         predicted = is_tumour(logits, experiment.threshold)
         total += dice_bce(logits, target.float(), experiment.loss) * len(images)
-        num_slices += len(images)
         counts.append(count_pixels(predicted, target))
-        for position, number in enumerate(numbers.tolist()):
-            if number in shown:
-                masks_shown[number] = predicted[position].cpu().numpy()
-    return Pass(float(total) / num_slices, _gather(counts), masks_shown)
+        for position, index in enumerate(indices.tolist()):
+            if index in shown:
+                masks_shown[index] = predicted[position].cpu().numpy()
+    return _pass(total, counts, masks_shown)
 
 
-def _gather(counts: list[torch.Tensor]) -> Counts:
-    return torch.cat(counts).cpu().numpy()
+def _pass(
+    total: torch.Tensor, counts: list[torch.Tensor], masks: dict[int, NDArray[np.bool_]]
+) -> Pass:
+    gathered = torch.cat(counts).cpu().numpy()
+    return Pass(float(total) / len(gathered), gathered, masks)
 
 
 def is_tumour(logits: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Return where the probability reaches a threshold, as bool, without computing a sigmoid."""
+    """Return whether each pixel's probability is at least a threshold, bool, same shape."""
     return logits >= math.log(threshold / (1 - threshold))

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainseg.config import Experiment, StageConfig
+from brainseg.config import Experiment, OptimizerConfig, StageConfig
 from brainseg.data.loader import Batches
 from brainseg.data.preprocess import preprocess, resize_mask
 from brainseg.data.slice_store import SliceStore
@@ -131,7 +130,6 @@ class Training:
         self._model = build_model(experiment.model, experiment.seed).to(self._device)
         self._examples = self._choose_examples()
         self._history: list[dict[str, float]] = []
-        self._best: dict[str, float] = {"stage": 0, "epoch": 0, "val_loss": math.inf}
         self._best_weights: Tensors = {}
         if self._device.type == "cuda":
             torch.backends.cudnn.deterministic = True
@@ -149,8 +147,7 @@ class Training:
         """
         state = self._checkpoints.latest() if self._checkpoints else None
         if state is not None:
-            self._history, self._best = state.history, state.best
-            self._best_weights = state.best_model
+            self._history, self._best_weights = state.history, state.best_model
             self._model.load_state_dict(state.model)
             for row in self._history:
                 yield EpochReport(row, self._num_epochs, replayed=True)
@@ -159,31 +156,26 @@ class Training:
             calibrate_encoder(self._model, images, self._device)
         last_stage, last_epoch = (state.stage, state.epoch) if state else (0, 0)
         for number, config in enumerate(self._experiment.stages, start=1):
-            if number < last_stage or config.epochs == 0:
+            first = last_epoch + 1 if number == last_stage else 1
+            if number < last_stage or first > config.epochs:
                 continue
             set_training(self._model, freeze_encoder=config.freeze_encoder)
-            stage = _Stage(number, config, self._experiment, self._model, self._device)
-            first = 1
+            stage = _Stage(number, config, self._experiment.optimizer, self._model, self._device)
             if state is not None and number == last_stage:
                 stage.restore(state)
-                first = last_epoch + 1
             for epoch in range(first, config.epochs + 1):
                 yield self._run_epoch(stage, epoch)
 
     def result(self) -> TrainResult:
         """Return the weights with the lowest val loss of the epochs so far, at least one."""
-        kept = next(
-            row
-            for row in self._history
-            if (row["stage"], row["epoch"]) == (self._best["stage"], self._best["epoch"])
-        )
+        best = min(self._history, key=lambda row: row["val_loss"])
         header = ModelHeader(
             experiment=self._experiment,
             fingerprint=self._data.fingerprint,
             synthetic=self._data.synthetic,
             weights=describe_weights(self._experiment.model),
-            best=self._best,
-            metrics={key: value for key, value in kept.items() if key.startswith("val_")},
+            best=_identify(best),
+            metrics={key: value for key, value in best.items() if key.startswith("val_")},
         )
         return TrainResult(self._best_weights, self._history, header)
 
@@ -224,7 +216,9 @@ class Training:
             if not math.isfinite(loss):
                 raise DivergedError(stage.number, epoch, loss)
         stage.scheduler.step(validated.loss)
-        is_best = validated.loss < self._best["val_loss"]
+        is_best = all(validated.loss < row["val_loss"] for row in self._history)
+        if is_best:
+            self._best_weights = _copy_weights(self._model)
         row: dict[str, float] = {
             "stage": stage.number,
             "epoch": epoch,
@@ -235,14 +229,12 @@ class Training:
             "val_loss": validated.loss,
             **self._val_scores(validated.counts),
             "is_best": float(is_best),
+            "seconds": time.perf_counter() - started,
         }
-        if is_best:
-            self._best = {key: row[key] for key in ("stage", "epoch", "val_loss")}
-            self._best_weights = _copy_weights(self._model)
-        row["seconds"] = time.perf_counter() - started
         self._history.append(row)
-        self._save(stage, epoch)
-        return EpochReport(row, self._num_epochs, self._draw_examples(validated.shown))
+        if self._checkpoints is not None:
+            self._checkpoints.save(self._state(stage, epoch))
+        return EpochReport(row, self._num_epochs, self._draw_examples(validated.masks))
 
     def _val_scores(self, counts: Counts) -> dict[str, float]:
         indices = self._split.indices(self._data.slices, "val")
@@ -251,21 +243,18 @@ class Training:
         best = max([row["val_dice"] for row in self._history] + [scores["dice"]])
         return {f"val_{key}": value for key, value in scores.items()} | {"best_val_dice": best}
 
-    def _save(self, stage: _Stage, epoch: int) -> None:
-        if self._checkpoints is None:
-            return
-        state = EpochState(
+    def _state(self, stage: _Stage, epoch: int) -> EpochState:
+        return EpochState(
             stage=stage.number,
             epoch=epoch,
             history=self._history,
-            best=self._best,
-            model=_copy_weights(self._model),
+            best=_identify(min(self._history, key=lambda row: row["val_loss"])),
+            model=self._model.state_dict(),
             best_model=self._best_weights,
-            optimizer=stage.copy_optimizer(),
+            optimizer=stage.optimizer.state_dict(),
             scheduler=stage.scheduler.state_dict(),
             scaler=stage.scaler.state_dict(),
         )
-        self._checkpoints.save(state)
 
     def _choose_examples(self) -> frozenset[int]:
         """The slice with most tumour of each of the first few validation patients."""
@@ -300,13 +289,12 @@ class _Stage:
         self,
         number: int,
         config: StageConfig,
-        experiment: Experiment,
+        settings: OptimizerConfig,
         model: torch.nn.Module,
         device: torch.device,
     ) -> None:
         self.number = number
         self.config = config
-        settings = experiment.optimizer
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -332,21 +320,13 @@ class _Stage:
         self.scheduler.load_state_dict(state.scheduler)
         self.scaler.load_state_dict(state.scaler)
 
-    def copy_optimizer(self) -> dict[str, Any]:
-        """The optimizer's state, its tensors on the CPU and contiguous."""
-        state: dict[str, Any] = self.optimizer.state_dict()
-        tensors = {
-            parameter: {
-                name: value.detach().to("cpu", memory_format=torch.contiguous_format)
-                for name, value in values.items()
-            }
-            for parameter, values in state["state"].items()
-        }
-        return {"state": tensors, "param_groups": state["param_groups"]}
+
+def _identify(row: dict[str, float]) -> dict[str, float]:
+    return {key: row[key] for key in ("stage", "epoch", "val_loss")}
 
 
 def _copy_weights(model: torch.nn.Module) -> Tensors:
-    """Weights and buffers on the CPU, contiguous as safetensors wants them."""
+    """Weights and buffers, copied to the CPU, contiguous."""
     return {
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()

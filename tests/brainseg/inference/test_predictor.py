@@ -159,7 +159,7 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
     assert run_predict(tmp_path / "model.safetensors", folder, out=tmp_path / "out") == 0
     handlers = Handlers(find_models(tmp_path / "model.safetensors"), CPU)
     for number in numbers:
-        name, mask = real_data.slices[number].name, judged.shown[number]
+        name, mask = real_data.slices[number].name, judged.masks[number]
         assert np.array_equal(
             read_pixels(tmp_path / "out" / folder.name / f"{name}_mask.tif"), mask * 255
         )
@@ -169,8 +169,8 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
         )
         link = re.findall(r'href="data:image/png;base64,([^"]+)"', html)[0]
         shown = cv2.imdecode(np.frombuffer(base64.b64decode(link), np.uint8), -1)
-        assert np.array_equal(np.asarray(shown), judged.shown[number] * 255)
-    assert sum(mask.sum() for mask in judged.shown.values()) > 0
+        assert np.array_equal(np.asarray(shown), judged.masks[number] * 255)
+    assert sum(mask.sum() for mask in judged.masks.values()) > 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
