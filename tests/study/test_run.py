@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+from s3 import Store, free_port
 
 from brainseg.cli import KNOWN_ERROR, USAGE
 from study.run import main
@@ -220,3 +222,22 @@ def test_data_of_the_environment_and_of_the_working_directory_are_found(
     shutil.copytree(phantom_root, Path("data/kaggle_3m"))
     assert main(plan) == 0
     assert "72 slices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["data", "weights", "storage"])
+@pytest.mark.usefixtures("machine")
+def test_a_url_that_nothing_answers_is_refused_at_once_in_one_line(
+    kind: str, store: Store, phantom_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dead = store.url("there.safetensors").replace(str(store.port), str(free_port()))
+    flags = {
+        "data": ["--data", dead, "--plan"],
+        "weights": ["--data", str(phantom_root), "--set", f"model.encoder_weights={dead}"],
+        "storage": ["--data", str(phantom_root), "--storage", dead],
+    }
+    started = time.monotonic()
+    assert main(["--grid", "lite", *flags[kind]]) == KNOWN_ERROR
+    assert time.monotonic() - started < 20
+    err = capsys.readouterr().err
+    assert "nothing answers there" in err
+    assert err.count("\n") == 1

@@ -5,15 +5,19 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from s3 import Store
 
-from brainseg.data.layouts import find_slices, read_image, read_slice
+from brainseg.data.layouts import find_default_root, find_slices, read_image, read_slice
 from brainseg.data.slice_store import SliceStore, open_dataset
+from brainseg.errors import DataError
 from brainseg.storage.files import cache_folder
+from brainseg.storage.remote import local_files
 
 
 def test_the_store_holds_the_pixels_of_the_files(data: SliceStore, phantom_root: Path) -> None:
@@ -103,3 +107,39 @@ def test_the_real_slices_are_counted(real_data: SliceStore) -> None:
         pytest.skip("another choice of patients")
     assert (len(real_data.slices), tumour) == known[len(real_data.patients)]
     assert not real_data.synthetic
+
+
+def test_a_dataset_behind_a_url_is_the_same_dataset(
+    store: Store, data: SliceStore, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = store.upload(data.root, "kaggle_3m")
+    monkeypatch.setenv("BRAINSEG_DATA", url)
+    assert find_default_root() == url
+    found = open_dataset(url)
+    assert found.fingerprint == data.fingerprint
+    assert found.source == url
+    assert found.root.is_relative_to(machine)
+    first = next(name for name in local_files(data.root) if name.endswith("_mask.tif"))
+    store.folder("kaggle_3m").delete([first])
+    with pytest.raises(DataError, match="lack their other half"):
+        open_dataset(url)
+    store.folder("kaggle_3m").write(first, (data.root / first).read_bytes())
+    assert open_dataset(url).fingerprint == data.fingerprint
+
+
+def test_nothing_behind_a_url_is_no_dataset(store: Store, machine: Path) -> None:
+    with pytest.raises(DataError, match="nothing is below s3://bucket/nowhere"):
+        open_dataset(store.url("nowhere"))
+
+
+def test_a_dataset_is_waited_for_once_a_study_has_begun(
+    store: Store, machine: Path, data: SliceStore
+) -> None:
+    url = store.upload(data.root, "waited")
+    store.pause()
+    timer = threading.Timer(8, store.go_on)
+    timer.start()
+    try:
+        assert open_dataset(url).fingerprint == data.fingerprint
+    finally:
+        timer.join()

@@ -1,6 +1,6 @@
-"""Where the encoder's weights come from: a hub that works, one that breaks, none, and a file.
+"""The encoder's weights from a hub that works, one that breaks, a file and a URL.
 
-The hub is a loopback server; its client reads the environment on import, hence the processes.
+The hub is a server of this machine. Its client reads the environment on import: hence processes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from s3 import Store
 from safetensors.torch import load_file, save, save_file
 
 from brainseg.config import ModelConfig
 from brainseg.errors import WeightsError
 from brainseg.model.encoders import find_encoder_weights, smp
 from brainseg.model.networks import build_model
+from brainseg.storage.files import cache_folder
 
 State = dict[str, torch.Tensor]
 Answers = list[tuple[str, float]]  # error, empty where there is none, and seconds
@@ -253,3 +255,21 @@ def test_a_missing_file_of_weights_is_refused_by_name(tmp_path: Path) -> None:
     path = str(tmp_path / "missing.safetensors")
     with pytest.raises(WeightsError, match=r"missing\.safetensors, which is not a file"):
         find_encoder_weights(ModelConfig(encoder=ENCODER, encoder_weights=path))
+
+
+def test_weights_behind_a_url_are_fetched_once(store: Store, machine: Path) -> None:
+    store.folder("weights").write("a.safetensors", b"12")
+    url = store.url("weights/a.safetensors")
+    model = ModelConfig(encoder_weights=url)
+    path = find_encoder_weights(model)
+    assert path is not None
+    inode = path.stat().st_ino
+    assert find_encoder_weights(model) == path
+    assert path.stat().st_ino == inode
+    store.folder("weights").write("a.safetensors", b"123")
+    find_encoder_weights(model)
+    assert path.read_bytes() == b"123"
+    other = ModelConfig(encoder_weights=store.url("b.safetensors"))
+    with pytest.raises(WeightsError, match="where there is no such file"):
+        find_encoder_weights(other)
+    assert not list(cache_folder("encoders").glob("**/b.safetensors"))

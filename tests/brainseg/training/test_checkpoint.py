@@ -10,7 +10,6 @@ from pydantic import BaseModel
 
 from brainseg.config import Experiment
 from brainseg.errors import CheckpointError, StorageError
-from brainseg.model.model_file import ModelHeader, load_model, save_model
 from brainseg.training.checkpoint import CheckpointFolder, EpochState
 
 
@@ -157,40 +156,13 @@ def test_a_write_that_fails_leaves_the_previous_one(
     assert state.epoch == 1
 
 
-def _header() -> ModelHeader:
-    return ModelHeader(
-        experiment=Experiment().replaced({"data.size": 64}),
-        fingerprint="f" * 64,
-        synthetic=True,
-        weights="no pretrained weights",
-        best={"stage": 2, "epoch": 3, "val_loss": 0.25},
-        metrics={"val_dice": 0.5},
-    )
-
-
-def test_a_model_file_says_what_it_is(tmp_path: Path) -> None:
-    save_model(tmp_path / "m.safetensors", {"w": torch.ones(2)}, _header())
-    weights, header = load_model(tmp_path / "m.safetensors")
-    assert header == _header()
-    assert torch.equal(weights["w"], torch.ones(2))
-    assert header.versions["torch"].startswith(torch.__version__.split("+")[0])
-
-
-@pytest.mark.parametrize("content", [b"", b"no model", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_what_is_no_model_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"m\.safetensors"):
-        load_model(path)
-
-
 def test_a_manifest_lists_every_file(folder: CheckpointFolder) -> None:
     path = folder.save(_state(1, 1))
     listed = json.loads((path / "manifest.json").read_text())
     assert {*listed, "manifest.json"} == {file.name for file in path.iterdir()}
 
 
-def test_files_written_before_a_key_was_added_are_read(
+def test_a_checkpoint_written_before_a_key_was_added_is_read(
     folder: CheckpointFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_key(model: BaseModel, **options: Any) -> dict[str, Any]:
@@ -204,6 +176,3 @@ def test_files_written_before_a_key_was_added_are_read(
         CheckpointFolder(tmp_path, Experiment(), "f" * 64).save(_state(1, 1))
     assert "batchnorm_momentum" not in (tmp_path / "stage1-epoch0001" / "state.json").read_text()
     assert folder.latest() is not None
-    old = json.loads(_header().model_dump_json())
-    del old["experiment"]["model"]["batchnorm_momentum"]
-    assert ModelHeader.model_validate(old) == _header()
