@@ -79,9 +79,9 @@ def _choose(slices: pd.DataFrame) -> list[Row]:
         (WORST_PATIENT, _worst_patients(slices)),
         (WORST_SLICE, _worst_slices(slices)),
     ):
-        for place, name in enumerate(names, start=1):
+        for rank, name in enumerate(names, start=1):
             shown = first[first["slice"] == name]
-            rows += [_describe(kind, place, shown.iloc[n]) for n in range(len(shown))]
+            rows += [_describe(kind, rank, shown.iloc[n]) for n in range(len(shown))]
     return rows
 
 
@@ -108,10 +108,10 @@ def _worst_slices(slices: pd.DataFrame) -> list[str]:
     return list(worst.head(_MOST_OF_A_PATIENT).head(_NUM_WORST)["slice"])
 
 
-def _describe(kind: str, place: int, row: pd.Series) -> Row:
+def _describe(kind: str, rank: int, row: pd.Series) -> Row:
     return {
         "kind": kind,
-        "place": place,
+        "place": rank,
         "variant": row["variant"],
         "fold": int(row["fold"]),
         "seed": int(row["seed"]),

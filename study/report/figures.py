@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, which colour-blind readers can tell apart."""
 
 STYLE: Any = {
@@ -50,7 +50,7 @@ class FigureWriter:
     def __init__(self, results: StudyResults) -> None:
         self._results = results
         self._styles = {
-            variant: {"color": COLOURS[n % len(COLOURS)], "marker": _MARKERS[n % len(_MARKERS)]}
+            variant: {"color": _COLOURS[n % len(_COLOURS)], "marker": _MARKERS[n % len(_MARKERS)]}
             for n, variant in enumerate(results.matrix.variants)
         }
 
@@ -78,8 +78,8 @@ class FigureWriter:
     def differences(self) -> str:
         """Draw the paired differences of all variants and, below them, the factors' effects."""
         comparison = self._results.comparison
-        rows = [(f"{p.first} - {p.second}", p.difference, COLOURS[0]) for p in comparison.pairs]
-        rows += [(effect.name, effect.difference, COLOURS[1]) for effect in comparison.effects]
+        rows = [(f"{p.first} - {p.second}", p.difference, _COLOURS[0]) for p in comparison.pairs]
+        rows += [(effect.name, effect.difference, _COLOURS[1]) for effect in comparison.effects]
         with self._draw("differences", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
             _draw_forest(axis, rows)
             axis.set_xlabel("difference in Dice/patient, 95 % interval")
@@ -120,7 +120,7 @@ class FigureWriter:
         shares = self._results.comparison.variance
         known = {name: share for name, share in shares.items() if not math.isnan(share)}
         with self._draw("variance", 0.9 + 0.26 * len(known)) as (_, (axis,)):
-            bars = axis.barh(list(known), list(known.values()), color=COLOURS[0])
+            bars = axis.barh(list(known), list(known.values()), color=_COLOURS[0])
             axis.bar_label(bars, [f"{share:.1%}" for share in known.values()], padding=3)
             axis.invert_yaxis()
             axis.set(xlim=(0, 1.12), xlabel="share of the variance of Dice/patient")

@@ -270,7 +270,7 @@ _OUTLINES = "Pictures show FLAIR with the true outline in blue and the predicted
 
 
 def _hardest_patients(results: StudyResults) -> Iterator[Block]:
-    groups = _by_place(results, WORST_PATIENT)
+    groups = _by_rank(results, WORST_PATIENT)
     if not groups:
         return
     yield Paragraph(
@@ -278,13 +278,13 @@ def _hardest_patients(results: StudyResults) -> Iterator[Block]:
         f"that has the most wrong pixels. {_OUTLINES}"
     )
     rows = []
-    for place, (example, *_) in groups.items():
+    for rank, (example, *_) in groups.items():
         patient = example["patient"]
         about = results.patients.get(patient, {})
         area = about.get("tumour_pixels")
         rows.append(
             {
-                "": str(place),
+                "": str(rank),
                 "patient": patient,
                 "site": about.get("site") or NONE,
                 "tumour, px": f"{int(area):,}" if area else NONE,
@@ -297,7 +297,7 @@ def _hardest_patients(results: StudyResults) -> Iterator[Block]:
 
 
 def _hardest_slices(results: StudyResults) -> Iterator[Block]:
-    groups = _by_place(results, WORST_SLICE)
+    groups = _by_rank(results, WORST_SLICE)
     if not groups:
         return
     yield Paragraph(
@@ -305,10 +305,10 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
         f"patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
     )
     rows = []
-    for place, (example, *_) in groups.items():
+    for rank, (example, *_) in groups.items():
         name = example["slice"]
         area = _tumour_area(results, name)
-        row = {"": str(place), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
+        row = {"": str(rank), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
         rows.append(row | {v: _wrong_pixels(results, v, name) for v in results.variants})
     yield Table(
         "Wrong pixels of each slice by variant, false positives and false negatives together, at "
@@ -334,8 +334,8 @@ def _examples(results: StudyResults) -> Iterator[Block]:
         yield from galleries
 
 
-def _by_place(results: StudyResults, kind: str) -> dict[int, list[Row]]:
-    """Return place -> the example slices of one kind, a row per variant."""
+def _by_rank(results: StudyResults, kind: str) -> dict[int, list[Row]]:
+    """Return rank -> the example slices of one kind, a row per variant."""
     groups: dict[int, list[Row]] = {}
     for row in results.examples:
         if row["kind"] == kind:
@@ -344,10 +344,10 @@ def _by_place(results: StudyResults, kind: str) -> dict[int, list[Row]]:
 
 
 def _galleries(results: StudyResults, groups: dict[int, list[Row]]) -> Iterator[Gallery]:
-    for place, rows in groups.items():
+    for rank, rows in groups.items():
         name = rows[0]["slice"]
         note = " (no tumour)" if _tumour_area(results, name) == 0 else ""
-        yield Gallery(f"{place}. {name}{note}", [_tile(row, row["variant"]) for row in rows])
+        yield Gallery(f"{rank}. {name}{note}", [_tile(row, row["variant"]) for row in rows])
 
 
 def _tile(row: Row, label: str) -> Tile:
