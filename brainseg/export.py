@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = build_parser("brainseg.export", "Write a model file for other programs.", _EPILOG)
+    parser = build_parser(
+        "brainseg.export", "Export a trained model to ONNX for other programs.", _EPILOG
+    )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a model file, .safetensors")
     parser.add_argument(
         "--onnx",

@@ -43,8 +43,7 @@ def draw_patients(patients: pd.DataFrame) -> Figure:
         patients: A row per patient, see `Exploration`.
     """
     ordered = patients.sort_values(["site", "slices"], ascending=[True, False], kind="stable")
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _subplots(3.6, 1, 1)
     axis.bar(np.arange(len(ordered)), ordered["slices"], color=_GREY, width=0.85)
     for site, colour in _colours_of(patients).items():
         own = np.flatnonzero(ordered["site"] == site)
@@ -66,8 +65,7 @@ def draw_areas(found: Measurements, patients: pd.DataFrame) -> Figure:
         found: The measurements.
         patients: A row per patient, see `Exploration`.
     """
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _subplots(3.6, 1, 2)
     _draw_area_histogram(left, found.tumour_areas)
     left.set(xscale="log", xlabel="tumour pixels of a slice", ylabel="slices with tumour")
     ordered = patients.sort_values("tumour_share").reset_index()
@@ -82,8 +80,7 @@ def draw_areas(found: Measurements, patients: pd.DataFrame) -> Figure:
 
 def draw_components(found: Measurements) -> Figure:
     """Draw how many components masks have, how large they are, and how elongated their boxes."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = _subplots(3.4, 1, 3)
     parts = found.components
     counts = parts["slice"].value_counts().value_counts().sort_index()
     left.bar(counts.index, counts, color=_TUMOUR)
@@ -105,8 +102,7 @@ def draw_components(found: Measurements) -> Figure:
 
 def draw_positions(data: SliceStore, found: Measurements) -> Figure:
     """Draw where tumours are: pixels, centres of mass, and positions in the stack of slices."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, (left, middle, right) = _subplots(3.6, 1, 3)
     for axis in (left, middle):
         axis.imshow(found.mean_flair, cmap="gray")
         axis.set(xticks=[], yticks=[])
@@ -131,8 +127,7 @@ def draw_positions(data: SliceStore, found: Measurements) -> Figure:
 
 def draw_intensities(found: Measurements) -> Figure:
     """Draw the levels of tumour pixels and of the rest of the head, per sequence."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    figure, axes = _subplots(3.2, 1, 3, sharey=True)
     levels = np.arange(AIR, 256)
     kinds = (
         (found.tissue_histogram, _FREE, "rest of the head"),
@@ -152,8 +147,7 @@ def draw_intensities(found: Measurements) -> Figure:
 
 def draw_slice_intensities(found: Measurements) -> Figure:
     """Draw mean and spread of each slice, per sequence, with and without tumour."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots(1, 3, sharex=True, sharey=True)
+    figure, axes = _subplots(3.4, 1, 3, sharex=True, sharey=True)
     tumour = found.has_tumour
     for channel, (axis, name) in enumerate(zip(axes, SEQUENCES, strict=True)):
         for kind, colour, label in ((~tumour, _FREE, "without tumour"), (tumour, _TUMOUR, "with")):
@@ -167,8 +161,7 @@ def draw_slice_intensities(found: Measurements) -> Figure:
 
 def draw_splits(splits: Sequence[Row]) -> Figure:
     """Draw the share of slices with tumour in each part of each rotation."""
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _subplots(2.8, 1, 1)
     for part, colour, shift in zip(PARTS, COLOURS, (-0.15, 0.0, 0.15), strict=False):
         rows = [row for row in splits if row.get("part") == part]
         x = [row["rotation"] + shift for row in rows]
@@ -183,8 +176,7 @@ def draw_splits(splits: Sequence[Row]) -> Figure:
 def draw_covariates(covariates: Sequence[Covariate]) -> Figure:
     """Draw tumour size against each covariate: groups with their medians, or points."""
     rows = -(-len(covariates) // _COVARIATES_PER_ROW)
-    figure = Figure(figsize=(10, 2.1 * rows), layout="constrained")
-    axes = figure.subplots(rows, _COVARIATES_PER_ROW, squeeze=False, sharey=True)
+    figure, axes = _subplots(2.1 * rows, rows, _COVARIATES_PER_ROW, squeeze=False, sharey=True)
     for axis, covariate in zip(axes.flat, covariates, strict=False):
         if covariate.is_continuous:
             x = covariate.patients["value"].astype(float)
@@ -279,6 +271,12 @@ def draw_preprocessing(data: SliceStore, index: int) -> Figure:
     for axis, name in zip(axes[:, 0], ("three sequences", "FLAIR", "FLAIR levels"), strict=True):
         axis.set_ylabel(name, fontsize=9)
     return figure
+
+
+def _subplots(height: float, rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    """Return a figure 10 inches wide and its axes."""
+    figure = Figure(figsize=(10, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def _draw_groups(axis: Axes, groups: Mapping[str, Sequence[float]]) -> None:

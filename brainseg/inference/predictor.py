@@ -50,6 +50,9 @@ class Predictor:
         header: The header of the model file: network, size and preprocessing.
         compute: Device and loader workers.
 
+    Attributes:
+        network: The U-Net, in evaluation mode.
+
     Raises:
         CheckpointError: If the weights do not fit the network that the header names.
     """
@@ -63,18 +66,13 @@ class Predictor:
         self._device = self._compute.torch_device()
         # The initial weights are drawn and overwritten: the caller's random state is kept.
         with torch.random.fork_rng():
-            self._model = build_unet(self.experiment.model.encoder).to(self._device)
+            self.network = build_unet(self.experiment.model.encoder).to(self._device)
         try:
-            self._model.load_state_dict(weights)
+            self.network.load_state_dict(weights)
         except RuntimeError as error:
             encoder = self.experiment.model.encoder
             raise CheckpointError(f"the weights do not fit a U-Net with {encoder}") from error
-        self._model.eval()
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """The U-Net, in evaluation mode."""
-        return self._model
+        self.network.eval()
 
     @classmethod
     def load(cls, path: Path | str, compute: Compute | None = None) -> Predictor:
@@ -139,7 +137,9 @@ class Predictor:
             CheckpointError: If the data are not those of the training.
         """
         indices = self.part_indices(data, part)
-        judged = validate(self._model, self._batches(data, indices), self.experiment, self._device)
+        judged = validate(
+            self.network, self._batches(data, indices), self.experiment, self._device
+        )
         return judged.counts, [data.slices[index].patient for index in indices]
 
     def part_indices(self, data: SliceStore, part: str) -> NDArray[np.int64]:
@@ -193,14 +193,14 @@ class Predictor:
     def _logits(self, images: torch.Tensor, tta: bool) -> torch.Tensor:
         """Return the logits of images, or of the mean probability over their flips; on the CPU."""
         if not tta:
-            return infer_logits(self._model, images, self._device).cpu()
+            return infer_logits(self.network, images, self._device).cpu()
         mean = torch.sigmoid(self._infer_flips(images)).mean(dim=0)
         # A probability of exactly 1 has an infinite logit, which cannot be resized.
         return torch.logit(mean, eps=1e-6).cpu()
 
     def _infer_flips(self, images: torch.Tensor) -> torch.Tensor:
         views = (
-            infer_logits(self._model, images.flip(axes), self._device).flip(axes)
+            infer_logits(self.network, images.flip(axes), self._device).flip(axes)
             for axes in _FLIPS
         )
         return torch.stack(list(views))
