@@ -32,7 +32,7 @@ def study(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_best_model_is_validations_and_the_newest_study_is_taken(
+def test_validation_ranks_models_and_the_newest_study_is_the_default(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [model.name for model in find_models(study)] == ["steady", "lucky"]
@@ -68,7 +68,7 @@ def test_a_folder_without_models_and_a_file_that_is_none_are_refused(tmp_path: P
         find_models(tmp_path / "model.safetensors")
 
 
-def test_a_card_says_what_the_model_is_and_is_not_for(study: Path) -> None:
+def test_a_card_describes_the_model_and_its_limits(study: Path) -> None:
     model = find_models(study)[0]
     card = model.describe()
     for text in ("mobilenet_v2", "SYNTHETIC", "0.800 global", "not for clinical use", "CLAHE"):
@@ -77,7 +77,7 @@ def test_a_card_says_what_the_model_is_and_is_not_for(study: Path) -> None:
     assert model.describe().endswith("the study's own words")
 
 
-def test_examples_are_of_patients_that_the_model_does_not_know(
+def test_examples_are_of_patients_that_the_model_was_not_trained_on(
     model_file: Path, data: SliceStore, tmp_path: Path
 ) -> None:
     header = load_model(model_file)[1]

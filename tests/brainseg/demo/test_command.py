@@ -18,11 +18,11 @@ def test_other_machines_need_a_password(host: str, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
-def test_this_machine_needs_none(host: str) -> None:
+def test_this_machine_needs_no_password(host: str) -> None:
     demo.check_host(host, None)
 
 
-def test_without_gradio_a_sentence_says_what_to_install(
+def test_without_gradio_the_error_names_the_extra(
     model_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)

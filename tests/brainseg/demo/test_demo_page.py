@@ -246,7 +246,9 @@ def test_a_slice_and_its_mask_give_what_predict_gives(
     assert page.hosts == {server.address.split("/")[2]}
 
 
-def test_pictures_have_texts_and_the_page_says_what_it_is_not(server: Server, page: Any) -> None:
+def test_pictures_are_described_and_the_page_is_not_for_clinical_use(
+    server: Server, page: Any
+) -> None:
     page.get_by_role("button", name="large tumour").click()
     page.locator("#result .prediction").wait_for()
     alts = [image.get_attribute("alt") for image in page.locator("#result img").all()]

@@ -20,7 +20,7 @@ def test_the_card_counts_what_is_there(data: SliceStore, exploration: Exploratio
     assert not any("published" in sentence for sentence in exploration.summary)
 
 
-def test_the_whole_public_dataset_is_told_that_its_table_swaps_the_classes(
+def test_the_summary_of_the_public_dataset_mentions_the_swapped_table(
     exploration: Exploration,
 ) -> None:
     card = exploration.card | {"patients": 110, "slices": 3929, "tumour_slices": 1373}

@@ -39,9 +39,7 @@ def test_the_command_leaves_page_figures_and_numbers(
 
 
 @pytest.mark.slow
-def test_a_dataset_without_tumour_and_folds_gives_a_page_too(
-    small_dataset: Path, tmp_path: Path
-) -> None:
+def test_a_dataset_without_tumour_or_folds_has_a_page(small_dataset: Path, tmp_path: Path) -> None:
     for path in small_dataset.glob("*/*_mask.tif"):
         path.write_bytes(encode_picture(np.zeros((32, 32), np.uint8), ".tif"))
     assert command.main(["--data", str(small_dataset), "--out", str(tmp_path / "page")]) == 0

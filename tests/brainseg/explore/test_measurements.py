@@ -15,7 +15,7 @@ from brainseg.explore.measurements import (
 )
 
 
-def test_the_measurements_are_those_of_plain_numpy(data: SliceStore) -> None:
+def test_measurements_equal_those_of_plain_numpy(data: SliceStore) -> None:
     found = measure_slices(data)
     masks = np.stack([data.mask(index) for index in range(len(data.slices))])
     images = np.stack([data.image(index) for index in range(len(data.slices))])

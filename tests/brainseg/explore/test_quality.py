@@ -34,7 +34,7 @@ def test_every_rotation_is_verified(data: SliceStore) -> None:
     assert tested == len(data.patients)  # each patient once
 
 
-def test_splits_that_cannot_be_built_are_said_to_be(small_dataset: Path) -> None:
+def test_splits_that_cannot_be_built_have_an_error(small_dataset: Path) -> None:
     rows = check_splits(open_dataset(small_dataset), 44)
     assert all("2 patients" in row["error"] for row in rows)
 
@@ -98,7 +98,7 @@ def _renumber(paths: list[Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "sentence"),
+    ("damage", "sentence"),
     [
         (_blank, "Slices without any signal: 1 "),
         (_twin, "Slices with the same pixels as another one: 1 "),
@@ -108,11 +108,11 @@ def _renumber(paths: list[Path]) -> None:
         (_renumber, "Patients whose slices are not numbered without gaps: 1 "),
     ],
 )
-def test_what_is_spoilt_is_found(
-    small_dataset: Path, spoil: Callable[[list[Path]], None], sentence: str
+def test_each_kind_of_damage_is_reported(
+    small_dataset: Path, damage: Callable[[list[Path]], None], sentence: str
 ) -> None:
     assert sentence not in _findings(small_dataset)
-    spoil(_slices(small_dataset))
+    damage(_slices(small_dataset))
     assert sentence in _findings(small_dataset)
 
 

@@ -46,10 +46,10 @@ def _mask(*rows: str) -> Mask:
     return np.array([[cell == "#" for cell in row] for row in rows])
 
 
-def _with_masks(data: SliceStore, numbers: np.ndarray, masks: np.ndarray) -> SliceStore:  # type: ignore[type-arg]
+def _with_masks(data: SliceStore, indices: np.ndarray, masks: np.ndarray) -> SliceStore:  # type: ignore[type-arg]
     """The same store with other masks on some slices."""
     pixels = np.array(data.pixels)
-    pixels[numbers, :, :, 3] = masks
+    pixels[indices, :, :, 3] = masks
     other = dataclasses.replace(data)
     other.__dict__["pixels"] = pixels
     return other
@@ -106,10 +106,10 @@ def test_evaluating_again_gives_the_same_rows(
 
 
 def test_flipped_views_are_those_of_flipped_slices(predictor: Predictor, data: SliceStore) -> None:
-    numbers = predictor.part_indices(data, "val")[:4]
-    logits, _ = next(predictor.flipped_logits(data, numbers))
+    indices = predictor.part_indices(data, "val")[:4]
+    logits, _ = next(predictor.flipped_logits(data, indices))
     for view, axes in enumerate(((), (0,), (1,), (0, 1))):
-        images = [np.flip(data.image(number), axes).copy() for number in numbers]
+        images = [np.flip(data.image(index), axes).copy() for index in indices]
         expected = np.stack([np.flip(m, axes) for m in predictor.probabilities(images)])
         assert torch.sigmoid(logits[view]).numpy() == pytest.approx(expected, abs=1e-6)
 
@@ -127,7 +127,9 @@ def test_validation_alone_chooses_the_threshold(
     assert evaluate_model(predictor, _with_masks(data, val, low)).threshold == 0.05
 
 
-def test_every_stage_has_counts_of_every_patient(evaluation: Evaluation, data: SliceStore) -> None:
+def test_every_post_processing_has_counts_of_every_patient(
+    evaluation: Evaluation, data: SliceStore
+) -> None:
     rows = evaluation.tables(data)["stages"]
     patients = len(set(evaluation.val.patients)) + len(set(evaluation.test.patients))
     assert len(rows) == 4 * patients
@@ -147,7 +149,7 @@ def test_calibration_counts_every_test_pixel_once(evaluation: Evaluation) -> Non
         assert low - 1e-3 <= float(row["probability_sum"]) <= high + 1e-3
 
 
-def test_slices_say_what_they_hold(evaluation: Evaluation, data: SliceStore) -> None:
+def test_slice_rows_describe_the_slices(evaluation: Evaluation, data: SliceStore) -> None:
     rows = evaluation.tables(data)["slices"]
     by_name = {item.name: item for item in data.slices}
     for row in rows:

@@ -22,8 +22,8 @@ def test_a_volume_is_predicted_slice_by_slice_with_its_affine(
     model_file: Path, predictor: Predictor, data: SliceStore, tmp_path: Path, name: str
 ) -> None:
     """Whatever way a volume is stored, its slices reach the network the same way up."""
-    images = np.stack([data.image(number) for number in range(6)])  # z, y, x
-    true = np.stack([data.mask(number) for number in range(6)])
+    images = np.stack([data.image(index) for index in range(6)])  # z, y, x
+    true = np.stack([data.mask(index) for index in range(6)])
     in_place = nibabel.Nifti1Image(images.transpose(2, 1, 0, 3), AFFINES["as it is"])
     own = nibabel.orientations.io_orientation(AFFINES[name])
     lps = nibabel.orientations.axcodes2ornt(("L", "P", "S"))

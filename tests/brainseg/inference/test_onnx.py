@@ -43,8 +43,8 @@ def test_following_the_metadata_gives_the_masks_of_predict(
     assert about["synthetic"] == "trained on generated phantoms"
     assert "not for clinical use" in about["use"]
     slices = []
-    for number in range(5):
-        image = cv2.medianBlur(data.image(number), settings["median_kernel"])
+    for index in range(5):
+        image = cv2.medianBlur(data.image(index), settings["median_kernel"])
         lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
         tiles = (settings["tile_grid"], settings["tile_grid"])
         lab[:, :, 0] = cv2.createCLAHE(settings["clip_limit"], tiles).apply(lab[:, :, 0])

@@ -112,18 +112,18 @@ def test_masks_are_those_of_the_training_evaluation_bit_for_bit(
 ) -> None:
     """Alone, in a patient's folder, and in the batches that a test counts: the same pixels."""
     split = split_by_patient(data.slices, 0, tiny.data.split_seed)
-    numbers = split.indices(data.slices, "test").tolist()
+    indices = split.indices(data.slices, "test").tolist()
     counts, _ = predictor.evaluate(data, "test")
-    together = predictor.masks([data.image(number) for number in numbers])
+    together = predictor.masks([data.image(index) for index in indices])
     folder = next(data.root.glob(f"{split.test[0]}_*"))
     assert run_predict(model_file, folder, out=tmp_path / "out") == 0
-    for number, mask, (tp, fp, _, _) in zip(numbers, together, counts, strict=True):
-        assert np.array_equal(predictor.masks([data.image(number)])[0], mask)
+    for index, mask, (tp, fp, _, _) in zip(indices, together, counts, strict=True):
+        assert np.array_equal(predictor.masks([data.image(index)])[0], mask)
         assert (tp, fp) == (
-            (mask & (data.mask(number) > 0)).sum(),
-            (mask & (data.mask(number) == 0)).sum(),
+            (mask & (data.mask(index) > 0)).sum(),
+            (mask & (data.mask(index) == 0)).sum(),
         )
-        written = tmp_path / "out" / folder.name / f"{data.slices[number].name}_mask.tif"
+        written = tmp_path / "out" / folder.name / f"{data.slices[index].name}_mask.tif"
         if written.exists():
             assert np.array_equal(read_pixels(written), mask * 255)
 
@@ -147,29 +147,29 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
     )
     save_model(tmp_path / "model.safetensors", weights, header)
     split = split_by_patient(real_data.slices, 0, experiment.data.split_seed)
-    numbers = [
+    indices = [
         int(n)
         for n in split.indices(real_data.slices, "test")
         if real_data.slices[n].patient == split.test[0]
     ]
-    batches = Batches(real_data, np.array(numbers), experiment, augmented=False)
+    batches = Batches(real_data, np.array(indices), experiment, augmented=False)
     cpu = torch.device("cpu")
-    judged = validate(network.eval(), batches.epoch(0, 0), experiment, cpu, numbers)
+    judged = validate(network.eval(), batches.epoch(0, 0), experiment, cpu, indices)
     folder = next(real_data.root.glob(f"{split.test[0]}_*"))
     assert run_predict(tmp_path / "model.safetensors", folder, out=tmp_path / "out") == 0
     handlers = Handlers(find_models(tmp_path / "model.safetensors"), CPU)
-    for number in numbers:
-        name, mask = real_data.slices[number].name, judged.masks[number]
+    for index in indices:
+        name, mask = real_data.slices[index].name, judged.masks[index]
         assert np.array_equal(
             read_pixels(tmp_path / "out" / folder.name / f"{name}_mask.tif"), mask * 255
         )
-    for number in numbers[:: len(numbers) // 3]:
+    for index in indices[:: len(indices) // 3]:
         html = handlers.outline_slice(
-            str(folder / f"{real_data.slices[number].name}.tif"), None, "model", ""
+            str(folder / f"{real_data.slices[index].name}.tif"), None, "model", ""
         )
         link = re.findall(r'href="data:image/png;base64,([^"]+)"', html)[0]
         shown = cv2.imdecode(np.frombuffer(base64.b64decode(link), np.uint8), -1)
-        assert np.array_equal(np.asarray(shown), judged.masks[number] * 255)
+        assert np.array_equal(np.asarray(shown), judged.masks[index] * 255)
     assert sum(mask.sum() for mask in judged.masks.values()) > 0
 
 
@@ -177,7 +177,7 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
 def test_neighbours_and_threads_change_no_bit(
     predictor: Predictor, data: SliceStore, threads: int
 ) -> None:
-    images = [data.image(number) for number in range(12)]
+    images = [data.image(index) for index in range(12)]
     alone = [predictor.probabilities([image])[0] for image in images]
     before = torch.get_num_threads()
     try:
