@@ -20,14 +20,14 @@ examples:
   python -m study.run --grid baseline --data data/kaggle_3m
       the published comparison on the real slices, with ImageNet encoders
   python -m study.run --grid lite --data data/kaggle_3m --folds 10 --seeds 3 --plan
-      what the full product would take; starts nothing
+      what all variants, folds and seeds would take; starts nothing
   python -m study.run --grid baseline --set data.size=128 --set model.encoder_weights=none
   python -m study.run --grid lite --data data/kaggle_3m --search 40 --seeds 3
       looks for better settings, and tests what it finds beside the variants
   python -m study.run --config results/lite/best.yaml --data data/kaggle_3m
-      one experiment as it is
+      one experiment, without a grid
   python -m study.run --grid lite --data s3://BUCKET/kaggle_3m --storage s3://BUCKET/studies
-      data and results behind URLs, on machines that share no disk; python -m study.fetch
+      data and results at URLs, on machines that share no disk; python -m study.fetch
       brings the report down
 
 The same command again continues a study: finished trials are kept. Watch one with
@@ -35,8 +35,10 @@ The same command again continues a study: finished trials are kept. Watch one wi
   optuna-dashboard results/NAME/search/journal.log
 
 exit codes:
-  0  all trials finished        2  usage: an unknown flag, key, value or grid
-  1  a known error, in a line   3  some trials failed; the report is written all the same
+  0  all trials finished
+  1  a known error, printed in one line
+  2  usage: an unknown flag, key, value or grid
+  3  some trials, or the search, did not finish; the report is written all the same
   130  stopped by Ctrl-C or SIGTERM
 """
 
@@ -71,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--name",
         metavar="NAME",
-        help="name of the study (default: the grid's or, without one, the configuration's)",
+        help="name of the study (default: that of the grid or of the configuration; -synthetic is "
+        "added for generated data)",
     )
     where.add_argument(
         "--storage",
@@ -81,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of all studies, or its URL, such as s3://BUCKET/PREFIX (default: results)",
     )
     where.add_argument(
-        "--fresh", action="store_true", help="move a study of that name aside first"
+        "--fresh",
+        action="store_true",
+        help="rename an existing study of that name to NAME.<time>, and begin again",
     )
     where.add_argument(
         "--retry-failed",
@@ -94,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print what would run and what it takes; start nothing"
     )
     instead.add_argument(
-        "--report-only", action="store_true", help="write the report anew from the CSV files"
+        "--report-only", action="store_true", help="write the report again from the CSV files"
     )
     return parser
 
@@ -135,7 +140,8 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         type=_whole(1, NUM_FOLDS),
         default=1,
         metavar="N",
-        help="rotations of the ten folds, 1 to 10; 10 test every patient once (default: 1)",
+        help="rotations of the ten folds to run; 10 test every patient once per variant and seed "
+        "(default: 1)",
     )
     group.add_argument(
         "--seeds",
@@ -162,32 +168,40 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--space",
         type=Path,
         metavar="YAML",
-        help="the ranges of what varies (default: configs/search.yaml)",
+        help="the search space (default: configs/search.yaml)",
     )
     group.add_argument(
         "--sampler",
         choices=SAMPLERS,
-        help="draws the candidates (default: tpe); gp learns only from candidates run in full, "
+        help="Optuna's sampler, which draws the candidates (default: tpe); gp learns only from "
+        "candidates run in full, "
         "so give it --scheduler none",
     )
     group.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
-        help="stops poor candidates, after two unfrozen epochs at the earliest (default: asha); "
+        help="Tune's scheduler, which stops poor candidates after two unfrozen epochs at the "
+        "earliest (default: asha); "
         "hyperband is the asynchronous form, which pauses no candidate",
     )
     group.add_argument(
         "--search-folds",
         type=_whole(1, NUM_INNER_FOLDS),
         metavar="K",
-        help="trainings per candidate, 1 to 9, each validated on other patients; the mean counts "
+        help="trainings per candidate, 1 to 9, each validated on another pair of folds; the mean "
+        "counts "
         "(default: 1)",
     )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what it runs on")
-    group.add_argument("--concurrent", type=_whole(1), metavar="N", help="trials at once, at most")
+    group.add_argument(
+        "--concurrent",
+        type=_whole(1),
+        metavar="N",
+        help="maximum number of trials in parallel (default: as many as fit)",
+    )
     group.add_argument(
         "--gpus-per-trial",
         type=_gpus,
@@ -198,7 +212,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--cpus-per-trial",
         type=_whole(1),
         metavar="N",
-        help="including loader workers (default: shared evenly among the trials)",
+        help="including loader workers (default: CPUs shared evenly, with a GPU at most 8; a "
+        "continued study keeps its value)",
     )
     group.add_argument(
         "--price-per-hour",
@@ -211,7 +226,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         type=_whole(0),
         default=3,
         metavar="N",
-        help="how often a trial whose process dies is run again, from its last epoch on "
+        help="how often a trial that crashes is run again, from its last completed epoch "
         "(default: 3)",
     )
     group.add_argument(

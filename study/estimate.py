@@ -149,14 +149,14 @@ def describe_hours(
     work = f"{sum(seconds) / _SECONDS_PER_HOUR:.2f} of trials"
     if searching:
         work += (
-            f", {searching / _SECONDS_PER_HOUR:.2f} of the search with the savings of halving "
-            f"alone, at {each:.1f} s an epoch, the mean of the variants"
+            f", {searching / _SECONDS_PER_HOUR:.2f} of the search, assuming that halving "
+            f"alone stops candidates, at {each:.1f} s an epoch, the mean of the variants"
         )
     lines = [("epochs known", times.describe(list(dict.fromkeys(kinds.values()))))]
     lines += [("trial-hours", work)]
     ways = {"now": resources.concurrent - resources.coming}
     if resources.coming:
-        ways["grown"] = resources.concurrent
+        ways["after scale-up"] = resources.concurrent
     for when, slots in ways.items():
         if slots:
             hours = (_makespan(seconds, slots) + searching / slots) / _SECONDS_PER_HOUR
@@ -351,7 +351,7 @@ def _nodes_used(cluster: Cluster, resources: TrialResources, slots: int) -> int:
 def _describe_unknown(missing: Sequence[str], study: Study) -> Line:
     probe = "--name probe --set stages.0.epochs=1 --set stages.1.epochs=1"
     way = f"run the same command without --plan and with {probe}, then plan again"
-    if study.sync.is_remote:  # the times of other studies behind a URL are not read
+    if study.sync.is_remote:  # the times of other studies at a URL are not read
         way = (
             f"run the same command with {probe} and --storage results, and plan with that storage"
         )

@@ -12,8 +12,9 @@ from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import retry_storage, write_text
 from brainseg.storage.remote import RemoteFolder, pull
 from brainseg.storage.urls import is_url
-from study.storage.sync import is_for_readers
+from study.storage.sync import is_report_file
 
+_STOPPED = "stopped; the same command fetches the rest"
 _MARKER = ".fetched-from"
 _EXAMPLES = """\
 Downloads the report, its figures, the tables, the exported models and the live curves, without
@@ -32,14 +33,14 @@ this machine's role.
 
 exit codes:
   0  everything is here            2  usage: an unknown flag, or no URL
-  1  a known error, in a line      130  stopped by Ctrl-C; the same command goes on
+  1  a known error, in a line      130  stopped by Ctrl-C; the same command continues
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = _parser().parse_args(argv)
-    return run_command(lambda: _fetch(args.url, args.folder))
+    return run_command(lambda: _fetch(args.url, args.folder), stopped=_STOPPED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +65,7 @@ def _fetch(url: str, folder: Path) -> int:
     before = _times(folder)
     # If a running study changes a file between listing and download, both are repeated.
     retry_storage(
-        lambda: pull(remote, folder, is_for_readers, what="fetching the study"),
+        lambda: pull(remote, folder, is_report_file, what="fetching the study"),
         f"the copy of {url}",
     )
     after = _times(folder)

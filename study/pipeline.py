@@ -18,7 +18,7 @@ from study.estimate import describe_hours, describe_plan, num_epochs, require_di
 from study.report.build import publish
 from study.report.examples import draw_examples
 from study.report.provenance import describe_study
-from study.resolve import Study, resolve, share, write_facts
+from study.resolve import Study, allocate, resolve, write_facts
 from study.spec.resources import Cluster, Node, TrialResources
 from study.spec.study_spec import SCORE
 from study.spec.trial_job import TrialJob, candidate_name
@@ -56,12 +56,12 @@ def run_study(args: argparse.Namespace, console: Console) -> int:
         return _plan(args, study, console)
     with hold(study.sync, console.print):
         if args.fresh and (aside := study.sync.move_aside()):
-            console.print(f"The study that was here is now {aside}")
+            console.print(f"The existing study was renamed to {aside}")
         study.sync.fetch()
         if check_folder(study.folder, study.spec):
             console.print(f"Continuing the study in {study.sync.location}")
         _search_and_train(args, study, console)
-        with console.status("gathering what the trials left"):
+        with console.status("collecting the results of the trials"):
             rows = _collect(study)
         publish(study.sync, console)
         return _exit_code(study, rows)
@@ -74,7 +74,7 @@ def _plan(args: argparse.Namespace, study: Study, console: Console) -> int:
     jobs = study.expected_jobs(begun=is_there)
     left = study.open_jobs(jobs, retry_failed=args.retry_failed) if is_there else jobs
     nodes = _measure_nodes(args.address)
-    resources = share(args, study, nodes)
+    resources = allocate(args, study, nodes)
     lines = describe_plan(study, jobs, left, resources)
     lines += describe_hours(study, left, resources, nodes, args.price_per_hour)
     width = max(len(name) for name, _ in lines)
@@ -92,7 +92,7 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
     if not study.num_open_candidates() and not left(study.jobs()):
         return
     with start_cluster(args.address) as nodes:
-        resources = share(args, study, nodes)
+        resources = allocate(args, study, nodes)
         require_disk(study, left(study.expected_jobs()), resources)
         write_facts(study, resources)
         study.sync.commit()
@@ -172,7 +172,7 @@ def _require_shared(study: Study) -> None:
 
 
 def _curves(study: Study) -> str:
-    """Return the command that shows the live curves; a study behind a URL is fetched first."""
+    """Return the command that shows the live curves; a study at a URL is fetched first."""
     if study.sync.is_remote:
         return f'python -m study.fetch "{study.sync.location}" DIR && tensorboard --logdir DIR'
     return f"tensorboard --logdir {os.path.relpath(study.folder)}"

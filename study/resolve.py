@@ -1,4 +1,4 @@
-"""From the command line to a study that could start: reads, checks and downloads what it needs."""
+"""Validate the command line, and prepare the study: data, weights, networks, storage."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Study:
-    """A study that could start.
+    """A study whose configuration, data and networks have been checked.
 
     Attributes:
-        spec: What it asks.
+        spec: Its configuration.
         data: The dataset, checked.
         sync: Where the study is or will be.
         sizes: Encoder -> number of weights of its U-Net.
@@ -65,10 +65,10 @@ class Study:
         return jobs if self.num_open_candidates() else jobs + winner_jobs(self.folder, self.spec)
 
     def expected_jobs(self, *, begun: bool = True) -> list[TrialJob]:
-        """Return all trials, with copies of the first variant's in place of an unknown winner's.
+        """Return all trials, with placeholders for those of a winner that is not known yet.
 
         Args:
-            begun: False for a study that begins anew, whatever is in the folder now.
+            begun: False for a study that begins again, whatever is in the folder now.
         """
         if self.spec.search is None or (begun and not self.num_open_candidates()):
             return self.jobs()
@@ -87,21 +87,21 @@ class Study:
 
 
 def resolve(args: argparse.Namespace, say: Say) -> Study:
-    """Check everything that a study needs, before anything is started.
+    """Check everything that a study needs before it starts.
 
     Args:
-        args: The command line, see `study.cli`. With `--plan`, ImageNet weights that are not here
-            are not downloaded.
+        args: The command line, see `study.cli`. With `--plan`, missing ImageNet weights are not
+            downloaded.
         say: Called with what was found.
 
     Raises:
-        ConfigError: If a flag, a key or a file of the command line cannot be.
+        ConfigError: If a flag, a key or a file of the command line is invalid.
         BrainsegError: If data or weights cannot be used.
     """
     changes = parse_changes(args.changes)
     refuse_grid_keys(args.grid, changes)
-    # Once before the data is opened, which may take minutes, so that mistakes are told at once.
-    _ask(args, _load_base(args, synthetic=False)).jobs()
+    # First without the data, which may take minutes to open, so that mistakes are told early.
+    _build_spec(args, _load_base(args, synthetic=False)).jobs()
     data = _open_data(args.data, say)
     experiment, weights_hash = _resolve_weights(_load_base(args, synthetic=data.synthetic))
     facts = {
@@ -113,14 +113,14 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "synthetic": data.synthetic,
         "weights_hash": weights_hash,
     }
-    spec = _ask(args, experiment).model_copy(update=facts)
+    spec = _build_spec(args, experiment).model_copy(update=facts)
     for fold in range(spec.folds):
         split_by_patient(data.slices, fold, experiment.data.split_seed, experiment.inner_fold)
     sizes = _check_models(spec.models(), download=not args.plan)
     return Study(spec, data, _find_storage(args, data.synthetic), sizes)
 
 
-def share(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialResources:
+def allocate(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialResources:
     """Decide what each trial gets of a cluster; a study that continues keeps what it had."""
     is_new = args.fresh or not (study.folder / "study.json").exists()
     record = {} if is_new else read_study(study.folder)
@@ -171,7 +171,7 @@ def num_tumour_slices(data: SliceStore) -> int:
     return sum(item.tumour_pixels > 0 for item in data.slices)
 
 
-def _ask(args: argparse.Namespace, experiment: Experiment) -> StudySpec:
+def _build_spec(args: argparse.Namespace, experiment: Experiment) -> StudySpec:
     variants, search = GRIDS[args.grid], None
     if args.search is not None:
         path = args.space or shipped("search.yaml")
@@ -236,7 +236,7 @@ def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
         return StudySync((args.storage.expanduser() / name).resolve())
     if any(mark in name for mark in "?#"):
         raise ConfigError(f"--name is {name!r}; in a URL it must be without ? and #")
-    return StudySync(join_location(args.storage, name), reading=args.plan)
+    return StudySync(join_location(args.storage, name), read_only=args.plan)
 
 
 def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str, int]:

@@ -13,7 +13,7 @@ from study.cli import parse_options
 from study.report.build import publish
 from study.storage.sync import find_study
 
-_STOPPED = "stopped; the same command goes on after the last finished epochs"
+_STOPPED = "stopped; the same command continues from the last completed epochs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
-"""Successive halving as arithmetic: the rungs at which candidates are compared, and the saving.
+"""The arithmetic of successive halving: rungs at which candidates are compared, expected epochs.
 
 Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934) as Ray Tune implements it: a
-candidate that reaches a rung goes on if its value is at least the (1 - 1/factor) quantile of the
-values that reached the rung before.
+candidate that reaches a rung continues if its value is at least the (1 - 1/factor) quantile of the
+values that were recorded at that rung before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 FACTOR = 4
-"""One candidate in so many goes on at a rung; LOG.md compares 2, 3 and 4."""
+"""One candidate in so many continues at a rung; LOG.md compares 2, 3 and 4."""
 
 BRACKETS = {"asha": 1, "hyperband": 3}
 """Scheduler -> number of brackets; each further bracket has its first rung one rung later."""
@@ -40,7 +40,7 @@ class Halving:
         Args:
             scheduler: Its name.
             stage_epochs: The longest stage 1 and the most epochs that a candidate can have. The
-                first rung lies behind two unfrozen epochs of every candidate.
+                first rung comes after two unfrozen epochs of every candidate.
         """
         frozen, longest = stage_epochs
         return cls(frozen + _UNFROZEN_EPOCHS, longest, BRACKETS.get(scheduler, 0))
@@ -86,7 +86,7 @@ class Halving:
 
 
 def expected_passes(arrivals: float) -> float:
-    """Return how many candidates go on at a rung on average, with values in random order.
+    """Return how many candidates continue at a rung on average, with values in random order.
 
     With i values there, each as likely anywhere in [0, 1], the quantile with numpy's linear
     interpolation lies on average at (1 + (i - 1) (1 - 1/factor)) / (i + 1).

@@ -1,4 +1,4 @@
-"""What each trial gets of a cluster, and how many trials run at once."""
+"""What each trial gets of a cluster, and how many trials run in parallel."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TrialResources(BaseModel):
         return (f"{self.gpus:g} GPU and " if self.gpus else "") + f"{self.cpus} CPU"
 
     def describe(self) -> str:
-        """Return how many run at once, as `8 at once, 6 of them on nodes yet to be started`."""
+        """Return how many run in parallel: `8 at once, 6 of them on nodes yet to be started`."""
         later = f", {self.coming} of them on nodes yet to be started" if self.coming else ""
         more = ", more as nodes join" if self.grows else ""
         return f"{self.concurrent} at once{later}{more}"
@@ -64,8 +64,8 @@ class TrialResources(BaseModel):
     def limit(self, *, searching: bool) -> int | None:
         """Return how many trials Tune may have at once; None for as many as fit.
 
-        Without a limit, Tune keeps only one candidate of a search waiting for room. An autoscaler
-        would then start nodes one by one, so a search that waits for nodes gets a limit.
+        Without a limit, Tune queues one candidate of a search at a time, so that an autoscaler
+        would add nodes one by one. A search that waits for nodes therefore gets a limit.
         """
         return None if self.grows and not (searching and self.coming) else self.concurrent
 
@@ -116,9 +116,9 @@ def share_cluster(
     if fitting == 0:
         most = max(cluster, key=lambda node: (node.gpus, node.cpus))
         raise StudyError(
-            f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, which no node has at once; the "
+            f"a trial asks for {cpus} CPUs and {gpus:g} GPUs, which no single node has; the "
             f"largest of {len(cluster)} has {most.cpus} and {most.gpus:g}: "
-            "give --cpus-per-trial and --gpus-per-trial accordingly"
+            "lower --cpus-per-trial or --gpus-per-trial"
         )
     at_once = min(fitting, num_trials)
     return TrialResources(

@@ -1,4 +1,4 @@
-"""What a study asks, as one record: the core of study.json, and all that a driver resolves."""
+"""The configuration of a whole study, as one record: the core of study.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from study.spec.search_space import VARIANT, Range, SearchSpace
 from study.spec.trial_job import TrialJob, inner_folds
 
 METRIC, MODE = "val_dice", "max"
-"""What schedulers, samplers and the report judge by, and in which direction."""
+"""The metric that trials report to Tune, and its direction; it chooses nothing in a grid."""
 
 SCORE = "best_val_dice"
 """What candidates are compared by: the highest val Dice (global) so far."""
@@ -28,7 +28,7 @@ _ONLY_GROW = ", which may only grow"
 
 
 class SearchSpec(BaseModel):
-    """What a search asks.
+    """The configuration of a search.
 
     Attributes:
         candidates: How many are drawn, including the grid's variants, unchanged.
@@ -51,7 +51,7 @@ class SearchSpec(BaseModel):
         return {k: v.model_dump(mode="json", exclude_defaults=True) for k, v in space.items()}
 
     def differences(self, other: SearchSpec) -> list[str]:
-        """Return a line for each difference of another, later search; candidates may grow."""
+        """Return a line for each way in which a later search differs; candidates may grow."""
         ours, theirs = self.model_dump(), other.model_dump()
         lines = [
             f"search {key}: {ours[key]} -> {theirs[key]}"
@@ -68,14 +68,14 @@ class SearchSpec(BaseModel):
 
 
 class StudySpec(BaseModel):
-    """What a study asks; two studies of one name must ask the same.
+    """The configuration of a study; two studies of one name must have the same.
 
     Field names are those of study.json, so that `StudySpec.model_validate` reads one.
 
     Attributes:
         grid: Name of the grid.
         variants: Name of a variant -> the keys in which it differs from `experiment`.
-        metric: What epochs and candidates are judged by.
+        metric: What trials report to Tune.
         mode: `max`: higher is better.
         folds: Rotations 0 to folds - 1 of the ten folds; may only grow.
         seeds: Trainings per variant and rotation, with seeds counted up from the experiment's
@@ -134,7 +134,7 @@ class StudySpec(BaseModel):
         experiment = self.search_space.experiment(params).replaced(changes)
         job = self._job(params[VARIANT], experiment)
         return job.model_copy(
-            update={"candidate": index, "inner_folds": self.search.folds},
+            update={"candidate": index, "num_inner_folds": self.search.folds},
         )
 
     def retrained(self, index: int, params: Changes) -> list[TrialJob]:
@@ -154,18 +154,18 @@ class StudySpec(BaseModel):
 
     @property
     def training_seed(self) -> int:
-        """Seed of all candidates; half of all seeds away from those of the variants."""
+        """Seed of all candidates: the variants' first seed plus 2**31, modulo 2**32."""
         return (self.experiment.seed + _HALF_OF_ALL_SEEDS) % (2 * _HALF_OF_ALL_SEEDS)
 
     @property
     def halving(self) -> Halving:
-        """The rungs of the search; with some schedulers there are none."""
+        """The halving of the search, which has no rungs with some schedulers."""
         assert self.search is not None
         return Halving.of(self.search.scheduler, self.search_space.stage_epochs())
 
     @property
     def rungs(self) -> list[int]:
-        """The epochs of ASHA's rungs, at which the report compares, with any scheduler."""
+        """The epochs of ASHA's rungs; the report compares scores there, whatever the scheduler."""
         return Halving.of("asha", self.search_space.stage_epochs()).rungs()
 
     @property
@@ -179,7 +179,7 @@ class StudySpec(BaseModel):
         return list(dict.fromkeys([*found, *(self.search_space.models() if self.search else [])]))
 
     def differences(self, other: StudySpec) -> list[str]:
-        """Return a line for each difference of another, later study of the same name.
+        """Return a line for each way in which a later study of the same name differs.
 
         Folds, seeds and candidates may grow, and a search may be added. The location of the data
         may change, and so may the path of the encoder's weights if the weights are the same.

@@ -1,4 +1,4 @@
-"""One training of a study, as the record that travels to a worker."""
+"""A trial or a search's candidate, as the record that travels to the process that runs it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrialJob(BaseModel):
         experiment: The resolved experiment, with this fold and seed.
         candidate: Index of a search's candidate, in the order of drawing; None for a trial of the
             grid. A candidate is trained and validated in rotation 0 and never tested.
-        inner_folds: Trainings of a candidate, each validated on another pair of folds.
+        num_inner_folds: Trainings of a candidate, each validated on another pair of folds.
         data: Folder or URL of the dataset, as text.
         fingerprint: Of the dataset.
         synthetic: Whether the slices are generated.
@@ -39,7 +39,7 @@ class TrialJob(BaseModel):
     seed: int
     experiment: Experiment
     candidate: int | None = None
-    inner_folds: int = 1
+    num_inner_folds: int = 1
     data: str = ""
     fingerprint: str = ""
     synthetic: bool = False
@@ -70,10 +70,10 @@ class TrialJob(BaseModel):
 
     @property
     def experiments(self) -> list[Experiment]:
-        """What is trained: a candidate's experiment once per inner fold, else the one."""
+        """What is trained: for a candidate one experiment per inner fold, otherwise one."""
         if self.candidate is None:
             return [self.experiment]
-        folds = inner_folds(self.experiment, self.inner_folds)
+        folds = inner_folds(self.experiment, self.num_inner_folds)
         return [self.experiment.replaced({"inner_fold": fold}) for fold in folds]
 
     @property

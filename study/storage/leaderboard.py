@@ -35,9 +35,9 @@ class Spent:
     """What a search took, and what it would have taken without stopping any candidate.
 
     Attributes:
-        epochs: Trained.
-        epochs_in_full: Without stopping; a failed candidate counts as far as it came.
-        seconds: Trained.
+        epochs: Epochs trained.
+        epochs_in_full: Without stopping; a failed candidate counts the epochs that it trained.
+        seconds: Seconds of training.
         seconds_in_full: Without stopping; a stopped candidate's missing epochs are taken to last
             as long as its unfrozen ones.
     """

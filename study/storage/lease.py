@@ -1,4 +1,4 @@
-"""One driver per study: a lock on this machine and, for a study behind a URL, a lease.
+"""One driver per study: a lock on this machine and, for a study at a URL, a lease.
 
 The lease is an object beside the study that its driver rewrites with a counter every 15 seconds. A
 driver that finds another's lease watches it for 45 seconds: if the counter moves, the owner is
@@ -82,7 +82,7 @@ class Lease:
         """Become the owner.
 
         Raises:
-            StudyError: If another one lives.
+            StudyError: If another driver is active.
             StorageError: If the store cannot be written.
         """
         found = self._read()
@@ -123,8 +123,8 @@ class Lease:
                 if found is not None and not self._is_mine(found):
                     self.taken_by = found["owner"]
                     # A command that a shell started in the background ignores SIGINT.
-                    is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-                    os.kill(os.getpid(), signal.SIGTERM if is_deaf else signal.SIGINT)
+                    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    os.kill(os.getpid(), signal.SIGTERM if is_ignored else signal.SIGINT)
                     return
                 self._write()
 

@@ -1,9 +1,9 @@
-"""A study behind a URL and the copy of it that this machine works on.
+"""A study at a URL and the copy of it that this machine works on.
 
 All code reads and writes files of the copy; a study in a local folder is its own copy. A worker
-fetches its trial's folder before it begins and sends it after each epoch. The driver fetches what
-trials left before it decides. Files whose presence says that other files are complete, a
-checkpoint's manifest and a trial's result, are sent last and removed first.
+fetches its trial's folder before it begins and sends it after each epoch. The driver fetches the
+results of trials before it decides what to run. Files whose presence says that others are
+complete, a checkpoint's manifest and a trial's result, are sent last and removed first.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from study.storage.trial_folder import ELSEWHERE, STOPPED, TrialFolder
 
 _OF_TRIALS = ("trials/*", "search/candidates/*")
 _CHECKPOINTS = "*/checkpoints*/*"
-_LEFT_BEHIND = (_CHECKPOINTS, "trials/*/model.safetensors", "tensorboard/*")
-_NEVER = ("tune/*",)
+_WORKERS_ONLY = (_CHECKPOINTS, "trials/*/model.safetensors", "tensorboard/*")
+_NEVER_SENT = ("tune/*",)
 _SENT_LAST = ("*/manifest.json", "*/result.json")
 
 
@@ -33,10 +33,10 @@ class StudySync:
 
     Args:
         location: Folder or URL of the study.
-        reading: Use a copy of its own, so that a driver that may be running here is undisturbed.
+        read_only: Use a separate copy, which does not disturb a driver on this machine.
     """
 
-    def __init__(self, location: Location, *, reading: bool = False) -> None:
+    def __init__(self, location: Location, *, read_only: bool = False) -> None:
         self.location = location
         self._remote = RemoteFolder(str(location)) if is_url(location) else None
         self._known: dict[str, Entry] = {}
@@ -44,12 +44,12 @@ class StudySync:
             self.folder = Path(location)
         else:
             digest = hashlib.sha256(str(location).encode()).hexdigest()[:24]
-            copies = cache_folder("reports" if reading else "studies")
+            copies = cache_folder("reports" if read_only else "studies")
             self.folder = copies / digest / name_of(location)
 
     @property
     def is_remote(self) -> bool:
-        """Whether the study is behind a URL."""
+        """Whether the study is at a URL."""
         return self._remote is not None
 
     def exists(self) -> bool:
@@ -62,9 +62,9 @@ class StudySync:
         """Fetch what the driver needs of the study: no checkpoints, no trial's model."""
         if self._remote is None:
             return
-        listing = self._fetch("", _travels)
+        listing = self._fetch("", _driver_needs)
         if not listing:
-            # The study was removed behind the URL: what is left here is a copy of nothing.
+            # The study was removed at the URL, so that the copy is stale.
             shutil.rmtree(self.folder, ignore_errors=True)
         self._note_elsewhere("trials/*", listing)
 
@@ -79,41 +79,41 @@ class StudySync:
                 self._retry(self._remote.fetch, {name: entry}, self.folder, "", what=name)
 
     def trial(self, path: Path) -> TrialFolder:
-        """Fetch the folder of a trial that no worker writes; `commit` sends what is changed.
+        """Fetch the folder of a trial that is not running; its `commit` sends what was changed.
 
         Args:
             path: Of the trial, relative to the study.
         """
         if self._remote is not None:
-            listing = self._fetch(f"{path.as_posix()}/", _travels)
+            listing = self._fetch(f"{path.as_posix()}/", _driver_needs)
             self._note_elsewhere(path.as_posix(), listing)
         folder = TrialFolder(self.folder / path, lambda: self._commit_result(folder, path))
         return folder
 
     def workspace(self, path: Path, run_name: str) -> TrialFolder:
-        """Fetch a trial's folder with checkpoints and model, for the worker that goes on with it.
+        """Fetch a trial's folder with checkpoints and model, for the process that runs the trial.
 
-        Its `commit` sends what was written and removes there what was removed here.
+        Its `commit` sends new files, and removes from the URL what was removed locally.
 
         Args:
             path: Of the trial, relative to the study.
             run_name: Of its folder of TensorBoard files.
         """
         if self._remote is not None:
-            self._fetch(f"{path.as_posix()}/", _travels_whole)
+            self._fetch(f"{path.as_posix()}/", _worker_needs)
 
         def commit() -> None:
             for below in (f"{path.as_posix()}/", f"tensorboard/{run_name}/"):
-                self._send_below(below, _travels_whole, is_owner=True)
+                self._send_below(below, _worker_needs, is_owner=True)
 
         return TrialFolder(self.folder / path, commit)
 
     def commit(self) -> None:
         """Send what the driver wrote; the trials' folders are sent by their workers."""
-        self._send_below("", lambda name: _travels(name) and not _matches(name, _OF_TRIALS))
+        self._send_below("", lambda name: _driver_needs(name) and not _matches(name, _OF_TRIALS))
 
     def commit_file(self, path: Path) -> None:
-        """Send one file of the driver's at once."""
+        """Send one file of the driver's immediately."""
         if self._remote is not None:
             name = path.relative_to(self.folder).as_posix()
             self._retry(self._remote.send, self.folder, [name], what=name)
@@ -134,7 +134,7 @@ class StudySync:
         return aside
 
     def _commit_result(self, folder: TrialFolder, path: Path) -> None:
-        self._send_below(f"{path.as_posix()}/", _travels)
+        self._send_below(f"{path.as_posix()}/", _driver_needs)
         if self._remote is not None and folder.status == STOPPED:
             found = self._remote.list(path.as_posix())
             gone = [name for name in found if fnmatch.fnmatch(name, _CHECKPOINTS)]
@@ -168,7 +168,7 @@ class StudySync:
                 new = [n for n in new if not self._is_copy(n, self._known)]
             for part in _by_rank(new):
                 self._known |= remote.send(self.folder, part)
-            # Only what this process has seen or sent, unchanged: another one may be further.
+            # Only files that this process has seen or sent: another process may have newer ones.
             gone = [
                 name
                 for name in there
@@ -186,7 +186,7 @@ class StudySync:
         retry_storage(lambda: work(*args), what, FAR_WAITS)
 
     def _note_elsewhere(self, listed: str, listing: dict[str, Entry]) -> None:
-        """Write into the folder of each listed trial whether its model was left behind there."""
+        """Write into the folder of each listed trial whether its model is at the URL."""
         for note in self.folder.glob(f"{listed}/{ELSEWHERE}"):
             note.unlink()
         for name in listing:
@@ -210,25 +210,25 @@ def find_study(storage: Location, name: str | None, grid: str, config: Path | No
     """
     both = [default_name(grid, config, synthetic=which) for which in (False, True)]
     names = [name] if name else both
-    found = [StudySync(join_location(storage, name), reading=True) for name in names]
+    found = [StudySync(join_location(storage, name), read_only=True) for name in names]
     sync = next((sync for sync in found if sync.exists()), found[0])
     sync.fetch()
     return sync
 
 
-def is_for_readers(name: str) -> bool:
-    """Return whether a file of a study is for people, not for going on."""
-    is_report = _travels(name) and not fnmatch.fnmatch(name, "*/probabilities.npz")
-    return is_report or (_travels_whole(name) and name.startswith("tensorboard/"))
+def is_report_file(name: str) -> bool:
+    """Return whether a file of a study belongs in a download for reading."""
+    is_report = _driver_needs(name) and not fnmatch.fnmatch(name, "*/probabilities.npz")
+    return is_report or (_worker_needs(name) and name.startswith("tensorboard/"))
 
 
-def _travels(name: str) -> bool:
-    return _travels_whole(name) and not _matches(name, _LEFT_BEHIND)
+def _driver_needs(name: str) -> bool:
+    return _worker_needs(name) and not _matches(name, _WORKERS_ONLY)
 
 
-def _travels_whole(name: str) -> bool:
+def _worker_needs(name: str) -> bool:
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return not hidden and not _matches(name, _NEVER)
+    return not hidden and not _matches(name, _NEVER_SENT)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -1,4 +1,7 @@
-"""The study's CSV files and models/, gathered from the trials' folders, failed trials included."""
+"""The study's CSV files and models/, gathered from the trials' folders.
+
+trials.csv has a row for every trial, also for failed ones; the other tables have finished trials.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of one trial or candidate: the truth about it, from its start to its result.
+"""The folder of one trial or candidate: the only record of its state.
 
 `params.json` describes a candidate from the moment it is drawn, `history.csv` and `checkpoints/`
 grow while a trial trains, and `result.json` exists once it has ended.
@@ -36,7 +36,7 @@ FAILURES = ("failed", "diverged")
 unfinished trial has not ended."""
 
 ELSEWHERE = ".elsewhere"
-"""In a trial's folder: names of its files that exist only behind the study's URL."""
+"""In a trial's folder: names of its files that exist only at the study's URL."""
 
 _MEMORY = "memory.json"
 
@@ -92,7 +92,7 @@ class TrialFolder:
 
     @property
     def batch_parts(self) -> int:
-        """Parts in which each batch is computed: 2 once memory ran out, for the trial's rest."""
+        """Parts in which each batch is computed: 2 from the moment when memory ran out."""
         return 2 if (self.path / _MEMORY).exists() else 1
 
     def halve_batches(self, reason: str) -> None:
@@ -106,7 +106,7 @@ class TrialFolder:
         return [{k: float(v) for k, v in row.items()} for row in read_csv(self._history)]
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Write one row per epoch; not committed, as the epoch's checkpoint goes with it."""
+        """Write one row per epoch; it is committed together with the epoch's checkpoint."""
         write_csv(self._history, history)
 
     def read_table(self, name: str) -> list[Row]:

@@ -57,7 +57,7 @@ def start_cluster(address: str | None) -> Iterator[Cluster]:
         message = f"no Ray cluster can be used at {address or 'here'}: {reason}{hint}"
         raise StudyError(message) from error
     try:
-        yield _measure() if address is None else (*_measure(), *_coming())
+        yield _measure() if address is None else (*_measure(), *_find_startable())
     finally:
         ray.shutdown()
 
@@ -111,7 +111,7 @@ def _measure() -> Cluster:
     return tuple(Node(int(node.get("CPU", 0)), float(node.get("GPU", 0))) for node in nodes)
 
 
-def _coming() -> Cluster:
+def _find_startable() -> Cluster:
     """Return the nodes that the cluster's autoscaler could start; none if it has no autoscaler.
 
     Ray 2.60 has no API for what an autoscaler may start, so a task on the head node reads the file

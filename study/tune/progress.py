@@ -37,7 +37,7 @@ class Progress:
         self.note(f"{self._label(name)}  starts")
 
     def epoch(self, name: str, row: Mapping[str, Any]) -> None:
-        """Print an epoch; of those of before a resume only the last one's number.
+        """Print an epoch; of the epochs before a resume only the number of the last.
 
         Args:
             name: The trial.
@@ -48,7 +48,7 @@ class Progress:
             self._replayed[name] = int(row["epoch"])
             return
         if self._replayed.get(name) == row["epoch"] - 1:
-            self.note(f"{self._label(name)}  goes on after epoch {self._replayed[name]}")
+            self.note(f"{self._label(name)}  continues after epoch {self._replayed[name]}")
         if not self._header_printed:
             self.note(f"{'trial':<{self._width}}  {_HEADER}")
             self._header_printed = True
@@ -59,7 +59,7 @@ class Progress:
         )
 
     def ended(self, name: str, how: str) -> None:
-        """Print how a candidate of a search ended, and expect as much of those to come.
+        """Print how a candidate ended, and expect as many epochs of the remaining candidates.
 
         Args:
             name: The candidate.

@@ -1,8 +1,8 @@
 """Schedulers that stop poor candidates: Tune's own, with decisions that outlive the process.
 
-Tune forgets its schedulers when a study is interrupted. Here every decision is written to
-`search/decisions.csv` before it takes effect, and a new start rebuilds the scheduler from there:
-its rungs are as they were, and each candidate is stopped or continued as without the interruption.
+Tune does not restore the state of schedulers after an interruption. Here every decision is written
+to `search/decisions.csv` before it takes effect. A new start rebuilds the scheduler from there, so
+that each candidate is stopped or continued as without the interruption.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def _bracket(halving: Halving, index: int) -> TrialScheduler:
     return AsyncHyperBandScheduler(
         **_JUDGED_BY,
         # More epochs than any candidate has: at its limit Tune stops a trial that is about to
-        # write its result. A bracket whose first rung lies behind that has no rung.
+        # write its result. A bracket whose first rung comes after that has no rung.
         max_t=max(halving.longest + 1, first),
         grace_period=first,
         reduction_factor=FACTOR,

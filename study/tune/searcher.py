@@ -181,11 +181,11 @@ def run_search(
         sync: The study, held by this process.
         resources: What each candidate asks for.
         progress: Prints every epoch.
-        retries: How often a candidate whose process dies is run again.
+        retries: How often a candidate that crashes is run again.
         trainable: Runs one candidate.
 
     Returns:
-        How many candidates have not ended after all, because a disk refused.
+        Number of candidates that have not ended, because storage failed.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
@@ -207,7 +207,7 @@ def open_journal(path: Path) -> JournalStorage:
 
     A journal that cannot be read is set aside: all that matters is in the candidates' folders too.
     """
-    # This process holds the study, so the owner of a lock is dead. Optuna would wait 30 s for it.
+    # This process holds the study, so that a lock file is stale. Optuna would wait 30 s for it.
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     drop_broken_line(path)
     try:
@@ -215,13 +215,13 @@ def open_journal(path: Path) -> JournalStorage:
     except (ValueError, KeyError, AssertionError) as error:
         aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
         path.rename(aside)
-        message = f"{path} is damaged ({error}); it is now {aside}, and written anew"
+        message = f"{path} is damaged ({error}); it was renamed to {aside}, and is written again"
         warnings.warn(message, stacklevel=2)
         return JournalStorage(JournalFileBackend(str(path)))
 
 
 class SeededSampler(BaseSampler):
-    """A sampler that is built anew for each candidate, so that it has no state but the study.
+    """A sampler that is rebuilt for each candidate, so that draws depend on the study alone.
 
     Args:
         name: One of `SAMPLERS`.

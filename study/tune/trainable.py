@@ -58,16 +58,16 @@ def run_job(config: Mapping[str, Any]) -> None:
     """Train a job, test it if it is a trial, write its folder: the function that Tune runs."""
     job = TrialJob.model_validate(config[JOB])
     with workspace(job) as folder:
-        run_in_memory(folder, lambda: _run(job, folder))
+        retry_with_half_batches(folder, lambda: _run(job, folder))
 
 
 @contextmanager
 def workspace(job: TrialJob) -> Iterator[TrialFolder]:
     """Fetch a job's folder, and write there how the job ended if it raised an error.
 
-    An error that would come again (a diverged loss, bad data, a bad value) ends the job, with its
-    result written. Any other error is written and raised again, so that Tune may retry. A disk
-    that refuses writes nothing and raises: the job has not failed, it can go on later.
+    A deterministic error (a diverged loss, bad data, a bad value) ends the job, with its result
+    written. Any other error is written and raised again, so that Tune may retry. If storage fails,
+    the error is raised and no result is written: the job has not ended and can continue later.
 
     Yields:
         The folder, whose `commit` sends what was written to the study.
@@ -104,7 +104,7 @@ def report_epochs(
 ) -> History:
     """Train from the newest checkpoints, reporting each epoch to Tune and to TensorBoard.
 
-    Checkpoints that do not belong to the job are set aside, and the training begins anew.
+    Checkpoints that do not belong to the job are renamed, and the training starts again.
 
     Args:
         job: The trial or candidate.
@@ -123,7 +123,7 @@ def report_epochs(
                 return _report(job, folder, curves, begin(), caught)
             except CheckpointError as error:
                 aside = folder.set_checkpoints_aside()
-                message = f"{error}; it is now {aside}, and the training begins anew"
+                message = f"{error}; it was renamed to {aside}, and the training starts again"
                 warnings.warn(message, CheckpointWarning, stacklevel=2)
             return _report(job, folder, curves, begin(), caught)
 
@@ -225,7 +225,7 @@ def _test(
     compute: Compute,
     started: float,
 ) -> None:
-    """Open the test part, for the only time: the weights are chosen and nothing depends on it."""
+    """Evaluate on the test part, for the only time, with the weights that validation chose."""
     judged = evaluate_model(Predictor.of(result, compute), data)
     summary = summarise(judged.test.counts[PLAIN], judged.test.patients)
     scores = {f"test_{key}": value for key, value in summary.items()}
@@ -248,7 +248,7 @@ def _open_data(job: TrialJob) -> SliceStore:
 
     Raises:
         DataError: If the dataset is another one.
-        WeightsError: If the weights behind a URL are others.
+        WeightsError: If the weights at a URL are others.
     """
     data = open_dataset(to_location(job.data))
     if data.fingerprint != job.fingerprint:
@@ -269,8 +269,8 @@ def _open_data(job: TrialJob) -> SliceStore:
     return data
 
 
-def run_in_memory(folder: TrialFolder, run: Callable[[], None]) -> None:
-    """Run; if memory runs out, run again once with batches in halves, after the last epoch."""
+def retry_with_half_batches(folder: TrialFolder, run: Callable[[], None]) -> None:
+    """Run; if memory runs out, run once more with half batches, from the last epoch on."""
     try:
         return run()
     except (MemoryError, RuntimeError) as error:
@@ -299,10 +299,9 @@ def _free_memory() -> None:
 
 
 def _limit_threads(resources: TrialResources) -> None:
-    """Use the CPUs that were asked for, and keep freed memory, which training asks for again.
+    """Set the number of threads, and make glibc keep freed memory for the next step.
 
-    By default, glibc returns large blocks to the kernel at once, and each step pays for page
-    faults.
+    By default, glibc returns large blocks to the kernel, and each step pays for page faults.
     """
     torch.set_num_threads(resources.threads)
     cv2.setNumThreads(0)

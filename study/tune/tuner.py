@@ -1,7 +1,7 @@
-"""Tune scheduling trials over a cluster.
+"""Runs trials and candidates with Ray Tune over a cluster.
 
-A study does not continue from Tune's own state: trials keep theirs in their own folders, so each
-start hands Tune the trials that have no result yet, and a damaged Tune file loses nothing. Tune
+A study does not continue from Tune's own state: trials keep theirs in their own folders. Each
+start hands Tune the trials that have no result yet, and needs none of Tune's earlier files. Tune
 writes below `<study>/tune/`, into a new folder for each start.
 """
 
@@ -37,7 +37,7 @@ Trainable = Callable[[dict[str, Any]], None]
 
 
 class Reporter(tune.Callback):  # type: ignore[misc]
-    """Prints what Tune reports, and lets a trial whose process ran out of memory go on.
+    """Prints what Tune reports; halves the batches of a trial that was killed for its memory.
 
     Args:
         sync: The study.
@@ -52,7 +52,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         return {}  # Tune pickles its callbacks into a file that nothing here reads back
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._waiting.look(trials)  # ten times a second, even when nothing happens
+        self._waiting.notify(trials)  # ten times a second, even when nothing happens
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._waiting.started()
@@ -75,7 +75,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._waiting.reported()
         reason = _last_failure(trial)
-        self._progress.note(f"{trial} goes on after a failure: {_last_line(reason)}")
+        self._progress.note(f"{trial} continues after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
             self._folder(trial).halve_batches(_last_line(reason))
 
@@ -91,7 +91,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
             self._progress.ended(str(trial), how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.note(f"{trial} ended: {_last_line(_last_failure(trial))}")
+        self._progress.note(f"{trial} failed: {_last_line(_last_failure(trial))}")
 
     def _folder(self, trial: Any) -> TrialFolder:
         return self._sync.trial(Path(trial.config[JOB]["path"]))
@@ -111,8 +111,8 @@ def run_trials(
         resources: What each of them asks for.
         sync: The study.
         progress: Prints every epoch.
-        retries: How often a trial whose process dies is run again, from its last epoch on. An
-            error that would come again ends the trial at once, see `trainable.workspace`.
+        retries: How often a trial that crashes is run again, from its last completed epoch. A
+            deterministic error ends the trial without a retry, see `trainable.workspace`.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
@@ -140,7 +140,7 @@ def fit(
         resources: What each trial asks for.
         sync: The study.
         progress: Prints every epoch.
-        retries: How often a trial whose process dies is run again.
+        retries: How often a trial that crashes is run again.
         param_space: Configurations, unless a searcher among the options suggests them.
         options: Of `tune.TuneConfig`.
 
@@ -172,7 +172,7 @@ def fit(
     if stopped:
         raise KeyboardInterrupt
     for result in results:
-        # A trial that ended because its disk refused has not failed: it goes on next time.
+        # A trial that ended because storage failed has not failed: it continues next time.
         if result.error is not None and not isinstance(result.error, OSError):
             job = TrialJob.model_validate(result.config[JOB])
             folder = sync.trial(job.path)
@@ -187,7 +187,7 @@ def to_config(job: TrialJob) -> dict[str, Any]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """End Tune in good order on the first SIGINT or SIGTERM, at once on a second one.
+    """End Tune in good order on the first SIGINT or SIGTERM, immediately on a second one.
 
     Yields:
         The signal that came, or nothing.

@@ -40,7 +40,7 @@ class WaitNotice:
         """Note that a trial has reported: the cluster works."""
         self._news = time.monotonic()
 
-    def look(self, trials: Sequence[Any]) -> None:
+    def notify(self, trials: Sequence[Any]) -> None:
         """Print a notice if it is time for one.
 
         Args:
@@ -80,16 +80,16 @@ def describe_wait(number: int, asked: TrialResources, running: int) -> str:
         used += f" and {total.gpus - free.gpus:g} of {total.gpus:g} GPU"
     text = f"waiting: {_count(number, 'trial')} for {asked} each; in use are {used} on "
     text += _count(len(there), "node")
-    coming, lost = _coming(), len(ray.nodes()) - len(there)
+    coming, lost = _starting(), len(ray.nodes()) - len(there)
     if coming:
         text += f"; the autoscaler is starting {coming}"
     elif not fits:
         gone = f", {lost} gone since the cluster began" if lost else ""
-        text += f"; no node that is there can hold one{gone}: they start when one joins"
+        text += f"; no node is large enough{gone}: they start when one joins"
     elif not running:
         text += "; processes are being started"
     elif trials_on(free, asked.cpus, asked.gpus):
-        text += "; what is free is on several nodes, or about to be used"
+        text += "; free resources are spread over several nodes, or about to be used"
     return text
 
 
@@ -97,7 +97,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
 
 
-def _coming() -> str:
+def _starting() -> str:
     """Return what the cluster's autoscaler is starting, as `2 x gpu_worker`; else nothing."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)

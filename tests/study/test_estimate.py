@@ -78,7 +78,7 @@ def test_a_plan_says_hours_and_money_from_finished_epochs(
     assert re.search(r"hours, now +0.46 with 1 at once on 1 node", out)
     assert re.search(r"money, now +1.64 USD: 1 x 0.46 h x 3.6 USD", out)
     assert main([*plan, "--search", "4", "--scheduler", "none"]) == 0
-    assert re.search(r", 0.91 of the search .* at 82.0 s an epoch", capsys.readouterr().out)
+    assert re.search(r", 0.91 of the search, .* at 82.0 s an epoch", capsys.readouterr().out)
     assert main([*plan, "--set", "data.size=32"]) == 0
     assert "unknown" in capsys.readouterr().out
 

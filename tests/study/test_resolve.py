@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from study.cli import parse_options
-from study.resolve import Study, resolve, share, write_facts
+from study.resolve import Study, allocate, resolve, write_facts
 from study.spec.resources import Node, TrialResources
 from study.storage.study_folder import read_spec, read_study
 from study.storage.trial_folder import TrialFolder, candidate_folder
@@ -65,6 +65,6 @@ def test_a_study_that_continues_gives_each_trial_what_it_began_with(
 ) -> None:
     nodes = (Node(cpus=16, gpus=0),)
     assert read_study(study.folder)["cpus_per_trial"] == 3
-    assert share(_args(phantom_root, tmp_path), study, nodes).cpus == 3
-    assert share(_args(phantom_root, tmp_path, "--cpus-per-trial", "2"), study, nodes).cpus == 2
-    assert share(_args(phantom_root, tmp_path, "--fresh"), study, nodes).cpus == 4
+    assert allocate(_args(phantom_root, tmp_path), study, nodes).cpus == 3
+    assert allocate(_args(phantom_root, tmp_path, "--cpus-per-trial", "2"), study, nodes).cpus == 2
+    assert allocate(_args(phantom_root, tmp_path, "--fresh"), study, nodes).cpus == 4

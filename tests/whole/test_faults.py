@@ -78,7 +78,7 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before_or_the_beginning
         _truncate(path)
     killed.finish()
     assert killed.log().count("is damaged and passed over") == 1 + len(other)
-    assert killed.log().count("goes on after epoch") == 1
+    assert killed.log().count("continues after epoch") == 1
     assert_equal(killed, undisturbed)
 
 
@@ -179,7 +179,7 @@ def test_a_full_disk_ends_a_study_that_goes_on_once_there_is_space(
     ballast.unlink()
     assert "No space left on device" in study_on_disk.log()
     study_on_disk.finish()
-    assert "goes on after epoch" in study_on_disk.log()
+    assert "continues after epoch" in study_on_disk.log()
     assert_equal(study_on_disk, undisturbed)
 
 
@@ -276,5 +276,5 @@ def test_the_trials_of_a_lost_node_go_on_at_another(
     lost = next(node for node in three_nodes.worker_nodes if trials_of(node))
     three_nodes.remove_node(lost, allow_graceful=False)
     assert process.wait(PATIENCE) == FINISHED, study.log()
-    assert "goes on after a failure" in study.log()
+    assert "continues after a failure" in study.log()
     assert_equal(study, undisturbed)

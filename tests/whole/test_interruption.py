@@ -28,9 +28,9 @@ def test_a_study_interrupted_again_and_again_ends_with_the_same_bits(
         else:
             process.send_signal(number)
             assert process.wait(PATIENCE) == STOPPED
-            assert "the same command goes on" in study.log()
+            assert "the same command continues" in study.log()
     study.finish()
-    assert study.log().count("goes on after epoch") >= len(moments)
+    assert study.log().count("continues after epoch") >= len(moments)
     assert_equal(study, undisturbed)
 
 
@@ -57,7 +57,7 @@ def test_a_driver_killed_within_a_checkpoint_loses_that_epoch_alone(
     process.wait()
     assert list(study.results.glob("trials/*/checkpoints/.stage1-epoch0002.*"))
     study.finish()
-    assert "goes on after epoch 1" in study.log()
+    assert "continues after epoch 1" in study.log()
     assert_equal(study, undisturbed)
     assert not list(study.results.glob("trials/*/checkpoints"))
 
@@ -69,7 +69,7 @@ def test_a_trial_killed_within_a_checkpoint_is_tried_again(
     for trial in study.trial_processes():
         trial.kill()
     assert process.wait(PATIENCE) == FINISHED, study.log()
-    assert "goes on after a failure" in study.log()
+    assert "continues after a failure" in study.log()
     assert_equal(study, undisturbed)
 
 
@@ -81,7 +81,7 @@ def test_trials_killed_in_each_stage_end_with_the_same_bits(
         study.wait_for_epoch(step)
         study.trial_processes()[0].kill()
     assert process.wait(PATIENCE) == FINISHED, study.log()
-    assert study.log().count("goes on after a failure") == 3
+    assert study.log().count("continues after a failure") == 3
     assert_equal(study, undisturbed)
 
 

@@ -147,7 +147,7 @@ def test_a_job_whose_driver_is_killed_continues_when_submitted_again(
     again = head.submit("second", study)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Continuing the study" in again.stdout
-    assert "goes on after epoch" in again.stdout
+    assert "continues after epoch" in again.stdout
     assert_equal(study, undisturbed)
 
 

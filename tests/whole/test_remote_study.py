@@ -165,7 +165,7 @@ def test_a_study_in_s3_survives_a_lost_node_an_outage_and_a_lost_driver(
         study.wait_for_epoch(1)
         assert nodes.lose_one()
         nodes.add()
-        wait_until(lambda: "goes on after a failure" in study.log())
+        wait_until(lambda: "continues after a failure" in study.log())
         study.wait_for_epoch(2)
         store.pause()
         time.sleep(OUTAGE_SECONDS)
@@ -176,7 +176,7 @@ def test_a_study_in_s3_survives_a_lost_node_an_outage_and_a_lost_driver(
         study.move()
         study.finish("--address", nodes.cluster.address)
         assert "Continuing the study in s3://" in study.log()
-        assert "goes on after epoch" in study.log()
+        assert "continues after epoch" in study.log()
         study.fetch()
         assert_equal(study, alone, ("scores.csv", "split.json"))
         fetched = [cache for cache in nodes.caches if (cache / "data").exists()]
@@ -206,7 +206,7 @@ def test_a_node_lost_every_twenty_seconds_changes_nothing(
                 nodes.add()
                 lost += 1
         assert started.returncode == FINISHED, study.log()
-        retried = study.log().count("goes on after a failure")
+        retried = study.log().count("continues after a failure")
         sys.stdout.write(f"{lost} nodes lost, {retried} trials went on\n")  # with -n 0 -s
         assert lost > 3
         assert retried > 3

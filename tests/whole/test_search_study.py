@@ -78,7 +78,7 @@ def test_a_killed_search_goes_on_to_the_same_winner_and_the_same_bits(
         _wait_for_candidate(searching, number, epochs)
         searching.kill()
     searching.finish()
-    assert "goes on after epoch" in searching.log()
+    assert "continues after epoch" in searching.log()
     for name in ("candidates.csv", "search/decisions.csv", "best.yaml"):
         assert (searching.results / name).read_bytes() == (quiet.results / name).read_bytes()
     assert_equal(searching, quiet)

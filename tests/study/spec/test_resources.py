@@ -55,7 +55,7 @@ def test_a_trial_gets_what_one_node_has_at_once() -> None:
 def test_more_than_a_node_has_is_refused_before_the_start(
     cluster: Cluster, wish: dict[str, float]
 ) -> None:
-    with pytest.raises(StudyError, match="which no node has at once"):
+    with pytest.raises(StudyError, match="which no single node has"):
         share_cluster(cluster, 4, **wish)  # type: ignore[arg-type]
 
 
@@ -65,7 +65,7 @@ def test_nodes_that_an_autoscaler_could_start_count_but_are_said_to_be_missing()
     assert (resources.cpus, resources.gpus) == (4, 1)
     assert (resources.concurrent, resources.coming) == (3, 3)
     assert "3 of them on nodes yet to be started" in resources.describe()
-    with pytest.raises(StudyError, match="which no node has at once"):
+    with pytest.raises(StudyError, match="which no single node has"):
         share_cluster(cluster, 4, gpus=2, grows=True)
 
 

@@ -17,7 +17,7 @@ def test_a_job_survives_the_way_to_a_worker_and_carries_its_name() -> None:
 
 
 def test_inner_folds_validate_on_other_patients_of_the_same_rotation() -> None:
-    candidate = JOB.model_copy(update={"candidate": 3, "inner_folds": 4})
+    candidate = JOB.model_copy(update={"candidate": 3, "num_inner_folds": 4})
     assert [e.inner_fold for e in candidate.experiments] == [0, 1, 2, 3]
     assert {e.fold for e in candidate.experiments} == {0}
     last = Experiment().replaced({"inner_fold": 7})

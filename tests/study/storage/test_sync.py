@@ -1,4 +1,4 @@
-"""A study behind a URL and its copies on several machines."""
+"""A study at a URL and its copies on several machines."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_reader_sends_what_it_wrote_and_nothing_that_is_newer_there(
     for name in ("trials.csv", "report.md"):
         RemoteFolder(url).write(name, b"old")
     monkeypatch.setenv("BRAINSEG_CACHE", str(tmp_path / "one"))
-    reader = StudySync(url, reading=True)
+    reader = StudySync(url, read_only=True)
     reader.fetch()
     assert reader.folder != StudySync(url).folder
     RemoteFolder(url).write("trials.csv", b"newer")

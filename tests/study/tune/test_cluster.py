@@ -170,7 +170,7 @@ def test_trials_follow_nodes_that_join_and_wait_with_a_reason_for_one_that_is_lo
         only = nodes.join(cpus=1, gpus=1)
         stub.wait_for(1)
         kill_all(only)
-        stub.wait_for_text("no node that is there can hold one")
+        stub.wait_for_text("no node is large enough")
         nodes.join(cpus=3, gpus=3)
         stub.wait_for(4)  # all three at once, one of them for the second time
 
@@ -178,7 +178,7 @@ def test_trials_follow_nodes_that_join_and_wait_with_a_reason_for_one_that_is_lo
         stub.run(story)
     said = stub.text.getvalue()
     assert "waiting: 3 trials for 1 GPU and 1 CPU each; in use are 0 of 0 CPU and 0 of 0" in said
-    assert "goes on after a failure" in said
+    assert "continues after a failure" in said
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def autoscaled(quiet: None) -> Iterator[str]:
 def test_trials_wait_for_nodes_that_an_autoscaler_starts(autoscaled: str, tmp_path: Path) -> None:
     with start_cluster(autoscaled) as there:
         assert there == (Node(0, 0.0), *[Node(1, 0.0, exists=False)] * 2)
-        with pytest.raises(StudyError, match="which no node has at once"):
+        with pytest.raises(StudyError, match="which no single node has"):
             share_cluster(there, 4, cpus=2, grows=True)
         resources = share_cluster(there, 4, grows=True)
         assert (resources.cpus, resources.concurrent, resources.coming) == (1, 2, 2)

@@ -16,7 +16,7 @@ def test_progress_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     progress.epoch(names[1], {**row, "epoch": 6, "replayed": True})
     progress.epoch(names[1], row)
     resumed, header, line = capsys.readouterr().out.splitlines()
-    assert resumed.endswith("goes on after epoch 6")
+    assert resumed.endswith("continues after epoch 6")
     assert header.startswith("trial ")
     assert re.fullmatch(
         r"preprocessed-lite0 +7/20 +all +0\.700 +0\.400 +0\.300 +12 s +\d+ s", line

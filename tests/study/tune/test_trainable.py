@@ -32,7 +32,7 @@ def job(data: SliceStore, tiny: Experiment, tmp_path: Path) -> TrialJob:
             seed=44,
             experiment=tiny.replaced({"stages.1.epochs": 1}),
             candidate=3,
-            inner_folds=2,
+            num_inner_folds=2,
             data=str(data.root),
             fingerprint=data.fingerprint,
             synthetic=True,

@@ -26,7 +26,7 @@ def test_a_wait_that_cannot_be_explained_is_said_all_the_same(
     said: list[str] = []
     notice = WaitNotice(said.append, quiet=0.0)
     asked = SimpleNamespace(required_resources={"CPU": 2.0, "GPU": 0.5})
-    notice.look([SimpleNamespace(status="PENDING", placement_group_factory=asked)] * 3)
+    notice.notify([SimpleNamespace(status="PENDING", placement_group_factory=asked)] * 3)
     assert said == ["waiting: 3 trials for 0.5 GPU and 2 CPU each (the head does not answer)"]
 
 
@@ -44,5 +44,5 @@ def test_a_wait_is_said_at_growing_intervals_and_anew_after_a_start(
         now[0] = float(second)
         if second == 110:
             notice.started()
-        notice.look(trials)
+        notice.notify(trials)
     assert said == ["at 15", "at 45", "at 105", "at 125", "at 155"]
