@@ -40,11 +40,11 @@ class StorageError(BrainsegError, OSError):
 
 
 class DivergedError(BrainsegError, ArithmeticError):
-    """A training or validation loss that is infinite or NaN; a repetition would end alike."""
+    """A training or validation loss that is infinite or NaN; a repetition would diverge again."""
 
     def __init__(self, stage: int, epoch: int, value: float) -> None:
         super().__init__(
-            f"the training loss became {value} in stage {stage}, epoch {epoch}; "
+            f"the loss became {value} in stage {stage}, epoch {epoch}; "
             "lower that stage's learning rate"
         )
         self.stage = stage

@@ -8,6 +8,11 @@ ratio is 0/0 is 0: precision if nothing is predicted, recall if there is no tumo
 Three ways to average Dice: `dice_global` sums the counts of all slices (the published one),
 `dice_patient` sums the counts of each patient and averages over patients, `dice_slice` averages
 over the slices with tumour.
+
+To add a score that the report compares: one of pixel counts is a function here and a key of
+`summarise`, one of masks is computed beside HD95 in `brainseg/inference/evaluation.py`. Its column
+goes into `TABLES` of `study/storage/trial_folder.py`, its mean per variant into
+`study/analysis/scores.py`, and its name into the ranked table of `study/report/sections.py`.
 """
 
 from __future__ import annotations
@@ -119,7 +124,7 @@ def summarise(counts: Counts, patients: Sequence[str]) -> dict[str, float]:
 
 
 def _ratio(
-    part: NDArray[Any], whole: NDArray[Any], tumour_anywhere: NDArray[Any]
+    part: NDArray[Any], whole: NDArray[Any], tumour_or_prediction: NDArray[Any]
 ) -> NDArray[np.float64]:
     ratio = np.divide(part, whole, out=np.zeros(np.shape(part)), where=np.asarray(whole) > 0)
-    return np.where(np.asarray(tumour_anywhere) == 0, 1.0, ratio)
+    return np.where(np.asarray(tumour_or_prediction) == 0, 1.0, ratio)

@@ -25,7 +25,7 @@ def preprocess(image: NDArray[np.uint8], config: PreprocessConfig, size: int) ->
         uint8 (size, size, 3).
     """
     if config.enabled:
-        image = _equalise(_smooth(image, config.median_kernel), config)
+        image = _apply_clahe(_smooth(image, config.median_kernel), config)
     return resize(image, size)
 
 
@@ -90,7 +90,7 @@ def _smooth(image: NDArray[np.uint8], kernel: int) -> NDArray[np.uint8]:
     return image if kernel == 1 else np.asarray(cv2.medianBlur(image, kernel), np.uint8)
 
 
-def _equalise(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
+def _apply_clahe(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
     grid = (config.tile_grid, config.tile_grid)
     lab[:, :, 0] = cv2.createCLAHE(config.clip_limit, grid).apply(lab[:, :, 0])

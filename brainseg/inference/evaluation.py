@@ -2,7 +2,7 @@
 
 Three kinds of post-processing are counted beside the plain prediction, each alone: the mean over
 flipped views, the threshold with the best validation score, and the largest component per slice.
-Validation chooses; the test part is only counted.
+Settings are chosen on the validation part; the test part is evaluated once.
 
 Shapes: N slices of a part, B slices of a batch, S pixels along a side.
 """

@@ -19,10 +19,10 @@ from brainseg.errors import ConfigError, StorageError
 
 _T = TypeVar("_T")
 
-# A network disk that is remounted, a disk that somebody is clearing: 20 seconds in all.
+# A network disk that is remounted, a full disk on which space is freed: 20 seconds in all.
 _WAITS = (1.0, 4.0, 15.0)
 FAR_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
-"""Seconds between tries for a store behind a network, 90 in all: a server that is restarted."""
+"""Seconds between tries for an object store, 90 in all: a server that is restarted."""
 
 
 def cache_folder(name: str) -> Path:
@@ -78,7 +78,7 @@ def write_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
-    Its folder is made, but not the folder above: where that is gone, the storage is.
+    Its folder is created, but not the folder above it: a missing one means a lost storage.
     """
     path.parent.mkdir(exist_ok=True)
     with write_atomically(path) as aside:

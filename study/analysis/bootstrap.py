@@ -10,9 +10,9 @@ How the 95 % interval of a score, for example of Dice/patient, is made:
    factor (n - 1) / n (Hesterberg 2015). All S seeds are drawn.
 3. The score is computed on each of 10,000 resamples. Their standard deviation is its standard
    error.
-4. The interval is the observed score plus and minus the standard error times the quantile of
-   Student's t with n - 1 degrees of freedom. It is symmetric on a logit scale between the bounds
-   of the score, so it never leaves them. It is not a percentile interval.
+4. On a logit scale between the bounds of the score, the interval is the observed score plus and
+   minus the standard error times the quantile of Student's t with n - 1 degrees of freedom. Its
+   ends are transformed back, so they never leave the bounds. It is not a percentile interval.
 
 Nothing is trained again: the variants, the folds and the trained networks are held fixed. With one
 seed the interval therefore says nothing about how another training run would differ.
@@ -197,7 +197,7 @@ def estimate_mean(values: Floats, draws: Draws, bounds: tuple[float, float] = (0
 def estimate_group_mean(
     values: Floats, bounds: tuple[float, float] = (0, 1), sizes: Floats | None = None
 ) -> Estimate:
-    """Return the mean over a group of patients, of whom alone the resamples are drawn.
+    """Return the mean over a group of patients, with resamples of that group alone.
 
     Groups of the same size get the same resamples, so equal calls give equal numbers.
 

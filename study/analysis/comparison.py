@@ -81,8 +81,8 @@ class Pair:
             counting half: the probability of improvement of Agarwal et al. 2021, paired by seed.
         p: Two-sided p-value of `sign_flip_test`.
         p_holm: The same, corrected for the number of pairs.
-        patients_needed: Patients with whom a paired t-test would find this difference with power
-            0.8 at level 0.05; inf if the difference is 0, NaN with fewer than 2 patients.
+        patients_needed: Number of patients at which a paired t-test finds this difference with
+            power 0.8 at level 0.05; inf if the difference is 0, NaN with fewer than 2 patients.
     """
 
     first: str
@@ -169,7 +169,7 @@ def compare(
 
 
 def _rankable(matrix: ScoreMatrix) -> tuple[list[int], NDArray[np.bool_]]:
-    """Return the variants with half of the cells that any has, and the cells they share."""
+    """Return the variants with at least half of all tested cells, and the cells they share."""
     tested = matrix.tested
     cells = tested.any(axis=0).sum()
     ranked = [v for v, own in enumerate(tested) if own.sum() >= _MIN_SHARE * cells]
