@@ -66,7 +66,8 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags."""
     description = "Train, test and rank competing U-Nets under Ray Tune."
-    parser = command_parser("study.run", description, _EXAMPLES)
+    grids = "".join(f"  {name:<9} {', '.join(GRIDS[name])}\n" for name in sorted(GRIDS))
+    parser = command_parser("study.run", description, f"grids:\n{grids}\n{_EXAMPLES}")
     _add_comparison(parser)
     _add_search(parser)
     where = parser.add_argument_group("where results go")
@@ -109,8 +110,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--grid",
         choices=sorted(GRIDS),
-        help="; ".join(f"{name}: {', '.join(variants)}" for name, variants in GRIDS.items())
-        + f" (default: {ONE} where --config is given)",
+        help=f"the variants to compare, listed below (default: {ONE} with --config)",
     )
     group.add_argument(
         "--data",
