@@ -23,13 +23,7 @@ from tqdm import tqdm
 from brainseg.data.layouts import SliceFile, find_default_root, find_root, find_slices, read_slice
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError
-from brainseg.storage.files import (
-    FAR_WAITS,
-    cache_folder,
-    retry_storage,
-    write_folder,
-    write_text,
-)
+from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_folder, write_text
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 

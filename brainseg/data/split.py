@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from sklearn.model_selection import StratifiedGroupKFold
 
-from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
 from brainseg.data.slice_store import Slice
 from brainseg.errors import DataError
 
@@ -50,6 +50,13 @@ class Split(BaseModel):
         """Return the indices of a part's slices, int64 (N,), ascending."""
         patients = set(getattr(self, part))
         return np.flatnonzero([item.patient in patients for item in slices]).astype(np.int64)
+
+
+def split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
+    """Return the split of an experiment, see `split_by_patient`."""
+    return split_by_patient(
+        slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
+    )
 
 
 def split_by_patient(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from brainseg.data.slice_store import SliceStore
-from brainseg.data.split import split_by_patient
+from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, DataError
 from brainseg.inference.overlay import encode_picture
 from brainseg.model.model_file import ModelHeader, read_header
@@ -183,10 +183,9 @@ def write_examples(data: SliceStore, header: ModelHeader, folder: Path) -> Examp
 def unseen_slices(data: SliceStore, header: ModelHeader) -> list[int]:
     """Return the indices of slices that a model was not trained on, as far as is known."""
     if header.fingerprint == data.fingerprint:
-        experiment = header.experiment
         try:
-            split = split_by_patient(data.slices, experiment.fold, experiment.data.split_seed)
-            return [int(index) for index in split.indices(data.slices, "test")]
+            indices = split_of(header.experiment, data.slices).indices(data.slices, "test")
+            return [int(index) for index in indices]
         except DataError:  # too few patients for a split: no model was trained on them
             pass
     return list(range(len(data.slices)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from brainseg.data.loader import Batch, Batches
 from brainseg.data.preprocess import fit_back, pad_to_square, preprocess
 from brainseg.data.slice_store import SliceStore
-from brainseg.data.split import split_by_patient
+from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, DataError
 from brainseg.metrics import Counts
 from brainseg.model.device import Compute
@@ -154,11 +154,7 @@ class Predictor:
                 f"the model was trained on data with fingerprint {self.header.fingerprint[:12]}, "
                 f"not on these with {data.fingerprint[:12]}"
             )
-        experiment = self.experiment
-        split = split_by_patient(
-            data.slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
-        )
-        return split.indices(data.slices, part)
+        return split_of(self.experiment, data.slices).indices(data.slices, part)
 
     def flipped_logits(
         self, data: SliceStore, indices: NDArray[np.int64]

@@ -97,7 +97,7 @@ class CheckpointFolder:
                 _verify(folder)
                 return self._read(folder)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                message = f"{folder} is damaged and passed over: {error}"
+                message = f"{folder} is damaged and skipped: {error}"
                 warnings.warn(message, CheckpointWarning, stacklevel=2)
                 # Renamed, or it would count as the newest again.
                 folder.rename(folder.with_name(f"damaged-{folder.name}-{os.getpid()}"))

@@ -20,7 +20,7 @@ from brainseg.config import Experiment, OptimizerConfig, StageConfig
 from brainseg.data.loader import Batches
 from brainseg.data.preprocess import preprocess, resize_mask
 from brainseg.data.slice_store import SliceStore
-from brainseg.data.split import split_by_patient
+from brainseg.data.split import split_of
 from brainseg.errors import DivergedError
 from brainseg.metrics import Counts, dice, summarise
 from brainseg.model.device import Compute, cuda_dtype
@@ -122,9 +122,7 @@ class Training:
         self._checkpoints: CheckpointFolder | None = None
         if checkpoints is not None:
             self._checkpoints = CheckpointFolder(checkpoints, experiment, data.fingerprint)
-        self._split = split_by_patient(
-            data.slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
-        )
+        self._split = split_of(experiment, data.slices)
         self._train_batches = self._batches("train", compute.workers)
         self._val_batches = self._batches("val", compute.workers)
         self._model = build_model(experiment.model, experiment.seed).to(self._device)
@@ -168,16 +166,22 @@ class Training:
 
     def result(self) -> TrainResult:
         """Return the weights with the lowest val loss of the epochs so far, at least one."""
-        best = min(self._history, key=lambda row: row["val_loss"])
         header = ModelHeader(
             experiment=self._experiment,
             fingerprint=self._data.fingerprint,
             synthetic=self._data.synthetic,
             weights=describe_weights(self._experiment.model),
-            best=_identify(best),
-            metrics={key: value for key, value in best.items() if key.startswith("val_")},
+            best=self._best(),
+            metrics={k: v for k, v in self._best_row().items() if k.startswith("val_")},
         )
         return TrainResult(self._best_weights, self._history, header)
+
+    def _best_row(self) -> dict[str, float]:
+        return min(self._history, key=lambda row: row["val_loss"])
+
+    def _best(self) -> dict[str, float]:
+        row = self._best_row()
+        return {key: row[key] for key in ("stage", "epoch", "val_loss")}
 
     @property
     def _num_epochs(self) -> int:
@@ -248,7 +252,7 @@ class Training:
             stage=stage.number,
             epoch=epoch,
             history=self._history,
-            best=_identify(min(self._history, key=lambda row: row["val_loss"])),
+            best=self._best(),
             model=self._model.state_dict(),
             best_model=self._best_weights,
             optimizer=stage.optimizer.state_dict(),
@@ -319,10 +323,6 @@ class _Stage:
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.scheduler.load_state_dict(state.scheduler)
         self.scaler.load_state_dict(state.scaler)
-
-
-def _identify(row: dict[str, float]) -> dict[str, float]:
-    return {key: row[key] for key in ("stage", "epoch", "val_loss")}
 
 
 def _copy_weights(model: torch.nn.Module) -> Tensors:

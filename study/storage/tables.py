@@ -5,12 +5,11 @@ trials.csv has a row for every trial, also for failed ones; the other tables hav
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from brainseg.storage.files import write_csv
+from brainseg.storage.files import write_atomically, write_csv
 from study.spec.trial_job import TrialJob
 from study.storage.trial_folder import (
     FINISHED,
@@ -84,6 +83,5 @@ def _in_order(jobs: Sequence[TrialJob]) -> list[TrialJob]:
 def _export_model(source: Path, folder: Path, variant: str) -> None:
     folder.mkdir(exist_ok=True)
     target = folder / f"{variant}.safetensors"
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(source, aside)
-    aside.replace(target)
+    with write_atomically(target) as aside:
+        shutil.copyfile(source, aside)

@@ -77,7 +77,7 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before_or_the_beginning
     for path in states:
         _truncate(path)
     killed.finish()
-    assert killed.log().count("is damaged and passed over") == 1 + len(other)
+    assert killed.log().count("is damaged and skipped") == 1 + len(other)
     assert killed.log().count("continues after epoch") == 1
     assert_equal(killed, undisturbed)
 

@@ -27,7 +27,7 @@ def test_the_folder_its_parent_and_the_archive_give_the_same_root(root: Path) ->
     assert find_root(root) == find_root(root.parent) == (root.resolve(), [])
 
 
-def test_the_archives_second_copy_is_not_used_and_said_so(root: Path, tmp_path: Path) -> None:
+def test_the_second_copy_in_the_archive_is_named_and_not_used(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "lgg-mri-segmentation" / "kaggle_3m"
     shutil.copytree(root, copy)
     found, notes = find_root(tmp_path)
@@ -85,7 +85,7 @@ def test_a_missing_half_is_named(root: Path, half: int) -> None:
     assert gone.name in caught.value.problems[0]
 
 
-def test_a_patients_own_folder_is_refused_with_the_way_out(root: Path) -> None:
+def test_a_patient_folder_is_refused_with_what_to_give_instead(root: Path) -> None:
     with pytest.raises(DataError, match="give the folder above"):
         find_root(_first(root)[0].parent)
 

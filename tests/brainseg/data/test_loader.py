@@ -66,7 +66,7 @@ def test_a_slice_is_augmented_differently_in_each_epoch(
     assert len(seen) == 3
 
 
-def test_loading_leaves_torchs_generator_alone(data: SliceStore, tiny: Experiment) -> None:
+def test_loading_does_not_change_torchs_random_state(data: SliceStore, tiny: Experiment) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)

@@ -19,7 +19,7 @@ from brainseg.data.slice_store import SliceStore
         ((0, 2), "pre-contrast + post-contrast"),
     ],
 )
-def test_a_sequence_is_missing_where_it_is_a_copy_of_flair(
+def test_a_sequence_is_missing_if_it_is_a_copy_of_flair(
     copied: tuple[int, ...], expected: str
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -37,7 +37,7 @@ def test_every_patient_has_a_row(data: SliceStore) -> None:
     assert all(row["grade"] == row["histology"] == "" for row in rows)
 
 
-def test_data_csv_is_read_where_there_is_one(data: SliceStore, tmp_path: Path) -> None:
+def test_data_csv_is_read_if_there_is_one(data: SliceStore, tmp_path: Path) -> None:
     first, second = data.patients[:2]
     header = "Patient,histological_type,neoplasm_histologic_grade"
     (tmp_path / "data.csv").write_text(f"{header}\n{first},3,2\n{second},,1\n")

@@ -16,18 +16,18 @@ def image() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
-def test_raw_slices_are_left_alone(image: NDArray[np.uint8]) -> None:
+def test_raw_slices_are_unchanged(image: NDArray[np.uint8]) -> None:
     assert np.array_equal(preprocess(image, RAW, 64), image)
 
 
-def test_it_is_median_then_clahe_on_lightness(image: NDArray[np.uint8]) -> None:
+def test_filters_are_median_then_clahe_on_lightness(image: NDArray[np.uint8]) -> None:
     lightness, a, b = cv2.split(cv2.cvtColor(cv2.medianBlur(image, 3), cv2.COLOR_RGB2LAB))
     equalised = cv2.createCLAHE(3.0, (8, 8)).apply(lightness)
     expected = cv2.cvtColor(cv2.merge((equalised, a, b)), cv2.COLOR_LAB2RGB)
     assert np.array_equal(preprocess(image, FILTERED, 64), expected)
 
 
-def test_it_is_deterministic_and_leaves_its_input(image: NDArray[np.uint8]) -> None:
+def test_filters_are_deterministic_and_do_not_change_their_input(image: NDArray[np.uint8]) -> None:
     before = image.copy()
     assert np.array_equal(preprocess(image, FILTERED, 32), preprocess(image, FILTERED, 32))
     assert np.array_equal(image, before)

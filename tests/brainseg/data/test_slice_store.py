@@ -35,7 +35,7 @@ def test_a_second_opening_decodes_nothing(data: SliceStore, phantom_root: Path) 
     assert (data.folder / "slices.npy").stat().st_mtime_ns == before
 
 
-def test_the_fingerprint_follows_content_not_place(
+def test_the_fingerprint_depends_on_content_not_on_the_folder(
     data: SliceStore, phantom_root: Path, tmp_path: Path
 ) -> None:
     moved = open_dataset(shutil.copytree(phantom_root, tmp_path / "moved"))
@@ -52,19 +52,19 @@ def test_a_changed_slice_changes_the_fingerprint(data: SliceStore, tmp_path: Pat
     assert open_dataset(root).fingerprint != data.fingerprint
 
 
-def test_it_lies_in_the_cache_and_leaves_the_data_alone(data: SliceStore) -> None:
+def test_the_store_is_in_the_cache_and_not_beside_the_data(data: SliceStore) -> None:
     assert data.folder.is_relative_to(cache_folder("slices"))
     assert not list(data.root.glob("**/*.npy"))
 
 
-def test_it_travels_as_a_path_not_as_pixels(data: SliceStore) -> None:
+def test_a_store_pickles_without_its_pixels(data: SliceStore) -> None:
     assert data.pixels.nbytes > 200_000
     packed = pickle.dumps(data)
     assert len(packed) < 20_000
     assert np.array_equal(pickle.loads(packed).pixels, data.pixels)
 
 
-def test_its_pixels_cannot_be_written(data: SliceStore) -> None:
+def test_pixels_are_read_only(data: SliceStore) -> None:
     with pytest.raises(ValueError, match="read-only"):
         data.pixels[0, 0, 0, 0] = 1
 
@@ -127,12 +127,12 @@ def test_a_dataset_behind_a_url_is_the_same_dataset(
     assert open_dataset(url).fingerprint == data.fingerprint
 
 
-def test_nothing_behind_a_url_is_no_dataset(store: Store, machine: Path) -> None:
+def test_a_url_without_files_is_refused(store: Store, machine: Path) -> None:
     with pytest.raises(DataError, match="nothing is below s3://bucket/nowhere"):
         open_dataset(store.url("nowhere"))
 
 
-def test_a_dataset_is_waited_for_once_a_study_has_begun(
+def test_opening_waits_for_a_store_that_is_gone_for_seconds(
     store: Store, machine: Path, data: SliceStore
 ) -> None:
     url = store.upload(data.root, "waited")

@@ -16,8 +16,8 @@ def test_no_patient_is_in_two_parts(data: SliceStore, rotation: int, seed: int) 
     split = split_by_patient(data.slices, rotation, seed)
     everyone = [patient for part in PARTS for patient in getattr(split, part)]
     assert sorted(everyone) == sorted(data.patients)
-    numbers = np.concatenate([split.indices(data.slices, part) for part in PARTS])
-    assert sorted(numbers.tolist()) == list(range(len(data.slices)))
+    indices = np.concatenate([split.indices(data.slices, part) for part in PARTS])
+    assert sorted(indices.tolist()) == list(range(len(data.slices)))
 
 
 def test_a_split_with_a_leak_cannot_be_constructed() -> None:

@@ -172,7 +172,7 @@ def assert_refused(error: str, *parts: str) -> None:
     assert "\n" not in error and ".." not in error
 
 
-def test_downloaded_weights_are_the_encoders_bit_for_bit_and_asked_for_once(
+def test_downloaded_weights_are_those_of_the_hub_and_downloaded_once(
     hub: Hub, served: State, tmp_path: Path
 ) -> None:
     assert ask(tmp_path, hub.endpoint)[0][0] == ""
@@ -204,7 +204,7 @@ def test_processes_that_ask_at_once_download_once(hub: Hub, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_no_answer_is_an_error_with_three_ways_out_within_20_seconds(tmp_path: Path) -> None:
+def test_a_silent_hub_is_an_error_with_three_ways_out_within_20_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for endpoint in (f"http://127.0.0.1:{silent.getsockname()[1]}", "http://hub.invalid"):
             [(error, seconds)] = ask(tmp_path, endpoint)
@@ -221,7 +221,7 @@ def test_no_answer_is_an_error_with_three_ways_out_within_20_seconds(tmp_path: P
         pytest.param("cut long", marks=pytest.mark.slow),
     ],
 )
-def test_a_hub_that_breaks_is_an_error_and_once_it_is_well_the_same_call_succeeds(
+def test_a_hub_that_fails_is_an_error_and_a_later_call_succeeds(
     hub: Hub, served: State, tmp_path: Path, fault: str
 ) -> None:
     if fault == "cut long":  # each 10 MiB that come through let the client count its retries anew

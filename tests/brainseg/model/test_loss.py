@@ -12,7 +12,7 @@ from brainseg.model.loss import dice_bce
 DICE, BCE = (LossConfig(dice_weight=d, bce_weight=1 - d) for d in (1, 0))
 
 
-def test_by_hand() -> None:
+def test_the_loss_by_hand() -> None:
     logits = torch.zeros((1, 2, 2))
     masks = torch.tensor([[[1.0, 1.0], [0.0, 0.0]]])
     assert float(dice_bce(logits, masks, DICE)) == pytest.approx(1 - 2 * 1 / (2 + 2))
@@ -20,7 +20,7 @@ def test_by_hand() -> None:
     assert float(dice_bce(logits, masks, LossConfig())) == pytest.approx(0.25 + math.log(2) / 2)
 
 
-def test_it_agrees_with_smp_where_there_is_tumour() -> None:
+def test_the_dice_loss_of_smp_is_the_same_if_there_is_tumour() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn((3, 8, 8), generator=generator)
     masks = (torch.rand((3, 8, 8), generator=generator) > 0.5).float()

@@ -22,7 +22,7 @@ def _header() -> ModelHeader:
     )
 
 
-def test_a_model_file_says_what_it_is(tmp_path: Path) -> None:
+def test_a_model_file_holds_weights_and_header(tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", {"w": torch.ones(2)}, _header())
     weights, header = load_model(tmp_path / "m.safetensors")
     assert header == _header()
@@ -31,7 +31,7 @@ def test_a_model_file_says_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_what_is_no_model_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"m\.safetensors"):

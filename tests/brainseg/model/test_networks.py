@@ -40,7 +40,7 @@ def _same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool
     return all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_frozen_means_weights_and_batchnorm_statistics() -> None:
+def test_a_frozen_encoder_keeps_weights_and_batchnorm_statistics() -> None:
     model = build_model(EFFICIENT, seed=1)
     before, decoder = _encoder_of(model), model.segmentation_head[0].weight.clone()  # type: ignore[index,union-attr,operator]
     set_training(model, freeze_encoder=True)
@@ -74,7 +74,7 @@ def test_the_momentum_of_batchnorm_is_the_layers_own_unless_set() -> None:
     assert _momenta(EFFICIENT.model_copy(update={"batchnorm_momentum": 0.2})) == {0.2}
 
 
-def test_unfrozen_means_both_move() -> None:
+def test_an_unfrozen_encoder_changes_both() -> None:
     model = build_model(EFFICIENT, seed=1)
     set_training(model, freeze_encoder=True)
     before = _encoder_of(model)
@@ -86,7 +86,7 @@ def test_unfrozen_means_both_move() -> None:
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_nothing_is_random_at_validation(frozen: bool) -> None:
+def test_validation_is_deterministic(frozen: bool) -> None:
     model = build_model(EFFICIENT, seed=1)
     set_training(model, freeze_encoder=frozen)
     model.eval()
@@ -126,7 +126,7 @@ def test_an_unknown_encoder_lists_the_known() -> None:
         build_model(ModelConfig(encoder="resnet5", encoder_weights="none"), 0)
 
 
-def test_images_are_normalised_as_imagenets_were() -> None:
+def test_images_are_normalised_by_imagenets_statistics() -> None:
     images = torch.randint(0, 256, (2, 4, 5, 3), dtype=torch.uint8)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     expected = (images / 255 - torch.tensor(mean)) / torch.tensor(std)

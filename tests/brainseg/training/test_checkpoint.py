@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> CheckpointFolder:
     return CheckpointFolder(tmp_path, Experiment(), "f" * 64)
 
 
-def test_everything_comes_back_exactly(folder: CheckpointFolder) -> None:
+def test_a_state_is_read_as_it_was_written(folder: CheckpointFolder) -> None:
     folder.save(_state(1, 1))
     back, state = folder.latest(), _state(1, 1)
     assert back is not None
@@ -59,7 +59,7 @@ def test_the_newest_two_are_kept_across_the_change_of_stage(
     assert names == ["stage1-epoch0002", "stage2-epoch0001"]
 
 
-def test_no_checkpoint_is_none(folder: CheckpointFolder) -> None:
+def test_an_empty_folder_has_no_latest_checkpoint(folder: CheckpointFolder) -> None:
     assert folder.latest() is None
 
 
@@ -71,7 +71,7 @@ def _flip(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["state.safetensors", "best.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     folder: CheckpointFolder, name: str, damage: str
 ) -> None:
     folder.save(_state(1, 1))
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert state.epoch == 1
 
 
-def test_one_without_a_manifest_was_never_completed(folder: CheckpointFolder) -> None:
+def test_a_checkpoint_without_a_manifest_is_skipped(folder: CheckpointFolder) -> None:
     folder.save(_state(1, 1))
     (folder.save(_state(1, 2)) / "manifest.json").unlink()
     with pytest.warns(UserWarning, match="never completed"):
@@ -114,7 +114,7 @@ def test_after_damage_new_checkpoints_are_kept(folder: CheckpointFolder, tmp_pat
     assert (state.stage, state.epoch) == (1, 2)
 
 
-def test_weights_that_were_moved_do_not_matter_to_a_resume(tmp_path: Path) -> None:
+def test_a_resume_ignores_where_the_encoder_weights_were(tmp_path: Path) -> None:
     old, new = (
         Experiment().replaced({"model.encoder_weights": path})
         for path in ("/old/w.safetensors", "/new/w.safetensors")

@@ -91,7 +91,7 @@ def test_another_seed_gives_other_numbers(
     assert _losses(other) != _losses(quiet)
 
 
-def test_training_leaves_the_callers_random_numbers_alone(
+def test_training_does_not_change_the_callers_random_state(
     data: SliceStore, tiny: Experiment
 ) -> None:
     torch.manual_seed(3)
