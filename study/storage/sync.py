@@ -74,9 +74,7 @@ class StudySync:
             return
         for path in paths:
             name = (path / "model.safetensors").as_posix()
-            entry = self._remote.entry(name)
-            if entry is not None and not is_current(self.folder / name, entry):
-                self._retry(self._remote.fetch, {name: entry}, self.folder, "", what=name)
+            self._retry(self._remote.fetch_file, name, self.folder, what=name)
 
     def trial(self, path: Path) -> TrialFolder:
         """Fetch the folder of a trial that is not running; its `commit` sends what was changed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.config import Experiment
 from brainseg.model.model_file import load_model
+from brainseg.storage.files import read_csv
 from study.run import main
 from study.spec.grid import GRIDS
 from study.storage.trial_folder import TABLES
@@ -22,11 +22,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wild": {"stages.1.learning_rate": 1e30},
     "strong": {"augment.strength": 2.0},
 }
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +44,7 @@ def study(command: list[str]) -> Path:
 
 
 def test_every_trial_has_a_row_and_the_failed_one_its_reason(study: Path) -> None:
-    rows = {row["variant"]: row for row in _rows(study / "trials.csv")}
+    rows = {row["variant"]: row for row in read_csv(study / "trials.csv")}
     assert [row["status"] for row in rows.values()] == [
         "finished",
         "finished",
@@ -65,7 +60,7 @@ def test_scores_are_per_variant_and_test_patient_in_order(study: Path) -> None:
     import json
 
     tested = json.loads((study / "split.json").read_text())["rotations"][0]["test"]
-    rows = _rows(study / "scores.csv")
+    rows = read_csv(study / "scores.csv")
     expected = [(v, p) for v in ("raw", "preprocessed", "strong") for p in sorted(tested)]
     assert [(row["variant"], row["patient"]) for row in rows] == expected
 
@@ -101,15 +96,17 @@ def test_a_report_and_its_picture_are_written(study: Path) -> None:
 
 def test_the_test_leaves_its_slices_stages_and_pictures(study: Path) -> None:
     names = ("slices", "stages", "calibration", "examples")
-    variants = {name: {row["variant"] for row in _rows(study / f"{name}.csv")} for name in names}
+    variants = {
+        name: {row["variant"] for row in read_csv(study / f"{name}.csv")} for name in names
+    }
     assert variants == {key: {"raw", "preprocessed", "strong"} for key in names}
-    scores = {(r["variant"], r["patient"]): int(r["TP"]) for r in _rows(study / "scores.csv")}
+    scores = {(r["variant"], r["patient"]): int(r["TP"]) for r in read_csv(study / "scores.csv")}
     summed = dict.fromkeys(scores, 0)
-    for row in _rows(study / "slices.csv"):
+    for row in read_csv(study / "slices.csv"):
         summed[row["variant"], row["patient"]] += int(row["TP"])
     assert summed == scores
-    assert all((study / row["picture"]).exists() for row in _rows(study / "examples.csv"))
-    assert len(_rows(study / "patients.csv")) == 12
+    assert all((study / row["picture"]).exists() for row in read_csv(study / "examples.csv"))
+    assert len(read_csv(study / "patients.csv")) == 12
 
 
 @pytest.mark.slow

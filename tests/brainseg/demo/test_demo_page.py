@@ -7,7 +7,6 @@ trained: what is compared is the page with `brainseg.predict`, not either with t
 from __future__ import annotations
 
 import base64
-import csv
 import os
 import re
 import shutil
@@ -39,6 +38,7 @@ from brainseg.data.slice_store import SliceStore
 from brainseg.inference.readers import find_scans
 from brainseg.model.model_file import read_header, save_model
 from brainseg.model.networks import build_model
+from brainseg.storage.files import read_csv
 
 pytestmark = pytest.mark.slow
 
@@ -188,8 +188,7 @@ def pair(slices: SliceStore) -> tuple[Path, Path]:
 
 def _predicted(model: Path, path: Path, out: Path) -> dict[str, str]:
     assert predict.main([str(model), str(path), "--out", str(out), "--device", "cpu"]) == 0
-    with (out / "predictions.csv").open(newline="") as file:
-        return next(csv.DictReader(file))
+    return read_csv(out / "predictions.csv")[0]
 
 
 def _decode(content: bytes) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,7 @@ from brainseg.data.split import split_by_patient
 from brainseg.inference.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartEvaluation
 from brainseg.inference.overlay import PREDICTED, TRUE
 from brainseg.metrics import Counts
-from brainseg.storage.files import write_text
+from brainseg.storage.files import read_csv, write_text
 from study.report.examples import draw_examples
 from study.spec.grid import GRIDS
 from study.spec.study_spec import StudySpec
@@ -70,8 +69,7 @@ def study(tmp_path: Path, data: SliceStore) -> Path:
 
 
 def _rows(study: Path, kind: str) -> list[dict[str, str]]:
-    with (study / "examples.csv").open() as file:
-        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+    return [row for row in read_csv(study / "examples.csv") if row["kind"] == kind]
 
 
 def _has(picture: Path, colour: tuple[int, int, int]) -> bool:

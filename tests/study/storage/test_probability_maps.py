@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from brainseg.config import Experiment
 from brainseg.data.slice_store import Slice
 from brainseg.inference.evaluation import PLAIN, Evaluation, PartEvaluation
 from brainseg.metrics import Counts
-from brainseg.storage.files import write_text
+from brainseg.storage.files import read_csv, write_text
 from study.spec.grid import GRIDS
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
@@ -48,11 +47,6 @@ def _jobs(**counts: int) -> list[TrialJob]:
     return spec.model_copy(update=counts).jobs()
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_probabilities_are_read_back_as_they_were(tmp_path: Path) -> None:
     evaluation = _evaluation([0.1, 0.5, 0.49, 0.99])
     for name in ("one.npz", "two.npz"):
@@ -71,7 +65,7 @@ def test_seeds_of_a_fold_vote_by_their_mean(tmp_path: Path) -> None:
     for job, vote in zip((jobs[0], jobs[2]), votes, strict=True):
         _finish(tmp_path, job, vote)
     collect_ensembles(tmp_path, jobs)
-    rows = [row for row in _rows(tmp_path / "ensemble.csv") if row["part"] == "test"]
+    rows = [row for row in read_csv(tmp_path / "ensemble.csv") if row["part"] == "test"]
     assert [(r["variant"], r["seed"], r["setting"]) for r in rows] == [
         ("raw-lite0", "all", "2 seeds")
     ] * 2
@@ -87,4 +81,4 @@ def test_one_seed_is_no_ensemble(tmp_path: Path) -> None:
     for job in jobs:
         _finish(tmp_path, job, [0.9] * 4)
     collect_ensembles(tmp_path, jobs)
-    assert _rows(tmp_path / "ensemble.csv") == []
+    assert read_csv(tmp_path / "ensemble.csv") == []
