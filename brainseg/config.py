@@ -222,7 +222,7 @@ class Experiment(_Section):
         """
         tree: Any = self.model_dump(mode="json")
         for key, value in changes.items():
-            *parents, last = [int(p) if p.isdigit() else p for p in key.split(".")]
+            *parents, last = [int(p) if p.isdecimal() else p for p in key.split(".")]
             node = tree
             try:
                 for part in parents:

@@ -113,7 +113,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "synthetic": data.synthetic,
         "weights_hash": weights_hash,
     }
-    spec = _build_spec(args, experiment).model_copy(update=facts)
+    spec = _build_spec(args, experiment, say).model_copy(update=facts)
     for fold in range(spec.folds):
         split_by_patient(data.slices, fold, experiment.data.split_seed, experiment.inner_fold)
     sizes = _check_models(spec.models(), download=not args.plan)
@@ -126,9 +126,10 @@ def allocate(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialRes
     record = {} if is_new else read_study(study.folder)
     cpus, gpus = args.cpus_per_trial, args.gpus_per_trial
     candidates = study.spec.search.candidates if study.spec.search else 0
+    jobs = study.spec.jobs() if is_new else study.jobs()
     return share_cluster(
         nodes,
-        max(len(study.spec.jobs()), candidates),
+        max(len(jobs), candidates),
         cpus=record.get("cpus_per_trial") if cpus is None else cpus,
         gpus=record.get("gpus_per_trial") if gpus is None else gpus,
         concurrent=args.concurrent,
@@ -171,16 +172,21 @@ def num_tumour_slices(data: SliceStore) -> int:
     return sum(item.tumour_pixels > 0 for item in data.slices)
 
 
-def _build_spec(args: argparse.Namespace, experiment: Experiment) -> StudySpec:
+def _build_spec(
+    args: argparse.Namespace, experiment: Experiment, say: Say = lambda text: None
+) -> StudySpec:
     variants, search = GRIDS[args.grid], None
     if args.search is not None:
         path = args.space or shipped("search.yaml")
+        space = load_space(path, variants, experiment)
+        for key in space.fixed:
+            say(f"Note: {path}: the grid {args.grid} decides {key}, so it is not varied")
         search = SearchSpec(
             candidates=args.search,
             sampler=args.sampler or SAMPLERS[0],
             scheduler=args.scheduler or SCHEDULERS[0],
             folds=args.search_folds or 1,
-            space=load_space(path, variants, experiment).record(),
+            space=space.record(),
         )
     return StudySpec(
         grid=args.grid,

@@ -56,20 +56,23 @@ def retry_storage(work: Callable[[], _T], what: str, waits: Sequence[float] = _W
 
 
 @contextmanager
-def write_atomically(path: Path, suffix: str = "") -> Iterator[Path]:
+def write_atomically(path: Path, suffix: str = "", *, flush: bool = True) -> Iterator[Path]:
     """Yield the path of a temporary file that replaces `path` at the end of the block.
 
-    The file is flushed to disk before it is renamed. If the block raises, the temporary file is
+    If the block raises, the temporary file is
     removed and `path` is as it was.
 
     Args:
         path: The file to write. Its folder must exist.
         suffix: Added to the temporary file's name, which is hidden and holds the process id.
+        flush: Wait until the file is on the disk before it is renamed; not needed for a copy that
+            can be fetched again.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}{suffix}")
     try:
         yield aside
-        _sync(aside)
+        if flush:
+            _sync(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

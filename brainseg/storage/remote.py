@@ -137,7 +137,7 @@ class RemoteFolder:
         def fetch(name: str) -> None:
             path, entry = target / name, entries[name]
             path.parent.mkdir(parents=True, exist_ok=True)
-            with write_atomically(path, _PART) as aside:
+            with write_atomically(path, _PART, flush=False) as aside:
                 with self._fs.open_input_stream(self._path(name)) as stream, aside.open("wb") as f:
                     while block := stream.read(_BLOCK):
                         f.write(block)

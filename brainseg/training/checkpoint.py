@@ -104,7 +104,9 @@ class CheckpointFolder:
         return None
 
     def _list(self) -> list[Path]:
-        return sorted(self._folder.glob("stage*"))
+        if not self._folder.is_dir():
+            return []
+        return sorted(f for f in self._folder.iterdir() if f.name.startswith("stage"))
 
     def _write(self, final: Path, state: EpochState) -> None:
         # Only the run's own folder is made: if the one above is gone, the storage is.

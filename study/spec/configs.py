@@ -1,4 +1,4 @@
-"""The YAML files that come with the program: experiments, search spaces, grids."""
+"""The YAML files that come with the program: experiments and search spaces."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def shipped(name: str) -> Path:
-    """Return the path of a YAML file, or a folder of them, that comes with the program.
+    """Return the path of a YAML file that comes with the program.
 
     In a checkout they lie in `configs/` at the top, in an installed package in `study/configs/`.
 
     Args:
-        name: Below that folder, such as `baseline.yaml` or `grids`.
+        name: Below that folder, such as `baseline.yaml`.
     """
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"

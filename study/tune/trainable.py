@@ -171,7 +171,8 @@ def _run(job: TrialJob, folder: TrialFolder) -> None:
 
     history = report_epochs(job, folder, begin)
     if job.candidate is None:
-        _test(job, folder, trainings[0].result(), data, compute, started)
+        result = trainings.pop().result()  # frees the gradients and the loaders before the test
+        _test(job, folder, result, data, compute, started)
     else:
         write_candidate(job, folder, history)
 

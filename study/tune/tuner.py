@@ -7,19 +7,11 @@ writes below `<study>/tune/`, into a new folder for each start.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-# Ray reads these when it is imported. Trials stay in the user's working directory, so that
-# relative paths keep their meaning; `study.tune.tensorboard` writes the TensorBoard files.
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours takes SIGTERM too
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # or Tune prints tables beside our progress
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 from ray import tune
 

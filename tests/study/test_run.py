@@ -54,6 +54,7 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         (["--set", "data.size=100"], "multiple of 32"),
         (["--set", "model.encoder=resnet18"], "the grid lite decides it"),
         (["--set", "data.size"], "expected KEY=VALUE"),
+        (["--set", "stages.².epochs=1"], "unknown key stages.².epochs"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--name", "../elsewhere"], "must name a folder"),
         (["--search", "9", "--space", "nowhere.yaml"], "search space nowhere.yaml"),
@@ -241,3 +242,14 @@ def test_a_url_that_nothing_answers_is_refused_at_once_in_one_line(
     err = capsys.readouterr().err
     assert "nothing answers there" in err
     assert err.count("\n") == 1
+
+
+def test_a_key_of_the_search_space_that_the_grid_decides_is_named(
+    plan: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "augment.strength: {low: 0.0, high: 2.0}\nmodel.encoder: {choices: [resnet18, resnet34]}\n"
+    )
+    assert main([*plan, "--search", "4", "--space", str(space)]) == 0
+    assert "the grid lite decides model.encoder, so it is not varied" in capsys.readouterr().out
