@@ -79,9 +79,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return {}  # Tune pickles its searchers into files that nothing here reads back
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()  # Tune expects a file; the journal is the state
+        """Write an empty file, which Tune expects; the journal is the state."""
+        Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
+        """Refuse: a search continues from its journal."""
         raise NotImplementedError("a search continues from its journal, not from Tune's files")
 
     @property
@@ -104,12 +106,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         return to_config(job.placed(self._sync.location, self._resources))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Tell Optuna the score of an epoch."""
         trial = self._trials()[self._index_of[trial_id]]
         self._tell_epochs(trial, [(int(result["epoch"]), result[SCORE])])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
+        """Tell Optuna how a candidate ended; nothing if it has not, and can continue later."""
         self._settle(self._trials()[self._index_of[trial_id]])
 
     def settle(self) -> None:
@@ -235,12 +239,14 @@ class SeededSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        """Return what the candidate's own sampler draws together."""
         self._sampler = self._build(trial.number, "")
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        """Draw the values that are drawn together."""
         return self._sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
@@ -250,7 +256,7 @@ class SeededSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        # Seeded by the parameter too: what was drawn before an interruption is not drawn again.
+        """Draw one value with a sampler of its own, which does not depend on earlier draws."""
         sampler = self._build(trial.number, param_name)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 

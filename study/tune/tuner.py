@@ -44,9 +44,11 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         return {}  # Tune pickles its callbacks into a file that nothing here reads back
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        self._waiting.notify(trials)  # ten times a second, even when nothing happens
+        """Print why trials wait, if it is time; called ten times a second."""
+        self._waiting.notify(trials)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print that the trial starts."""
         self._waiting.started()
         self._progress.started(str(trial))
 
@@ -58,6 +60,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **info: Any,
     ) -> None:
+        """Print an epoch, and the notes of the process that trained it."""
         self._waiting.reported()
         if "val_dice" in result:
             for note in result["notes"]:
@@ -65,6 +68,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
             self._progress.epoch(str(trial), result)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print why the trial is run again; halve its batches if memory ran out."""
         self._waiting.reported()
         reason = _last_failure(trial)
         self._progress.note(f"{trial} continues after a failure: {_last_line(reason)}")
@@ -74,6 +78,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
     ) -> None:
+        """Print the status and score of a candidate that has ended."""
         if trial.config[JOB]["candidate"] is None:
             return
         row = self._folder(trial).read()
@@ -83,6 +88,7 @@ class Reporter(tune.Callback):  # type: ignore[misc]
             self._progress.ended(str(trial), how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Print why the trial is not run again."""
         self._progress.note(f"{trial} failed: {_last_line(_last_failure(trial))}")
 
     def _folder(self, trial: Any) -> TrialFolder:
