@@ -154,20 +154,7 @@ def describe_hours(
         )
     lines = [("epochs known", times.describe(list(dict.fromkeys(kinds.values()))))]
     lines += [("trial-hours", work)]
-    ways = {"now": resources.concurrent - resources.coming}
-    if resources.coming:
-        ways["after scale-up"] = resources.concurrent
-    for when, slots in ways.items():
-        if slots:
-            hours = (_makespan(seconds, slots) + searching / slots) / _SECONDS_PER_HOUR
-            nodes = _nodes_used(cluster, resources, slots)
-            lines.append(
-                (f"hours, {when}", f"{hours:.2f} with {slots} at once on {nodes} node(s)")
-            )
-            if price is not None:
-                cost = f"{hours * nodes * price:.2f} USD: {nodes} x {hours:.2f} h x {price:g} USD"
-                lines.append((f"money, {when}", cost))
-    return lines
+    return lines + _describe_ways(seconds, searching, resources, cluster, price)
 
 
 @dataclass(frozen=True)
@@ -328,6 +315,31 @@ def _describe_search(study: Study) -> list[Line]:
         *[("all candidates", f"{key}: {value}") for key, value in space.values.items()],
         ("winner", "trained in full among the trials above"),
     ]
+
+
+def _describe_ways(
+    seconds: Sequence[float],
+    searching: float,
+    resources: TrialResources,
+    cluster: Cluster,
+    price: float | None,
+) -> list[Line]:
+    """Return hours and money on the nodes that exist, and on those an autoscaler would add."""
+    lines = []
+    ways = {"now": resources.concurrent - resources.coming}
+    if resources.coming:
+        ways["after scale-up"] = resources.concurrent
+    for when, slots in ways.items():
+        if slots:
+            hours = (_makespan(seconds, slots) + searching / slots) / _SECONDS_PER_HOUR
+            nodes = _nodes_used(cluster, resources, slots)
+            lines.append(
+                (f"hours, {when}", f"{hours:.2f} with {slots} at once on {nodes} node(s)")
+            )
+            if price is not None:
+                cost = f"{hours * nodes * price:.2f} USD: {nodes} x {hours:.2f} h x {price:g} USD"
+                lines.append((f"money, {when}", cost))
+    return lines
 
 
 def _makespan(seconds: Sequence[float], slots: int) -> float:
