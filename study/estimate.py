@@ -126,11 +126,12 @@ def describe_hours(
     times = EpochTimes(study.folder.parent)
     candidates = study.num_open_candidates()
     # An epoch of the search is assumed to take as long as the variants' epochs do on average.
-    needed = [*left, *(study.spec.jobs() if candidates else ())]
+    needed = {job.name: job for job in [*left, *(study.spec.jobs() if candidates else ())]}
     kinds = {
-        job.name: TrialKind.of(job.experiment, study.spec.slices, resources) for job in needed
+        name: TrialKind.of(job.experiment, study.spec.slices, resources)
+        for name, job in needed.items()
     }
-    trainings = {job.name: times.training(kinds[job.name], job.experiment) for job in needed}
+    trainings = {name: times.training(kinds[name], job.experiment) for name, job in needed.items()}
     missing = dict.fromkeys(str(kinds[n]) for n, seconds in trainings.items() if seconds is None)
     if missing:
         return [_describe_unknown(list(missing), study)]
@@ -143,7 +144,9 @@ def describe_hours(
     each = searching = 0.0
     if candidates:
         assert study.spec.search is not None
-        per_epoch = fmean((trainings[job.name] or 0.0) / job.num_epochs for job in needed)
+        per_epoch = fmean(
+            (trainings[name] or 0.0) / job.num_epochs for name, job in needed.items()
+        )
         each = per_epoch * study.spec.search.folds
         searching = each * study.spec.halving.expected_epochs(candidates)
     work = f"{sum(seconds) / _SECONDS_PER_HOUR:.2f} of trials"

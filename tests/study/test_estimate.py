@@ -83,6 +83,17 @@ def test_a_plan_says_hours_and_money_from_finished_epochs(
     assert "unknown" in capsys.readouterr().out
 
 
+def test_each_trial_counts_once_in_the_mean_epoch_of_a_search(
+    plan: list[str], base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variant, seconds in zip(GRIDS["lite"], (100.0, 200.0), strict=True):
+        _leave(tmp_path / "all" / variant, base, variant, [[10.0], [seconds]])
+        (tmp_path / "all" / variant / "earlier").rename(tmp_path / "all" / f"study-{variant}")
+    assert main([*plan, "--search", "4", "--scheduler", "none"]) == 0
+    # 82 s and 162 s a trial, and a winner like the first variant.
+    assert "at 108.7 s an epoch" in capsys.readouterr().out
+
+
 def test_a_winners_epochs_tell_of_its_own_settings(base: Experiment, tmp_path: Path) -> None:
     _leave(tmp_path, base, "winner-c0007", [[3.0], [30.0]])
     small = base.replaced({"optimizer.batch_size": 4})
