@@ -21,7 +21,7 @@ from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.spec.configs import shipped
-from study.spec.grid import GRIDS, WINNER, refuse_grid_keys
+from study.spec.grid import GRIDS, WINNER, Changes, refuse_grid_keys
 from study.spec.resources import Cluster, TrialResources, share_cluster
 from study.spec.search_space import load_space
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SearchSpec, StudySpec
@@ -101,9 +101,11 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     changes = parse_changes(args.changes)
     refuse_grid_keys(args.grid, changes)
     # First without the data, which may take minutes to open, so that mistakes are told early.
-    _build_spec(args, _load_base(args, synthetic=False)).jobs()
+    _build_spec(args, _load_base(args, changes, synthetic=False)).jobs()
     data = _open_data(args.data, say)
-    experiment, weights_hash = _resolve_weights(_load_base(args, synthetic=data.synthetic))
+    experiment, weights_hash = _resolve_weights(
+        _load_base(args, changes, synthetic=data.synthetic)
+    )
     facts = {
         "fingerprint": data.fingerprint,
         "patients": len(data.patients),
@@ -198,9 +200,9 @@ def _build_spec(
     )
 
 
-def _load_base(args: argparse.Namespace, *, synthetic: bool) -> Experiment:
+def _load_base(args: argparse.Namespace, changes: Changes, *, synthetic: bool) -> Experiment:
     default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
-    return load_experiment(args.config or default).replaced(parse_changes(args.changes))
+    return load_experiment(args.config or default).replaced(changes)
 
 
 def _open_data(path: Location | None, say: Say) -> SliceStore:

@@ -51,7 +51,7 @@ def collect(study: Path, jobs: Sequence[TrialJob]) -> list[Row]:
     write_csv(study / "trials.csv", rows, TRIAL_COLUMNS)
     for name, joined in tables.items():
         write_csv(study / f"{name}.csv", joined, TABLES[name])
-    for job in jobs_to_export(study, jobs):
+    for job in _best_of_each(ordered, rows):
         _export_model(TrialFolder(study / job.path).model, study / "models", job.variant)
     return rows
 
@@ -59,9 +59,8 @@ def collect(study: Path, jobs: Sequence[TrialJob]) -> list[Row]:
 def jobs_to_export(study: Path, jobs: Sequence[TrialJob]) -> list[TrialJob]:
     """Return the trials whose models `collect` copies: the best of each variant."""
     ordered = _in_order(jobs)
-    rows = [TrialFolder(study / job.path).read() for job in ordered]
-    kept = kept_models(row for row in rows if row is not None)
-    return [job for job, row in zip(ordered, rows, strict=True) if row in kept.values()]
+    rows = [TrialFolder(study / job.path).read() or _NOT_ENDED for job in ordered]
+    return _best_of_each(ordered, rows)
 
 
 def kept_models(rows: Iterable[Row]) -> dict[str, Row]:
@@ -73,6 +72,11 @@ def kept_models(rows: Iterable[Row]) -> dict[str, Row]:
             if float(row["val_loss"]) < float(best["val_loss"]):
                 kept[row["variant"]] = row
     return kept
+
+
+def _best_of_each(jobs: Sequence[TrialJob], rows: Sequence[Row]) -> list[TrialJob]:
+    kept = kept_models(rows)
+    return [job for job, row in zip(jobs, rows, strict=True) if row in kept.values()]
 
 
 def _in_order(jobs: Sequence[TrialJob]) -> list[TrialJob]:

@@ -115,8 +115,8 @@ def run_trials(
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
-    placed = [to_config(job.placed(sync.location, resources)) for job in jobs]
-    space = {JOB: tune.grid_search([config[JOB] for config in placed])}
+    records = [to_config(job.placed(sync.location, resources))[JOB] for job in jobs]
+    space = {JOB: tune.grid_search(records)}
     options = {"metric": METRIC, "mode": MODE, "reuse_actors": True}
     fit(run_job, resources, sync, progress, retries, param_space=space, **options)
 
