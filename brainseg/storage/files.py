@@ -59,8 +59,7 @@ def retry_storage(work: Callable[[], _T], what: str, waits: Sequence[float] = _W
 def write_atomically(path: Path, suffix: str = "", *, flush: bool = True) -> Iterator[Path]:
     """Yield the path of a temporary file that replaces `path` at the end of the block.
 
-    If the block raises, the temporary file is
-    removed and `path` is as it was.
+    If the block raises, the temporary file is removed and `path` is as it was.
 
     Args:
         path: The file to write. Its folder must exist.

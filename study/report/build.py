@@ -39,7 +39,7 @@ def publish(sync: StudySync, console: Console) -> None:
     about = read_study(sync.folder)
     if not (sync.folder / "trials.csv").exists():
         raise StudyError(
-            f"{sync.location} has no trials.csv yet, which is written when all trials have ended: "
+            f"{sync.location} has no trials.csv yet, which is written at the end of a run: "
             "run the study without --report-only"
         )
     with console.status("writing the report"):
