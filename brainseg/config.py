@@ -214,8 +214,17 @@ class Experiment(_Section):
             raise ValueError("stages.0.epochs and stages.1.epochs cannot both be 0")
         return self
 
-    def replaced(self, changes: dict[str, Any]) -> Experiment:
+    @property
+    def input_channels(self) -> int:
+        """Number of channels of the network's input."""
+        return 3
+
+    def replaced(self, changes: dict[str, Any], origin: str = "--set") -> Experiment:
         """Return a copy in which dotted keys, such as `stages.0.epochs`, have new values.
+
+        Args:
+            changes: Dotted key -> new value.
+            origin: Where the changes come from, for errors: a flag, or the name of a file.
 
         Raises:
             ConfigError: If a key is unknown or a value not allowed.
@@ -230,8 +239,8 @@ class Experiment(_Section):
                 node[last]  # a key that is not there must not be added
                 node[last] = value
             except (LookupError, TypeError) as error:
-                raise ConfigError(f"unknown key {key}{_suggestion(key)}") from error
-        return _validated(tree, "--set")
+                raise ConfigError(f"{origin}: unknown key {key}{_suggestion(key)}") from error
+        return _validated(tree, origin)
 
     def value(self, key: str) -> Any:
         """Return the value of a dotted key.

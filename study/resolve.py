@@ -16,7 +16,7 @@ from brainseg.data.split import assign_folds, split_by_patient
 from brainseg.errors import ConfigError
 from brainseg.model.encoders import check_encoder, describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
-from brainseg.model.networks import build_model, build_unet
+from brainseg.model.networks import build_model, build_network
 from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
@@ -252,6 +252,6 @@ def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str,
     sizes = {}
     for config in models:
         check_encoder(config.encoder)
-        model = build_model(config, seed=0) if download else build_unet(config.encoder)
+        model = build_model(config, seed=0) if download else build_network(config)
         sizes[config.encoder] = sum(weight.numel() for weight in model.parameters())
     return sizes

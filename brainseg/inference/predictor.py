@@ -21,7 +21,7 @@ from brainseg.errors import CheckpointError, DataError
 from brainseg.metrics import Counts
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
-from brainseg.model.networks import build_unet, infer_logits
+from brainseg.model.networks import build_network, infer_logits
 from brainseg.training.epoch import is_tumour, validate
 from brainseg.training.trainer import TrainResult
 
@@ -66,7 +66,8 @@ class Predictor:
         self._device = self._compute.torch_device()
         # The initial weights are drawn and overwritten: the caller's random state is kept.
         with torch.random.fork_rng():
-            self.network = build_unet(self.experiment.model.encoder).to(self._device)
+            network = build_network(self.experiment.model, self.experiment.input_channels)
+            self.network = network.to(self._device)
         try:
             self.network.load_state_dict(weights)
         except RuntimeError as error:

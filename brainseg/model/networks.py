@@ -23,12 +23,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
-    """Build a U-Net with 3 input channels and 1 output channel, and load its encoder's weights.
+def build_model(config: ModelConfig, seed: int, channels: int = 3) -> torch.nn.Module:
+    """Build a network with one output channel, and load its encoder's weights.
 
     Args:
         config: Encoder, where its weights come from, and BatchNorm's momentum.
         seed: Seed of the random initial weights.
+        channels: Number of input channels, see `Experiment.input_channels`.
 
     Raises:
         ConfigError: If the encoder is unknown.
@@ -37,7 +38,7 @@ def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
     check_encoder(config.encoder)
     source = find_encoder_weights(config)
     torch.manual_seed(seed)
-    model = build_unet(config.encoder)
+    model = build_network(config, channels)
     if source is not None:
         _load_encoder(model, source, config.encoder)
     if config.batchnorm_momentum is not None:
@@ -46,12 +47,12 @@ def build_model(config: ModelConfig, seed: int) -> torch.nn.Module:
     return model
 
 
-def build_unet(encoder: str) -> torch.nn.Module:
-    """Build a U-Net with random weights, in channels-last memory format."""
+def build_network(config: ModelConfig, channels: int = 3) -> torch.nn.Module:
+    """Build a network with random weights, in channels-last memory format."""
     with warnings.catch_warnings():
         # smp deprecates its timm- encoders, but only they have the weights of the study.
         warnings.simplefilter("ignore", DeprecationWarning)
-        unet = smp.Unet(encoder, encoder_weights=None, in_channels=3, classes=1)
+        unet = smp.Unet(config.encoder, encoder_weights=None, in_channels=channels, classes=1)
     return unet.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 

@@ -125,7 +125,8 @@ class Training:
         self._split = split_of(experiment, data.slices)
         self._train_batches = self._batches("train", compute.workers)
         self._val_batches = self._batches("val", compute.workers)
-        self._model = build_model(experiment.model, experiment.seed).to(self._device)
+        model = build_model(experiment.model, experiment.seed, experiment.input_channels)
+        self._model = model.to(self._device)
         self._examples = self._choose_examples()
         self._history: list[dict[str, float]] = []
         self._best_weights: Tensors = {}

@@ -12,7 +12,7 @@ from brainseg.config import ModelConfig
 from brainseg.errors import ConfigError
 from brainseg.model.networks import (
     build_model,
-    build_unet,
+    build_network,
     calibrate_encoder,
     infer_logits,
     normalise,
@@ -113,7 +113,7 @@ def test_the_seed_determines_the_weights() -> None:
 
 
 def test_a_weight_file_is_loaded_into_the_encoder(tmp_path: Path) -> None:
-    encoder: torch.nn.Module = build_unet("mobilenet_v2").encoder  # type: ignore[assignment]
+    encoder: torch.nn.Module = build_network(ModelConfig(encoder="mobilenet_v2")).encoder  # type: ignore[assignment]
     source = {key: value.contiguous() for key, value in encoder.state_dict().items()}
     save_file(source, tmp_path / "w.safetensors")
     config = ModelConfig(encoder="mobilenet_v2", encoder_weights=str(tmp_path / "w.safetensors"))
