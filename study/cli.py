@@ -7,10 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from brainseg.cli import build_parser as command_parser
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.storage.urls import to_location
-from study.spec.grid import GRIDS, ONE
+from study.spec.grid import ONE, load_grid, shipped_grids
 from study.spec.study_spec import SAMPLERS, SCHEDULERS
 
 _EXAMPLES = """\
@@ -19,6 +22,8 @@ examples:
       no data at hand: four variants on generated phantoms, minutes on a laptop
   python -m study.run --grid baseline --data data/kaggle_3m
       the published comparison on the real slices, with ImageNet encoders
+  python -m study.run --grid my_grid.yaml --data data/kaggle_3m --plan
+      variants and factors of your own; docs/studies.md shows how to write them
   python -m study.run --grid lite --data data/kaggle_3m --folds 10 --seeds 3 --plan
       what all variants, folds and seeds would take; starts nothing
   python -m study.run --grid baseline --set data.size=128 --set model.encoder_weights=none
@@ -48,13 +53,17 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     Args:
         argv: Arguments without the program's name; None takes those of the process.
+
+    Raises:
+        ConfigError: If the grid cannot be read.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.grid is None:
-        if args.config is None:
-            parser.error("give --grid NAME, or --config YAML to run one experiment as it is")
-        args.grid = ONE
+    if args.list:
+        return args
+    if args.grid is None and args.config is None:
+        parser.error("give --grid NAME or FILE, or --config YAML to run one experiment as it is")
+    args.grid = load_grid(args.grid) if args.grid else ONE
     if args.price_per_hour is not None and not args.plan:
         parser.error("--price-per-hour needs --plan: it is the price in the plan")
     for flag in ("space", "sampler", "scheduler", "search_folds"):
@@ -66,8 +75,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all flags."""
     description = "Train, test and rank competing U-Nets under Ray Tune."
-    grids = "".join(f"  {name:<9} {', '.join(GRIDS[name])}\n" for name in sorted(GRIDS))
-    parser = command_parser("study.run", description, f"grids:\n{grids}\n{_EXAMPLES}")
+    parser = command_parser("study.run", description, _EXAMPLES)
     _add_comparison(parser)
     _add_search(parser)
     where = parser.add_argument_group("where results go")
@@ -96,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_machine(parser)
     instead = parser.add_argument_group("instead of running").add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="list the grids that come with it")
     instead.add_argument(
         "--plan", action="store_true", help="print what would run and what it takes; start nothing"
     )
@@ -105,12 +114,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def list_grids(console: Console) -> None:
+    """Print the grids that come with the program."""
+    table = Table("grid", "variants", "what it compares", box=None, pad_edge=False)
+    for grid in shipped_grids():
+        table.add_row(grid.name, str(len(grid.variants)), grid.description)
+    console.print(table)
+
+
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is compared")
     group.add_argument(
         "--grid",
-        choices=sorted(GRIDS),
-        help=f"the variants to compare, listed below (default: {ONE} with --config)",
+        metavar="NAME|FILE",
+        help="the variants to compare: a grid that --list names, or a YAML file of your own "
+        "(default: with --config, that experiment alone)",
     )
     group.add_argument(
         "--data",
@@ -138,17 +156,15 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--folds",
         type=_whole(1, NUM_FOLDS),
-        default=1,
         metavar="N",
         help="rotations of the ten folds to run; 10 test every patient once per variant and seed "
-        "(default: 1)",
+        "(default: the grid's, mostly 1)",
     )
     group.add_argument(
         "--seeds",
         type=_whole(1),
-        default=1,
         metavar="N",
-        help="seeds per variant and fold (default: 1)",
+        help="seeds per variant and fold (default: the grid's, mostly 1)",
     )
 
 

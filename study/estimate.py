@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from pydantic import ValidationError
+from rich.table import Table
 
 from brainseg.config import NUM_FOLDS, Experiment, load_experiment
 from brainseg.data.split import PARTS, split_by_patient
@@ -105,6 +106,15 @@ def describe_plan(
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
         ("folder", str(study.sync.location)),
     ]
+
+
+def tabulate_variants(spec: StudySpec) -> Table:
+    """Return the variants of a grid, each with the keys in which it differs, as a table."""
+    table = Table("variant", "differs in", box=None, pad_edge=False)
+    for variant, changes in spec.variants.items():
+        keys = [f"{key} = {json.dumps(value)}" for key, value in changes.items()]
+        table.add_row(variant, ", ".join(keys) or "as configured")
+    return table
 
 
 def describe_hours(

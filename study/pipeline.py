@@ -14,7 +14,13 @@ from rich.console import Console
 from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.storage.files import read_csv
 from brainseg.storage.urls import is_url
-from study.estimate import describe_hours, describe_plan, num_epochs, require_disk
+from study.estimate import (
+    describe_hours,
+    describe_plan,
+    num_epochs,
+    require_disk,
+    tabulate_variants,
+)
 from study.report.build import publish
 from study.report.examples import draw_examples
 from study.report.provenance import describe_study
@@ -75,6 +81,7 @@ def _plan(args: argparse.Namespace, study: Study, console: Console) -> int:
     left = study.open_jobs(jobs, retry_failed=args.retry_failed) if is_there else jobs
     nodes = _measure_nodes(args.address)
     resources = allocate(args, study, nodes)
+    console.print(tabulate_variants(study.spec), "")
     lines = describe_plan(study, jobs, left, resources)
     lines += describe_hours(study, left, resources, nodes, args.price_per_hour)
     width = max(len(name) for name, _ in lines)

@@ -21,7 +21,7 @@ from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.spec.configs import shipped
-from study.spec.grid import GRIDS, WINNER, Changes, refuse_grid_keys
+from study.spec.grid import WINNER, Changes, Grid
 from study.spec.resources import Cluster, TrialResources, share_cluster
 from study.spec.search_space import load_space
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SearchSpec, StudySpec
@@ -99,7 +99,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         BrainsegError: If data or weights cannot be used.
     """
     changes = parse_changes(args.changes)
-    refuse_grid_keys(args.grid, changes)
+    args.grid.refuse_decided(changes)
     # First without the data, which may take minutes to open, so that mistakes are told early.
     _build_spec(args, _load_base(args, changes, synthetic=False)).jobs()
     data = _open_data(args.data, say)
@@ -177,12 +177,14 @@ def num_tumour_slices(data: SliceStore) -> int:
 def _build_spec(
     args: argparse.Namespace, experiment: Experiment, say: Say = lambda text: None
 ) -> StudySpec:
-    variants, search = GRIDS[args.grid], None
+    grid: Grid = args.grid
+    grid.refuse_equal(experiment)
+    search = None
     if args.search is not None:
         path = args.space or shipped("search.yaml")
-        space = load_space(path, variants, experiment)
+        space = load_space(path, grid.variants, experiment)
         for key in space.fixed:
-            say(f"Note: {path}: the grid {args.grid} decides {key}, so it is not varied")
+            say(f"Note: {path}: the grid {grid.name} decides {key}, so it is not varied")
         search = SearchSpec(
             candidates=args.search,
             sampler=args.sampler or SAMPLERS[0],
@@ -190,11 +192,10 @@ def _build_spec(
             folds=args.search_folds or 1,
             space=space.record(),
         )
-    return StudySpec(
-        grid=args.grid,
-        variants=variants,
-        folds=args.folds,
-        seeds=args.seeds,
+    return StudySpec.of(
+        grid,
+        folds=args.folds or grid.folds,
+        seeds=args.seeds or grid.seeds,
         experiment=experiment,
         search=search,
     )
@@ -202,7 +203,8 @@ def _build_spec(
 
 def _load_base(args: argparse.Namespace, changes: Changes, *, synthetic: bool) -> Experiment:
     default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
-    return load_experiment(args.config or default).replaced(changes)
+    base = load_experiment(args.config or default)
+    return base.replaced(args.grid.shared, f"grid {args.grid.name}, shared").replaced(changes)
 
 
 def _open_data(path: Location | None, say: Say) -> SliceStore:
@@ -237,7 +239,7 @@ def _resolve_weights(experiment: Experiment) -> tuple[Experiment, str]:
 
 
 def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
-    name = args.name or default_name(args.grid, args.config, synthetic=synthetic)
+    name = args.name or default_name(args.grid.name, args.config, synthetic=synthetic)
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name is {name!r}; it must name a folder below --storage")
     if isinstance(args.storage, Path):

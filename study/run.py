@@ -9,7 +9,7 @@ from rich.console import Console
 
 from brainseg.cli import FINISHED, run_command
 from brainseg.storage.remote import require_store
-from study.cli import parse_options
+from study.cli import list_grids, parse_options
 from study.report.build import publish
 from study.storage.sync import find_study
 
@@ -18,13 +18,16 @@ _STOPPED = "stopped; the same command continues from the last completed epochs"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = parse_options(argv)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
 
     def work() -> int:
+        args = parse_options(argv)
+        if args.list:
+            list_grids(console)
+            return FINISHED
         require_store(args.storage)
         if args.report_only:
-            publish(find_study(args.storage, args.name, args.grid, args.config), console)
+            publish(find_study(args.storage, args.name, args.grid.name, args.config), console)
             return FINISHED
         # torch and Ray take seconds to import, and neither --help nor a report needs them.
         from study.pipeline import run_study

@@ -18,7 +18,7 @@ from brainseg.config import Experiment
 from brainseg.metrics import dice
 from brainseg.storage.files import write_bytes, write_csv, write_text
 from study.report.examples import EXAMPLE_COLUMNS
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.study_folder import write_study
@@ -251,9 +251,8 @@ def _write_split(folder: Path, cohort: list[_Patient], folds: int) -> None:
 
 def _ask(grid: str, cohort: list[_Patient], folds: int, seeds: int, synthetic: bool) -> StudySpec:
     rows = [patient.row() for patient in cohort]
-    return StudySpec(
-        grid=grid,
-        variants=GRIDS[grid],
+    return StudySpec.of(
+        load_grid(grid),
         folds=folds,
         seeds=seeds,
         fingerprint="f" * 64,

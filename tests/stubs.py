@@ -23,7 +23,7 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.errors import DivergedError
 from brainseg.training.epoch import EpochReport
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.resources import TrialResources
 from study.spec.search_space import load_space
 from study.spec.study_spec import SCORE, SearchSpec, StudySpec
@@ -54,11 +54,11 @@ def build_search(
 ) -> StudySpec:
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "space.yaml").write_text(text)
-    space = load_space(folder / "space.yaml", GRIDS["lite"], base).record()
+    space = load_space(folder / "space.yaml", load_grid("lite").variants, base).record()
     search = SearchSpec(candidates=candidates, space=space, **options)
     return StudySpec(
         grid="lite",
-        variants=GRIDS["lite"],
+        variants=load_grid("lite").variants,
         experiment=base,
         search=search,
         fingerprint="f" * 64,

@@ -17,10 +17,11 @@ from brainseg.demo import __main__ as demo
 from brainseg.explore import __main__ as explore
 from study import fetch, run
 from study.cli import build_parser
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid, shipped_grids
 from study.spec.search_space import load_space
 from study.spec.study_spec import StudySpec
 
+NAMES = [grid.name for grid in shipped_grids()]
 ROOT = Path(__file__).parents[1]
 ARROWS = (
     "brainseg.errors brainseg.storage brainseg.cli brainseg.config brainseg.metrics",
@@ -86,16 +87,19 @@ def test_baseline_yaml_writes_out_every_default() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_configuration_loads(path: Path) -> None:
     if path.stem == "search":
-        assert all(load_space(path, GRIDS[grid], Experiment()).ranges for grid in GRIDS)
+        assert all(
+            load_space(path, load_grid(grid).variants, Experiment()).ranges for grid in NAMES
+        )
     else:
         assert load_experiment(path)
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", NAMES)
 def test_every_grid_builds(grid: str) -> None:
-    variants = GRIDS[grid]
-    spec = StudySpec(grid=grid, variants=variants, experiment=Experiment(), folds=2, seeds=2)
-    assert len({job.name for job in spec.jobs()}) == 4 * len(variants)
+    read = load_grid(grid)
+    read.refuse_equal(Experiment().replaced(read.shared))
+    spec = StudySpec.of(read, experiment=Experiment().replaced(read.shared), folds=2, seeds=2)
+    assert len({job.name for job in spec.jobs()}) == 4 * len(read.variants)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.__name__)

@@ -8,7 +8,7 @@ differences (`sign_flip_test`), corrected for the number of pairs (`correct_by_h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,9 @@ POOLED = {
 
 LEVEL = 0.05
 """Level of significance, two-sided."""
+
+Cell = frozenset[tuple[str, str]]
+"""The factors of a variant, each with its level."""
 
 _POWER = 0.8
 _MIN_SHARE = 0.5
@@ -98,13 +101,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Effect:
-    """The effect on Dice/patient of one factor, or the interaction of both factors.
+    """The effect on Dice/patient of a level of a factor, or the interaction of two levels.
 
-    It is computed on the cells that all four variants have, and is NaN if there is none.
+    A main effect is the difference to the factor's first level, averaged over the combinations of
+    the other factors. An interaction is how much the effect of one level depends on another
+    factor's level: the difference of two such differences, averaged over what is left. Both are
+    computed on the cells that all variants have which enter it, and are NaN if there is none.
 
     Attributes:
-        name: `encoder: resnet50 -> efficientnet-b0`, `preprocessing: raw -> preprocessed` or
-            `interaction`, for example.
+        name: Such as `encoder: resnet50 -> efficientnet-b0`, or
+            `encoder efficientnet-b0 x preprocessing preprocessed`.
         difference: The effect with its interval.
         p: Two-sided p-value of `sign_flip_test`; not corrected for the number of effects.
     """
@@ -123,8 +129,8 @@ class Comparison:
             first; then variants with too few scores to be ranked; then those without scores.
         num_shared: Patients tested with all ranked variants; the ranks are about them.
         pairs: Every pair of variants with scores, in that order.
-        effects: Main effects and interaction of encoder and preprocessing, if the variants are
-            their 2 x 2 combinations; else empty.
+        effects: Main effects of the grid's factors, then their two-way interactions; those that
+            need a combination which the study lacks are left out.
         variance: Component -> share of the variance of Dice/patient (see `variance.decompose`).
     """
 
@@ -136,7 +142,7 @@ class Comparison:
 
 
 def compare(
-    matrix: ScoreMatrix, factors: Mapping[str, tuple[str, bool]] | None = None, seed: int = 44
+    matrix: ScoreMatrix, factors: Mapping[str, Mapping[str, str]] | None = None, seed: int = 44
 ) -> Comparison:
     """Compare the variants of a study by Dice/patient.
 
@@ -144,8 +150,7 @@ def compare(
 
     Args:
         matrix: Test scores.
-        factors: Variant -> its encoder and whether its slices are preprocessed (see
-            `scores.read_factors`).
+        factors: Variant -> factor -> its level; variants without factors have no effects.
         seed: Seed of the resamples and sign flips; equal seeds give equal numbers.
     """
     if not matrix.patients:
@@ -248,31 +253,84 @@ def _share_better(values: Floats, draws: Draws) -> float:
 
 def _effects(
     matrix: ScoreMatrix,
-    factors: Mapping[str, tuple[str, bool]],
+    factors: Mapping[str, Mapping[str, str]],
     draws: Draws,
     rng: np.random.Generator,
 ) -> tuple[Effect, ...]:
-    known = [variant for variant in matrix.variants if variant in factors]
-    cell = {factors[variant]: matrix.dice[matrix.index(variant)] for variant in known}
-    encoders = list(dict.fromkeys(encoder for encoder, _ in cell))
-    if not len(known) == len(cell) == 4 or len(encoders) != 2:
-        return ()
-    one, other = encoders
-    means = [(cell[e, False] + cell[e, True]) / 2 for e in encoders]
-    gains = [cell[e, True] - cell[e, False] for e in encoders]
-    contrasts = {
-        f"encoder: {one} -> {other}": means[1] - means[0],
-        "preprocessing: raw -> preprocessed": (gains[0] + gains[1]) / 2,
-        "interaction": gains[1] - gains[0],
-    }
     return tuple(
         Effect(
             name,
             estimate_mean(values, draws, (-2, 2)),
             sign_flip_test(average_seeds(values), rng),
         )
-        for name, values in contrasts.items()
+        for name, values in _contrasts(matrix, factors)
     )
+
+
+def _contrasts(
+    matrix: ScoreMatrix, factors: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple[str, Floats]]:
+    """Yield the name and the values (S, P) of each main effect, then of each interaction."""
+    for names, group in _products(matrix, factors).items():
+        levels = {
+            factor: list(dict.fromkeys(dict(cell)[factor] for cell in group)) for factor in names
+        }
+        steps = {
+            factor: [{first: -1, level: 1} for level in rest]
+            for factor, (first, *rest) in levels.items()
+        }
+        for factor in steps:
+            for step in steps[factor]:
+                first, level = step
+                values = _contrast(matrix, group, {factor: step})
+                if values is not None:
+                    yield f"{factor}: {first} -> {level}", values
+        for one, other in itertools.combinations(steps, 2):
+            for step, second in itertools.product(steps[one], steps[other]):
+                values = _contrast(matrix, group, {one: step, other: second})
+                if values is not None:
+                    yield f"{one} {list(step)[1]} x {other} {list(second)[1]}", values
+
+
+def _products(
+    matrix: ScoreMatrix, factors: Mapping[str, Mapping[str, str]]
+) -> dict[tuple[str, ...], dict[Cell, str]]:
+    """Return factors -> levels -> variant; variants of other factors are apart."""
+    groups: dict[tuple[str, ...], dict[Cell, str]] = {}
+    for variant in matrix.variants:
+        if variant in factors:
+            levels = factors[variant]
+            groups.setdefault(tuple(levels), {})[frozenset(levels.items())] = variant
+    return groups
+
+
+def _contrast(
+    matrix: ScoreMatrix, group: Mapping[Cell, str], weights: Mapping[str, Mapping[str, int]]
+) -> Floats | None:
+    """Return a contrast averaged over the combinations of the factors without weights, (S, P).
+
+    Args:
+        matrix: Test scores.
+        group: Levels -> variant, for variants that have the same factors.
+        weights: Factor -> its two levels -> -1 or 1.
+
+    Returns:
+        None if a combination that enters the mean is missing.
+    """
+    rests = {
+        frozenset((factor, level) for factor, level in cell if factor not in weights)
+        for cell in group
+    }
+    terms = []
+    for rest in sorted(rests, key=sorted):
+        for choice in itertools.product(*(pair.items() for pair in weights.values())):
+            levels = [(factor, level) for factor, (level, _) in zip(weights, choice, strict=True)]
+            variant = group.get(rest | frozenset(levels))
+            if variant is None:
+                return None
+            sign = int(np.prod([weight for _, weight in choice]))
+            terms.append(sign * matrix.dice[matrix.index(variant)])
+    return np.asarray(np.sum(terms, axis=0) / len(rests))
 
 
 def _mean(values: Floats) -> float:

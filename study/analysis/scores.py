@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
 from brainseg.metrics import dice
-from study.spec.grid import WINNER
 from study.storage.trial_folder import Row
 
 Floats = NDArray[np.float64]
@@ -96,21 +95,6 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     missing = tuple(trial for trial in planned if trial not in scored)
     counts, dice, hd95 = values[..., :4], values[..., 4], values[..., 5]
     return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, len(planned), missing)
-
-
-def read_factors(trials: Sequence[Row]) -> dict[str, tuple[str, bool]]:
-    """Return variant -> its encoder and whether its slices are preprocessed.
-
-    The winner of a search is left out, because it differs from the others in more than these two.
-
-    Args:
-        trials: Rows of trials.csv, values as text or as they are.
-    """
-    return {
-        str(row["variant"]): (str(row["encoder"]), str(row["preprocessed"]) == "True")
-        for row in trials
-        if not str(row["variant"]).startswith(WINNER)
-    }
 
 
 def _values(row: Row) -> list[float]:

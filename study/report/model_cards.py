@@ -46,13 +46,12 @@ def write_model_cards(results: StudyResults) -> None:
 
 def _model(results: StudyResults, row: Row) -> Iterator[Block]:
     variant, size = row["variant"], results.about["experiment"]["data"]["size"]
-    filters = "median filter and CLAHE" if row["preprocessed"] == "True" else "none"
     yield Bullets(
         [
             f"File: `{variant}.safetensors`; its header holds the experiment that made it.",
             f"Network: U-Net, encoder {row['encoder']}; first weights: {row['weights']}.",
             "Input: one slice with the channels pre-contrast, FLAIR and post-contrast; resized to "
-            f"{size} px; filters: {filters}.",
+            f"{size} px; filters: {row['filters']}.",
             "Output: the probability of tumour (FLAIR abnormality) per pixel.",
             "Chosen from the variant's trials by the lowest validation loss: fold "
             f"{row['fold']}, seed {row['seed']}, stage {float(row['best_stage']):.0f}, epoch "

@@ -10,14 +10,6 @@ from typing import Any
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
 from study.report.results import SYNTHETIC, StudyResults
 
-PUBLISHED = {
-    "raw-resnet50": (0.8898, 0.8015, 0.9963, 0.8820, 0.8978, 0.1265),
-    "preprocessed-resnet50": (0.8861, 0.7955, 0.9962, 0.8812, 0.8911, 0.1225),
-    "preprocessed-efficientnet-b0": (0.8808, 0.7870, 0.9961, 0.8915, 0.8704, 0.1293),
-    "raw-efficientnet-b0": (0.8807, 0.7869, 0.9962, 0.9118, 0.8517, 0.1401),
-}
-"""Dice, IoU, accuracy, precision, recall, val loss: one split, one seed, 12 or fewer patients."""
-
 LICENCE = (
     "The LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG through TCIA) is under CC BY-NC-SA "
     "4.0."
@@ -55,12 +47,12 @@ def describe_study(about: Mapping[str, Any]) -> str:
 
 def published_rows(results: StudyResults) -> list[dict[str, str]]:
     """Return the published table, values as text; empty if it has no variant of the study."""
-    names = ("Dice", "IoU", "accuracy", "precision", "recall", "val loss")
-    if not set(results.variants) & set(PUBLISHED):
+    scores = (results.about.get("published") or {"scores": {}})["scores"]
+    if not set(results.variants) & set(scores):
         return []
     return [
-        {"published": variant, **{n: f"{v:.4f}" for n, v in zip(names, values, strict=True)}}
-        for variant, values in PUBLISHED.items()
+        {"published": variant, **{name: f"{value:.4f}" for name, value in row.items()}}
+        for variant, row in scores.items()
     ]
 
 
@@ -126,10 +118,10 @@ def _trials(results: StudyResults) -> Iterator[Block]:
 def _published(results: StudyResults) -> Iterator[Block]:
     rows = published_rows(results)
     if rows:
+        published = results.about["published"]
         yield Paragraph(
-            "Published by the project whose protocol this study follows (Tada-TOT) and not "
-            "measured here: one split, one seed, 12 or fewer test patients of 110, 256 px, "
-            "ImageNet weights, on a GPU. The published Dice is the global one."
+            f"Published and not measured here. Source: {published['source']}. Measured on: "
+            f"{published['measured']}. The published Dice is the global one."
         )
         yield Table("Published by others, not measured here.", rows, is_result=False)
 

@@ -19,7 +19,7 @@ from study.analysis.calibration import Calibration, calibrate
 from study.analysis.comparison import Comparison, compare
 from study.analysis.conclusion import Conclusion, conclude
 from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
-from study.analysis.scores import ScoreMatrix, read_factors, read_matrix, read_slices
+from study.analysis.scores import ScoreMatrix, read_matrix, read_slices
 from study.analysis.subgroups import (
     Breakdown,
     SliceErrors,
@@ -67,7 +67,7 @@ class StudyResults:
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison of the variants."""
-        return compare(self.matrix, read_factors(self.trials))
+        return compare(self.matrix, self.about.get("factors"))
 
     @cached_property
     def conclusion(self) -> Conclusion:

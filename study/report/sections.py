@@ -133,7 +133,12 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             }
             for effect in comparison.effects
         ]
-        yield Table("Effects of the two factors, encoder and preprocessing.", rows)
+        yield Table(
+            "Effects of the grid's factors: each level against the first, averaged over the other "
+            "factors, and how much two of them depend on each other. An effect that needs a "
+            "combination without a variant is left out.",
+            rows,
+        )
 
 
 def _format_needed(patients: float) -> str:

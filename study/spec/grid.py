@@ -1,46 +1,362 @@
-"""The grids: named sets of variants, each a difference from the base experiment."""
+"""Grids: what a study compares, as a YAML file of named variants and factors.
+
+A variant is a set of keys in which it differs from the base experiment. Factors have named levels,
+which multiply. `configs/grids/` holds the grids that come with the program; docs/studies.md shows
+how to write one.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from brainseg.config import NUM_FOLDS, Experiment
 from brainseg.errors import ConfigError
+from study.spec.configs import shipped
 
 Changes = dict[str, Any]
 """Dotted key of an experiment -> its value, such as `{"model.encoder": "resnet50"}`."""
 
-_LITE = "timm-tf_efficientnet_lite0"
+Levels = dict[str, str]
+"""Factor -> the level that a variant has."""
 
-GRIDS: dict[str, dict[str, Changes]] = {
-    "baseline": {
-        f"{name}-{encoder}": {"model.encoder": encoder, "preprocess.enabled": enabled}
-        for encoder in ("resnet50", "efficientnet-b0")
-        for name, enabled in (("raw", False), ("preprocessed", True))
-    },
-    "lite": {
-        f"{name}-lite0": {"model.encoder": _LITE, "preprocess.enabled": enabled}
-        for name, enabled in (("raw", False), ("preprocessed", True))
-    },
-    "one": {"configured": {}},
-}
-"""Name of a grid -> name of a variant -> the keys in which it differs from the base experiment."""
-
-ONE = "one"
-"""The grid with a single variant: the base experiment, unchanged."""
+Model = TypeVar("Model", bound=BaseModel)
 
 WINNER = "winner-c"
 """Prefix of the variant that is a search's winner; the index of its candidate follows."""
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_MAX_VARIANTS = 1_000
+_INHERITS = "inherits"
+_DECIDED = {
+    "fold": "--folds N runs rotations 0 to N-1",
+    "seed": "--seeds N counts up from the seed of the configuration",
+    "inner_fold": "it belongs to a search",
+}
 
-def refuse_grid_keys(grid: str, changes: Changes) -> None:
-    """Refuse `--set` for a key that the grid or the product of folds decides.
+
+class Published(BaseModel):
+    """A published table, to stand beside a study's own.
+
+    Attributes:
+        source: Who published it, and where.
+        measured: What it was measured on.
+        scores: Variant -> name of a score -> value.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    measured: str
+    scores: dict[str, dict[str, float]]
+
+
+class _Defaults(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folds: int = Field(default=1, ge=1, le=NUM_FOLDS)
+    seeds: int = Field(default=1, ge=1, le=1_000)
+
+
+class _GridFile(BaseModel):
+    """The keys of a grid file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str
+    published: str | None = None
+    defaults: _Defaults = _Defaults()
+    shared: dict[str, Any] = {}
+    names: str | None = None
+    factors: dict[str, dict[str, dict[str, Any] | None]] = {}
+    variants: dict[str, dict[str, Any] | None] = {}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a study compares.
+
+    Attributes:
+        name: The file's name without suffix.
+        description: A sentence.
+        variants: Name -> the keys in which the variant differs from the base experiment.
+        shared: Keys of the base experiment that the grid sets for all its variants.
+        factors: Variant -> factor -> level; a variant that is no combination of levels is absent.
+        folds: Rotations to run where the command line does not say.
+        seeds: Seeds to run where the command line does not say.
+        published: The published table to compare with, if there is one.
+    """
+
+    name: str
+    description: str
+    variants: dict[str, Changes]
+    shared: Changes = field(default_factory=dict)
+    factors: dict[str, Levels] = field(default_factory=dict)
+    folds: int = 1
+    seeds: int = 1
+    published: Published | None = None
+
+    def refuse_decided(self, changes: Changes) -> None:
+        """Refuse `--set` for a key that the variants or the product of folds decide.
+
+        Raises:
+            ConfigError: Naming the key.
+        """
+        decided = {key for variant in self.variants.values() for key in variant}
+        for key in changes:
+            if key in decided:
+                raise ConfigError(
+                    f"--set {key}: the grid {self.name} decides it, variant by variant"
+                )
+            if key == "fold":
+                raise ConfigError("--set fold: use --folds N, which runs rotations 0 to N-1")
+
+    def refuse_equal(self, base: Experiment) -> None:
+        """Refuse two variants that are the same experiment.
+
+        Raises:
+            ConfigError: Naming both, or a key that does not fit.
+        """
+        seen: list[tuple[str, Experiment]] = []
+        for variant, changes in self.variants.items():
+            experiment = base.replaced(changes, f"grid {self.name}, variant {variant}")
+            for other, earlier in seen:
+                if experiment == earlier:
+                    raise ConfigError(
+                        f"grid {self.name}: {other} and {variant} are the same experiment; "
+                        "remove one of them"
+                    )
+            seen.append((variant, experiment))
+
+
+ONE = Grid("one", "The configured experiment alone.", {"configured": {}})
+"""The grid of a study without `--grid`: the base experiment, unchanged."""
+
+
+def load_grid(source: str) -> Grid:
+    """Read a grid.
+
+    Args:
+        source: The path of a YAML file, or the name of a grid that comes with the program.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: Naming the file, and the variant, factor or key that is wrong.
     """
-    decided = {key for variant in GRIDS[grid].values() for key in variant}
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        return _read_grid(Path(source).expanduser())
+    if source == ONE.name:
+        return ONE
+    path = shipped("grids") / f"{source}.yaml"
+    if not _NAME.fullmatch(source) or not path.is_file():
+        names = [found.stem for found in _shipped_files()]
+        near = difflib.get_close_matches(source, names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"--grid {source}: there is no grid of this name; {hint}Give one of "
+            f"{', '.join(names)}, or the path of a YAML file"
+        )
+    return _read_grid(path)
+
+
+def shipped_grids() -> list[Grid]:
+    """Return the grids that come with the program, in alphabetical order."""
+    return [_read_grid(path) for path in _shipped_files()]
+
+
+def _shipped_files() -> list[Path]:
+    return sorted(shipped("grids").glob("*.yaml"))
+
+
+def _read_grid(path: Path) -> Grid:
+    file = _validated(_GridFile, _read_yaml(path), path)
+    try:
+        variants, factors = _multiply(file)
+        return Grid(
+            name=_checked_name(path.stem, "the file's name"),
+            description=file.description,
+            variants=variants,
+            shared=_checked(file.shared, "shared"),
+            factors=factors,
+            folds=file.defaults.folds,
+            seeds=file.defaults.seeds,
+            published=_read_published(file.published, path),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
+    """Return all variants of a file, those of the factors first, and their levels."""
+    variants: dict[str, Changes] = {}
+    factors: dict[str, Levels] = {}
+
+    def add(name: str, changes: Changes, levels: Levels) -> None:
+        if _checked_name(name, "a variant").startswith(WINNER):
+            raise ConfigError(f"variant {name}: {WINNER} begins the name of a search's winner")
+        if name in variants:
+            raise ConfigError(f"there are two variants {name}")
+        if len(variants) == _MAX_VARIANTS:
+            raise ConfigError(f"there are more than {_MAX_VARIANTS:,} variants")
+        variants[name] = changes
+        if levels:
+            factors[name] = levels
+
+    for levels, changes in _combinations(file.factors):
+        add(_name(file, levels), changes, levels)
+    for name, tree in file.variants.items():
+        own = dict(tree or {})
+        inherited = _inherited(name, own.pop(_INHERITS, None), variants)
+        for suffix, levels, changes in _products(_flat(own, f"variant {name}"), f"variant {name}"):
+            add(f"{name}{suffix}", {**inherited, **changes}, levels)
+    if not variants:
+        raise ConfigError("there is nothing to compare: give factors or variants")
+    return variants, factors
+
+
+def _inherited(name: str, parent: str | None, variants: Mapping[str, Changes]) -> Changes:
+    if parent is None:
+        return {}
+    if parent not in variants:
+        raise ConfigError(
+            f"variant {name} inherits from {parent}, which is not above it in the file; "
+            f"there are {', '.join(variants) or 'none'}"
+        )
+    return variants[parent]
+
+
+def _combinations(
+    factors: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+) -> Iterator[tuple[Levels, Changes]]:
+    """Yield the levels and the keys of each combination; the last factor varies fastest."""
+    if not factors:
+        return
+    sides = []
+    for factor, levels in factors.items():
+        _checked_name(factor, "a factor")
+        if len(levels) < 2:
+            raise ConfigError(f"factor {factor} has {len(levels)} level, and needs at least 2")
+        sides.append(
+            [
+                (factor, _checked_name(level, f"a level of {factor}"), changes or {})
+                for level, changes in levels.items()
+            ]
+        )
+    for cell in itertools.product(*sides):
+        merged: Changes = {}
+        for factor, level, changes in cell:
+            checked = _checked(changes, f"factor {factor}, level {level}")
+            if shared := sorted(set(merged) & set(checked)):
+                raise ConfigError(f"factor {factor} sets {shared[0]}, as another factor does")
+            merged |= checked
+        yield {factor: level for factor, level, _ in cell}, merged
+
+
+def _name(file: _GridFile, levels: Levels) -> str:
+    pattern = file.names or "-".join(f"{{{factor}}}" for factor in levels)
+    name = pattern
+    for factor, level in levels.items():
+        if f"{{{factor}}}" not in pattern:
+            raise ConfigError(f"names is {pattern!r}, which lacks {{{factor}}}")
+        name = name.replace(f"{{{factor}}}", level)
+    return name
+
+
+def _products(keys: Changes, where: str) -> Iterator[tuple[str, Levels, Changes]]:
+    """Yield the suffix of the name, the levels and the keys of each product of a variant's lists.
+
+    A list is multiplied out, unless the key itself takes that list.
+    """
+    many = {k: v for k, v in keys.items() if isinstance(v, list) and not _takes(k, v)}
+    for values in itertools.product(*many.values()):
+        chosen = dict(zip(many, values, strict=True))
+        levels = {key: _slug(value) for key, value in chosen.items()}
+        suffix = "".join(f"-{level}" for level in levels.values())
+        yield suffix, levels, _checked({**keys, **chosen}, where)
+
+
+def _takes(key: str, value: Any) -> bool:
+    try:
+        Experiment().replaced({key: value})
+    except ConfigError:
+        return False
+    return True
+
+
+def _slug(value: Any) -> str:
+    """A value as part of a variant's name: `[median, clahe]` becomes `median-clahe`."""
+    text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-") or "none"
+
+
+def _checked(tree: Mapping[str, Any], where: str) -> Changes:
+    """Return nested or dotted keys as dotted ones, each of which an experiment has."""
+    changes = _flat(tree, where)
     for key in changes:
-        if key in decided:
-            raise ConfigError(f"--set {key}: the grid {grid} decides it, variant by variant")
-        if key == "fold":
-            raise ConfigError("--set fold: use --folds N, which runs rotations 0 to N-1")
+        if key in _DECIDED:
+            raise ConfigError(f"{where}: {key} cannot vary in a grid: {_DECIDED[key]}")
+    Experiment().replaced(changes, where)
+    return changes
+
+
+def _flat(tree: Mapping[str, Any], where: str) -> Changes:
+    changes: Changes = {}
+    for key, value in tree.items():
+        below = _flat(value, where) if isinstance(value, dict) else {"": value}
+        for rest, leaf in below.items():
+            dotted = f"{key}.{rest}".rstrip(".")
+            if dotted in changes:
+                raise ConfigError(f"{where}: {dotted} is there twice")
+            changes[dotted] = leaf
+    return changes
+
+
+def _checked_name(name: str, what: str) -> str:
+    """Return a name that is safe in paths and tables."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} is named {name!r}; use at most 60 letters, digits, '.', '_' and '-', the "
+            "first a letter or digit"
+        )
+    return name
+
+
+def _read_published(name: str | None, grid: Path) -> Published | None:
+    if name is None:
+        return None
+    if name.endswith((".yaml", ".yml")):
+        path = grid.parent / name
+    else:
+        path = shipped("published") / f"{_checked_name(name, 'published')}.yaml"
+    return _validated(Published, _read_yaml(path), path)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
+def _validated(model: type[Model], tree: Any, path: Path) -> Model:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no keys; expected {', '.join(model.model_fields)}")
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, model.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ConfigError(
+                f"{path}: unknown key {key}{hint} Valid keys: {', '.join(model.model_fields)}"
+            ) from error
+        raise ConfigError(f"{path}: {key}: {problem['msg']}") from error

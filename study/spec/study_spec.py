@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, ModelConfig, differences
-from study.spec.grid import WINNER, Changes
+from study.spec.grid import WINNER, Changes, Grid, Levels, Published
 from study.spec.halving import BRACKETS, Halving
 from study.spec.search_space import VARIANT, Range, SearchSpace
 from study.spec.trial_job import TrialJob, inner_folds
@@ -74,7 +74,10 @@ class StudySpec(BaseModel):
 
     Attributes:
         grid: Name of the grid.
+        description: What the grid compares, in a sentence.
         variants: Name of a variant -> the keys in which it differs from `experiment`.
+        factors: Variant -> factor -> its level, for variants that combine levels.
+        published: The published table to compare with, if the grid names one.
         metric: What trials report to Tune.
         mode: `max`: higher is better.
         folds: Rotations 0 to folds - 1 of the ten folds; may only grow.
@@ -94,7 +97,10 @@ class StudySpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     grid: str
+    description: str = ""
     variants: dict[str, Changes]
+    factors: dict[str, Levels] = {}
+    published: Published | None = None
     metric: str = METRIC
     mode: str = MODE
     folds: int = Field(default=1, ge=1, le=NUM_FOLDS)
@@ -109,6 +115,18 @@ class StudySpec(BaseModel):
     data: str = ""
     synthetic: bool = False
 
+    @classmethod
+    def of(cls, grid: Grid, **fields: Any) -> StudySpec:
+        """Return the specification of a study of a grid; `fields` are the other attributes."""
+        return cls(
+            grid=grid.name,
+            description=grid.description,
+            variants=grid.variants,
+            factors=grid.factors,
+            published=grid.published,
+            **fields,
+        )
+
     def jobs(self) -> list[TrialJob]:
         """Return the trials of the grid: all variants of one fold and seed before the next.
 
@@ -116,10 +134,10 @@ class StudySpec(BaseModel):
             ConfigError: If a variant's keys do not fit the experiment.
         """
         return [
-            self._job(variant, self.experiment.replaced({**changes, "fold": fold, "seed": seed}))
+            self._job(variant, self._experiment(variant, {"fold": fold, "seed": seed}))
             for seed in self._seeds
             for fold in range(self.folds)
-            for variant, changes in self.variants.items()
+            for variant in self.variants
         ]
 
     def candidate(self, index: int, params: Changes) -> TrialJob:
@@ -211,6 +229,10 @@ class StudySpec(BaseModel):
             facts = {"training_seed": self.training_seed, "rungs": self.rungs}
             record["search"] |= facts | {"epochs": self.halving.longest}
         return record
+
+    def _experiment(self, variant: str, cell: Changes) -> Experiment:
+        where = f"grid {self.grid}, variant {variant}"
+        return self.experiment.replaced({**self.variants[variant], **cell}, where)
 
     @property
     def _seeds(self) -> range:

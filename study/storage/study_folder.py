@@ -26,7 +26,7 @@ from study.spec.study_spec import StudySpec
 
 def default_name(grid: str, config: Path | None, *, synthetic: bool) -> str:
     """Return the name of a study that was given none: its grid's, or its configuration file's."""
-    name = config.stem if grid == ONE and config is not None else grid
+    name = config.stem if grid == ONE.name and config is not None else grid
     return f"{name}-synthetic" if synthetic else name
 
 

@@ -168,7 +168,7 @@ def describe_job(job: TrialJob) -> Row:
         "fold": job.fold,
         "seed": job.seed,
         "encoder": job.experiment.model.encoder,
-        "preprocessed": job.experiment.preprocess.enabled,
+        "filters": "median, clahe" if job.experiment.preprocess.enabled else "none",
         "size": job.experiment.data.size,
     }
 

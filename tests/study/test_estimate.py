@@ -15,7 +15,7 @@ from brainseg.config import Experiment, load_experiment
 from study.estimate import EpochTimes, TrialKind, measure_disk
 from study.resolve import Study
 from study.run import main
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.resources import TrialResources
 from study.spec.study_spec import StudySpec
 from study.storage.trial_folder import TrialFolder
@@ -26,7 +26,11 @@ ONE_CPU = TrialResources(cpus=1)
 def _leave(storage: Path, base: Experiment, variant: str, stages: list[list[float]]) -> None:
     """Leave a study of which one trial ran epochs that took so many seconds, stage by stage."""
     study = storage / "earlier"
-    about = {"experiment": base.model_dump(mode="json"), "variants": GRIDS["lite"], "slices": 72}
+    about = {
+        "experiment": base.model_dump(mode="json"),
+        "variants": load_grid("lite").variants,
+        "slices": 72,
+    }
     about |= {"grid": "lite"}
     about |= {"cpus_per_trial": 1, "gpus_per_trial": 0.0}
     folder = TrialFolder(study / "trials" / f"{variant}-fold0-seed1")
@@ -68,7 +72,7 @@ def test_hours_that_nothing_tells_are_unknown_and_how_to_know_them_is_said(
 def test_a_plan_says_hours_and_money_from_finished_epochs(
     plan: list[str], base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number, variant in enumerate(GRIDS["lite"]):
+    for number, variant in enumerate(load_grid("lite").variants):
         _leave(tmp_path / "all" / str(number), base, variant, [[9.0, 10.0, 500.0], [100.0]])
         (tmp_path / "all" / str(number) / "earlier").rename(tmp_path / "all" / f"study{number}")
     assert [stage.epochs for stage in base.stages] == [2, 8]
@@ -86,7 +90,7 @@ def test_a_plan_says_hours_and_money_from_finished_epochs(
 def test_each_trial_counts_once_in_the_mean_epoch_of_a_search(
     plan: list[str], base: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for variant, seconds in zip(GRIDS["lite"], (100.0, 200.0), strict=True):
+    for variant, seconds in zip(load_grid("lite").variants, (100.0, 200.0), strict=True):
         _leave(tmp_path / "all" / variant, base, variant, [[10.0], [seconds]])
         (tmp_path / "all" / variant / "earlier").rename(tmp_path / "all" / f"study-{variant}")
     assert main([*plan, "--search", "4", "--scheduler", "none"]) == 0
@@ -118,7 +122,7 @@ def test_epochs_of_other_slices_processors_or_sizes_tell_nothing(
     base: Experiment, tmp_path: Path
 ) -> None:
     _leave(tmp_path, base, "raw-lite0", [[10.0], [100.0]])
-    experiment = base.replaced(GRIDS["lite"]["raw-lite0"])
+    experiment = base.replaced(load_grid("lite").variants["raw-lite0"])
     known = EpochTimes(tmp_path)
     kind = TrialKind.of(experiment, 72, ONE_CPU)
     assert known.training(kind, experiment) == 2 * 10 + 8 * 100
@@ -143,8 +147,10 @@ def test_a_price_without_a_plan_is_a_usage_error(
 
 
 def test_disk_grows_with_trials_and_concurrency(tmp_path: Path) -> None:
-    spec = StudySpec(grid="lite", variants=GRIDS["lite"], folds=2, experiment=Experiment())
-    sizes = {"timm-tf_efficientnet_lite0": 1000}
+    spec = StudySpec(
+        grid="lite", variants=load_grid("lite").variants, folds=2, experiment=Experiment()
+    )
+    sizes = {"tu-tf_efficientnet_lite0": 1000}
 
     def needed(concurrent: int, slices: int = 0) -> int:
         study = cast(

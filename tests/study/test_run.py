@@ -101,6 +101,7 @@ def test_a_configuration_alone_is_a_study_of_its_name(
     out = capsys.readouterr().out
     assert re.search(r"folder +\S+/results/best-synthetic\n", out)
     assert re.search(r"trials +1, 1 of them to run", out)
+    assert re.search(r"configured +as configured", out)
     assert main(["--config", "best.yaml", "--report-only"]) == KNOWN_ERROR
     assert "results/best holds no readable study.json" in capsys.readouterr().err
 
@@ -109,20 +110,19 @@ def test_a_configuration_alone_is_a_study_of_its_name(
     ("flags", "words"),
     [
         (["--gridd", "lite"], "--grid"),
-        (["--grid", "basline"], "baseline"),
         (["--grid", "lite", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["--grid", "lite", "--concurrent", "0"], "at least 1"),
         (["--grid", "lite", "--folds", "11"], "from 1 to 10"),
         (["--grid", "lite", "--search", "9", "--search-folds", "10"], "from 1 to 9"),
         (["--grid", "lite", "--fold", "2"], "unrecognized arguments"),
-        ([], "give --grid NAME, or --config YAML"),
+        ([], "give --grid NAME or FILE, or --config YAML"),
         (["--grid", "lite", "--sampler", "tpe"], "--sampler needs --search N"),
         (["--grid", "lite", "--search-folds", "2"], "--search-folds needs --search N"),
         (["--grid", "lite", "--search", "0"], "at least 1"),
         (["--grid", "lite", "--search", "9", "--scheduler", "asah"], "median"),
     ],
 )
-def test_unknown_flags_and_grids_exit_with_two(
+def test_unknown_flags_exit_with_two(
     flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:

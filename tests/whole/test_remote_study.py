@@ -23,7 +23,7 @@ from brainseg.storage.remote import RemoteFolder
 from study.fetch import main as fetch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-ENCODER = "timm-tf_efficientnet_lite0"
+ENCODER = "tu-tf_efficientnet_lite0"
 OUTAGE_SECONDS = 30.0
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.config import Experiment
 from brainseg.model.model_file import load_model
 from brainseg.storage.files import read_csv
 from study.run import main
-from study.spec.grid import GRIDS
 from study.storage.trial_folder import TABLES
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -24,6 +24,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def _write_grid(folder: Path, variants: dict[str, dict[str, Any]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "four.yaml"
+    path.write_text(
+        yaml.safe_dump({"description": "Four.", "variants": variants}, sort_keys=False)
+    )
+    return path
+
+
 @pytest.fixture(scope="module")
 def command(
     phantom_root: Path, tiny: Experiment, tmp_path_factory: pytest.TempPathFactory
@@ -31,15 +40,14 @@ def command(
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.yaml").write_text(tiny.to_yaml())
     where = ["--data", str(phantom_root), "--storage", str(folder / "results")]
-    return ["--grid", "four", "--config", str(folder / "tiny.yaml"), *where]
+    _write_grid(folder, VARIANTS)
+    return ["--grid", str(folder / "four.yaml"), "--config", str(folder / "tiny.yaml"), *where]
 
 
 @pytest.fixture(scope="module")
 def study(command: list[str]) -> Path:
     """Four trials, two at once; one of them diverges in stage 2."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(GRIDS, "four", VARIANTS)
-        assert main(command) == SOME_FAILED
+    assert main(command) == SOME_FAILED
     return Path(command[-1]) / "four-synthetic"
 
 
@@ -115,13 +123,11 @@ def test_the_same_command_keeps_what_is_finished(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in study.glob("trials/*/model.safetensors")}
     scores = (study / "scores.csv").read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(GRIDS, "four", VARIANTS)
-        assert main(command) == SOME_FAILED
-        told = capsys.readouterr()
-        assert "to run" not in told.out
-        assert "--retry-failed runs failed trials again" in told.err
-        assert main([*command, "--retry-failed"]) == SOME_FAILED
+    assert main(command) == SOME_FAILED
+    told = capsys.readouterr()
+    assert "to run" not in told.out
+    assert "--retry-failed runs failed trials again" in told.err
+    assert main([*command, "--retry-failed"]) == SOME_FAILED
     assert "Trials: 4, 1 to run" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (study / "scores.csv").read_bytes() == scores
@@ -134,10 +140,9 @@ def test_an_equal_study_has_byte_equal_scores_and_equal_weights(
     import torch
 
     two = {name: VARIANTS[name] for name in ("preprocessed", "raw")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(GRIDS, "four", two)
-        again = [*command, "--name", "again", "--concurrent", "1", "--cpus-per-trial", "1"]
-        assert main(again) == FINISHED
+    grid = _write_grid(study.parents[1] / "again", two)
+    again = ["--grid", str(grid), *command[2:], "--name", "again", "--concurrent", "1"]
+    assert main([*again, "--cpus-per-trial", "1"]) == FINISHED
     folder = study.with_name("again")
     for variant in two:
         scores = [path / "trials" / f"{variant}-fold0-seed44" for path in (study, folder)]

@@ -22,11 +22,12 @@ from study.analysis.scores import Floats
 
 NAN = np.nan
 FACTORS = {
-    "a": ("small", False),
-    "b": ("small", True),
-    "c": ("large", False),
-    "d": ("large", True),
+    "a": {"encoder": "small", "preprocessing": "raw"},
+    "b": {"encoder": "small", "preprocessing": "filtered"},
+    "c": {"encoder": "large", "preprocessing": "raw"},
+    "d": {"encoder": "large", "preprocessing": "filtered"},
 }
+INTERACTION = "encoder large x preprocessing filtered"
 
 
 def _rng(seed: int = 1) -> np.random.Generator:
@@ -257,8 +258,8 @@ def test_additive_factors_do_not_interact() -> None:
     effects = _effects(base + gain)
     expected = {
         "encoder: small -> large": 0.2,
-        "preprocessing: raw -> preprocessed": 0.1,
-        "interaction": 0.0,
+        "preprocessing: raw -> filtered": 0.1,
+        INTERACTION: 0.0,
     }
     for name, value in expected.items():
         difference = effects[name].difference
@@ -269,28 +270,56 @@ def test_an_interaction_by_hand() -> None:
     dice = np.array([0.5, 0.6, 0.7, 0.5])[:, None, None] + 0.02 * draw_dice(4, 2, 12)
     effects = _effects(dice)
     # Preprocessing gives +0.1 to the small encoder, -0.2 to the large one.
-    assert effects["interaction"].difference.point == pytest.approx(-0.3, abs=0.02)
-    assert effects["interaction"].difference.high < 0
-    assert effects["preprocessing: raw -> preprocessed"].difference.point == pytest.approx(
+    assert effects[INTERACTION].difference.point == pytest.approx(-0.3, abs=0.02)
+    assert effects[INTERACTION].difference.high < 0
+    assert effects["preprocessing: raw -> filtered"].difference.point == pytest.approx(
         -0.05, abs=0.02
     )
-    assert effects["interaction"].p < 0.01
+    assert effects[INTERACTION].p < 0.01
 
 
 def test_effects_use_the_patients_that_all_four_have() -> None:
     dice = np.repeat(0.5 * draw_dice(1, 1, 10), 4, axis=0)
     dice[3, :, :5] = NAN
     dice[:3, :, :5] = np.array([0, 1, 0])[:, None, None]
-    assert _effects(dice)["interaction"].difference == Estimate(0, 0, 0)
+    assert _effects(dice)[INTERACTION].difference == Estimate(0, 0, 0)
 
 
-def test_there_are_no_effects_without_a_two_by_two() -> None:
-    assert compare(matrix_of(draw_dice(2, 1, 6)), FACTORS).effects == ()
+def test_an_effect_that_needs_a_missing_combination_is_left_out() -> None:
+    assert compare(matrix_of(draw_dice(2, 1, 6)), FACTORS).effects[0].name == (
+        "preprocessing: raw -> filtered"
+    )
     assert compare(matrix_of(draw_dice(4, 1, 6))).effects == ()
-    alike = FACTORS | {"d": ("large", False)}
-    assert compare(matrix_of(draw_dice(4, 1, 6)), alike).effects == ()
-    third = FACTORS | {"d": ("huge", True)}
-    assert compare(matrix_of(draw_dice(4, 1, 6)), third).effects == ()
+    three = {name: FACTORS[name] for name in "abc"}
+    assert compare(matrix_of(draw_dice(4, 1, 6)), three).effects == ()
+
+
+def test_three_levels_of_three_factors_by_hand() -> None:
+    gains = {"x": (0.0, 0.1, 0.3), "y": (0.0, -0.05), "z": (0.0, 0.02)}
+    cells = list(itertools.product(range(3), range(2), range(2)))
+    factors = {
+        f"v{number:02d}": {name: str(level) for name, level in zip("xyz", cell, strict=True)}
+        for number, cell in enumerate(cells)
+    }
+    dice = 0.4 + np.array(
+        [sum(gains[n][i] for n, i in zip("xyz", cell, strict=True)) for cell in cells]
+    )
+    dice += [0.04 * (cell[0] == 2 and cell[2] == 1) for cell in cells]  # x and z interact
+    matrix = replace(matrix_of(np.repeat(dice[:, None, None], 8, axis=2)), variants=tuple(factors))
+    found = {e.name: e.difference.point for e in compare(matrix, factors).effects}
+    assert found == pytest.approx(
+        {
+            "x: 0 -> 1": 0.1,
+            "x: 0 -> 2": 0.32,
+            "y: 0 -> 1": -0.05,
+            "z: 0 -> 1": 0.02 + 0.04 / 3,
+            "x 1 x y 1": 0.0,
+            "x 2 x y 1": 0.0,
+            "x 1 x z 1": 0.0,
+            "x 2 x z 1": 0.04,
+            "y 1 x z 1": 0.0,
+        }
+    )
 
 
 def test_sign_flips_by_hand() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brainseg.errors import StudyError
-from study.analysis.scores import read_factors, read_matrix, read_slices, sum_by_patient
+from study.analysis.scores import read_matrix, read_slices, sum_by_patient
 
 
 def _row(variant: str, fold: int, seed: int, patient: str, **more: Any) -> dict[str, Any]:
@@ -66,15 +66,6 @@ def test_a_patient_in_two_folds_of_one_seed_is_refused() -> None:
 def test_a_value_that_is_not_a_number_is_refused(column: str, text: str) -> None:
     with pytest.raises(StudyError, match="patient p"):
         read_matrix([_row("a", 0, 44, "p", **{column: text})])
-
-
-@pytest.mark.parametrize("yes", ["True", True])
-def test_factors_are_read_as_text_and_as_they_are(yes: object) -> None:
-    rows: list[dict[str, Any]] = [
-        {"variant": "a", "encoder": "resnet50", "preprocessed": yes},
-        {"variant": "b", "encoder": "resnet50", "preprocessed": "False"},
-    ]
-    assert read_factors(rows) == {"a": ("resnet50", True), "b": ("resnet50", False)}
 
 
 def test_slices_are_typed_and_summed_by_variant_seed_and_patient() -> None:

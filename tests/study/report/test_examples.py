@@ -17,7 +17,7 @@ from brainseg.inference.overlay import PREDICTED, TRUE
 from brainseg.metrics import Counts
 from brainseg.storage.files import read_csv, write_text
 from study.report.examples import draw_examples
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import save_probabilities
@@ -25,7 +25,9 @@ from study.storage.tables import collect
 from study.storage.trial_folder import TrialFolder
 
 SIZE = 32
-JOBS = StudySpec(grid="lite", variants=GRIDS["lite"], experiment=Experiment(), seeds=2).jobs()
+JOBS = StudySpec(
+    grid="lite", variants=load_grid("lite").variants, experiment=Experiment(), seeds=2
+).jobs()
 
 
 def _evaluation(data: SliceStore, missed: str) -> Evaluation:

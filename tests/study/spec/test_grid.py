@@ -1,22 +1,146 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
-from study.spec.grid import GRIDS, refuse_grid_keys
+from study.cli import parse_options
+from study.run import main
+from study.spec.grid import Grid, load_grid, shipped_grids
+
+GRID = """
+description: Two factors, and one more.
+names: "{rate}_{loss}"
+defaults: {folds: 2, seeds: 3}
+shared: {stages: {"0": {epochs: 1}}}
+factors:
+  rate:
+    low: {stages.1.learning_rate: 0.0001}
+    high: {stages.1.learning_rate: 0.001}
+  loss:
+    dice: {loss: {dice_weight: 1.0, bce_weight: 0.0}}
+    both:
+variants:
+  sharp: {inherits: high_dice, threshold: 0.4}
+  batch: {inherits: sharp, optimizer.batch_size: [4, 8]}
+"""
 
 
-def test_baseline_is_the_published_four() -> None:
-    variants = [Experiment().replaced(changes) for changes in GRIDS["baseline"].values()]
-    assert {(e.model.encoder, e.preprocess.enabled) for e in variants} == {
-        (encoder, enabled)
-        for encoder in ("resnet50", "efficientnet-b0")
-        for enabled in (False, True)
+def _read(tmp_path: Path, text: str) -> Grid:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return load_grid(str(path))
+
+
+def test_baseline_is_the_published_four_in_the_order_of_the_notebook() -> None:
+    grid = load_grid("baseline")
+    assert list(grid.variants) == [
+        "raw-resnet50",
+        "preprocessed-resnet50",
+        "raw-efficientnet-b0",
+        "preprocessed-efficientnet-b0",
+    ]
+    assert grid.factors["preprocessed-resnet50"] == {
+        "encoder": "resnet50",
+        "preprocessing": "preprocessed",
     }
+    assert grid.published is not None
+    assert grid.published.scores.keys() == grid.variants.keys()
+
+
+def test_factors_multiply_lists_are_products_and_variants_inherit(tmp_path: Path) -> None:
+    grid = _read(tmp_path, GRID)
+    assert (grid.name, grid.folds, grid.seeds) == ("mine", 2, 3)
+    assert grid.shared == {"stages.0.epochs": 1}
+    high_dice = {
+        "stages.1.learning_rate": 0.001,
+        "loss.dice_weight": 1.0,
+        "loss.bce_weight": 0.0,
+    }
+    assert grid.variants == {
+        "low_dice": high_dice | {"stages.1.learning_rate": 0.0001},
+        "low_both": {"stages.1.learning_rate": 0.0001},
+        "high_dice": high_dice,
+        "high_both": {"stages.1.learning_rate": 0.001},
+        "sharp": high_dice | {"threshold": 0.4},
+        "batch-4": high_dice | {"threshold": 0.4, "optimizer.batch_size": 4},
+        "batch-8": high_dice | {"threshold": 0.4, "optimizer.batch_size": 8},
+    }
+    assert grid.factors["low_both"] == {"rate": "low", "loss": "both"}
+    assert grid.factors["batch-8"] == {"optimizer.batch_size": "8"}
+    assert "sharp" not in grid.factors
+
+
+ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("description: x\nfctors: {}", "unknown key fctors; did you mean factors?"),
+        ("- 1", "holds no keys"),
+        ("description: [", "cannot read"),
+        ("description: x", "nothing to compare"),
+        ("description: x\nvariants: {a: {treshold: 0.4}}", "variant a: unknown key treshold; did"),
+        ("description: x\nvariants: {a: {threshold: 4}}", "variant a: threshold is 4"),
+        ("description: x\nvariants: {../a: {threshold: 0.4}}", "named '../a'"),
+        ("description: x\nvariants: {winner-c1: {threshold: 0.4}}", "a search's winner"),
+        ("description: x\nvariants: {a: {fold: 3}}", "fold cannot vary in a grid"),
+        ("description: x\nvariants: {a: {inherits: b}}", "inherits from b"),
+        ("description: x\nfactors: {f: {a: {threshold: 0.4}}}", "has 1 level"),
+        (
+            "description: x\nfactors: {f: {a: , b: {threshold: 0.4}}, g: {c: , d: "
+            "{threshold: 0.3}}}",
+            "factor g sets threshold, as another factor does",
+        ),
+        ("description: x\nnames: a\nfactors: {f: {a: , b: {threshold: 0.4}}}", "lacks {f}"),
+        ("description: x\ndefaults: {folds: 11}\nvariants: {a: }", "defaults.folds"),
+        (ONE + "published: nothing", "nothing.yaml"),
+        (ONE + "published: ../x", "published is named"),
+        (
+            "description: x\nvariants: {a: {optimizer.batch_size: "
+            + str(list(range(2, 1100)))
+            + "}}",
+            "more than 1,000 variants",
+        ),
+    ],
+)
+def test_a_faulty_grid_is_refused_by_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        _read(tmp_path, text)
+    assert said in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "--set" not in str(error.value)
+
+
+def test_two_names_for_one_experiment_are_refused(tmp_path: Path) -> None:
+    grid = _read(tmp_path, "description: x\nvariants: {a: , b: {threshold: 0.5}}")
+    with pytest.raises(ConfigError, match="a and b are the same experiment"):
+        grid.refuse_equal(Experiment())
+    grid.refuse_equal(Experiment().replaced({"threshold": 0.4}))
+
+
+def test_an_unknown_name_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--grid", "baselin"]) == 2
+    assert "did you mean baseline?" in capsys.readouterr().err
+
+
+def test_the_list_names_every_grid_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    told = capsys.readouterr().out
+    for grid in shipped_grids():
+        assert grid.name in told
+        assert grid.description.split(",")[0] in told
 
 
 @pytest.mark.parametrize("key", ["model.encoder", "preprocess.enabled", "fold"])
 def test_keys_that_the_grid_decides_cannot_be_set(key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        refuse_grid_keys("baseline", {key: "x"})
+        load_grid("baseline").refuse_decided({key: "x"})
+
+
+def test_the_command_line_overrides_the_grids_folds_and_seeds() -> None:
+    args = parse_options(["--grid", "lite", "--folds", "3"])
+    assert (args.folds, args.seeds) == (3, None)

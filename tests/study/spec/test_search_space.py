@@ -8,9 +8,10 @@ from optuna.trial import FixedTrial
 
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid, shipped_grids
 from study.spec.search_space import VARIANT, SearchSpace, load_space
 
+NAMES = [grid.name for grid in shipped_grids()]
 SEARCH = Path(__file__).parents[3] / "configs" / "search.yaml"
 BASE = Experiment()
 
@@ -18,7 +19,7 @@ BASE = Experiment()
 def _space(tmp_path: Path, text: str, grid: str = "lite", base: Experiment = BASE) -> SearchSpace:
     path = tmp_path / "space.yaml"
     path.write_text(text)
-    return load_space(path, GRIDS[grid], base)
+    return load_space(path, load_grid(grid).variants, base)
 
 
 def _suggest(space: SearchSpace, **params: Any) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def _suggest(space: SearchSpace, **params: Any) -> dict[str, Any]:
     return space.shared(params[VARIANT]) | drawn
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", NAMES)
 def test_the_shipped_space_holds_the_protocol_and_the_setting_tried_by_hand(grid: str) -> None:
-    space = load_space(SEARCH, GRIDS[grid], BASE)
+    space = load_space(SEARCH, load_grid(grid).variants, BASE)
     for values in ((1e-4, 1e-5), (1e-3, 5e-4)):
         for stage, value in enumerate(values):
             assert space.ranges[f"stages.{stage}.learning_rate"].holds(value)
-    for variant in GRIDS[grid]:
+    for variant in load_grid(grid).variants:
         assert space.baseline(variant)[VARIANT] == variant
 
 
@@ -46,7 +47,7 @@ def test_raw_slices_have_no_clip_limit(tmp_path: Path) -> None:
     space = _space(
         tmp_path, "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.enabled}"
     )
-    assert _suggest(space, variant="raw-lite0") == GRIDS["lite"]["raw-lite0"]
+    assert _suggest(space, variant="raw-lite0") == load_grid("lite").variants["raw-lite0"]
     drawn = _suggest(space, variant="preprocessed-lite0", **{"preprocess.clip_limit": 2.5})
     assert drawn["preprocess.clip_limit"] == 2.5
     assert "preprocess.clip_limit" not in space.baseline("raw-lite0")
@@ -86,7 +87,10 @@ def test_a_value_is_that_of_all_candidates_and_not_of_the_grid(tmp_path: Path) -
     text = "augment.strength: {low: 0.0, high: 2.0}\nstages.0.epochs: {value: 1}"
     space = _space(tmp_path, text)
     drawn = _suggest(space, variant="raw-lite0", **{"augment.strength": 1.5})
-    assert drawn == GRIDS["lite"]["raw-lite0"] | {"augment.strength": 1.5, "stages.0.epochs": 1}
+    assert drawn == load_grid("lite").variants["raw-lite0"] | {
+        "augment.strength": 1.5,
+        "stages.0.epochs": 1,
+    }
     assert space.stage_epochs() == (1, 16)
     assert space.base.stages[0].epochs == 5
     assert space.baseline("raw-lite0") == {VARIANT: "raw-lite0", "augment.strength": 1.0}

@@ -9,11 +9,15 @@ from pydantic import ValidationError
 from stubs import BASE, RANGES, build_search
 
 from brainseg.config import Experiment
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 
 SPEC = StudySpec(
-    grid="lite", variants=GRIDS["lite"], experiment=Experiment(), fingerprint="f" * 64, seeds=2
+    grid="lite",
+    variants=load_grid("lite").variants,
+    experiment=Experiment(),
+    fingerprint="f" * 64,
+    seeds=2,
 )
 
 
@@ -36,9 +40,9 @@ def test_all_variants_of_a_fold_and_seed_come_before_the_next() -> None:
 
 def test_variants_differ_from_the_base_in_their_own_keys_alone() -> None:
     base = Experiment().replaced({"data.size": 128})
-    spec = StudySpec(grid="baseline", variants=GRIDS["baseline"], experiment=base)
+    spec = StudySpec(grid="baseline", variants=load_grid("baseline").variants, experiment=base)
     for job in spec.jobs():
-        assert job.experiment == base.replaced(GRIDS["baseline"][job.variant])
+        assert job.experiment == base.replaced(load_grid("baseline").variants[job.variant])
 
 
 @pytest.mark.parametrize("changes", [{"folds": 0}, {"folds": 11}, {"seeds": 0}])
@@ -62,7 +66,7 @@ def test_a_candidate_is_its_variant_with_its_parameters(spec: StudySpec) -> None
     }
     job = spec.candidate(7, params)
     assert (job.name, str(job.path)) == ("candidate-0007", "search/candidates/0007")
-    changes = {"model.encoder": "timm-tf_efficientnet_lite0", "preprocess.enabled": True}
+    changes = {"model.encoder": "tu-tf_efficientnet_lite0", "preprocess.enabled": True}
     expected = BASE.replaced({**changes, "preprocess.clip_limit": 5.5})
     assert job.experiment == expected.replaced({"seed": spec.training_seed})
     (retrained,) = spec.retrained(7, params)

@@ -10,7 +10,7 @@ from brainseg.data.slice_store import Slice
 from brainseg.inference.evaluation import PLAIN, Evaluation, PartEvaluation
 from brainseg.metrics import Counts
 from brainseg.storage.files import read_csv, write_text
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import (
@@ -43,7 +43,7 @@ def _finish(study: Path, job: TrialJob, probabilities: list[float]) -> None:
 
 
 def _jobs(**counts: int) -> list[TrialJob]:
-    spec = StudySpec(grid="lite", variants=GRIDS["lite"], experiment=Experiment())
+    spec = StudySpec(grid="lite", variants=load_grid("lite").variants, experiment=Experiment())
     return spec.model_copy(update=counts).jobs()
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from brainseg.config import Experiment
 from brainseg.errors import StudyError
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.storage.study_folder import (
     check_folder,
@@ -21,7 +21,7 @@ from study.storage.study_folder import (
 FACTS = {"first_seed": 44, "weights": "no pretrained weights", "versions": {"torch": "2"}}
 SPEC = StudySpec(
     grid="lite",
-    variants=GRIDS["lite"],
+    variants=load_grid("lite").variants,
     experiment=Experiment(),
     fingerprint="f" * 64,
     seeds=2,

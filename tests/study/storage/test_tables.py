@@ -7,13 +7,15 @@ import pytest
 
 from brainseg.config import Experiment
 from brainseg.storage.files import read_csv, write_text
-from study.spec.grid import GRIDS
+from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.tables import collect
 from study.storage.trial_folder import TABLES, Row, TrialFolder
 
-JOBS = StudySpec(grid="lite", variants=GRIDS["lite"], experiment=Experiment(), seeds=2).jobs()
+JOBS = StudySpec(
+    grid="lite", variants=load_grid("lite").variants, experiment=Experiment(), seeds=2
+).jobs()
 
 
 def _finish(study: Path, job: TrialJob, dice: float) -> None:
