@@ -32,6 +32,15 @@ def build_parser(module: str, description: str, epilog: str) -> argparse.Argumen
     )
 
 
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of commands that load model files."""
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the code that a model file names as its network; only for files that you trust",
+    )
+
+
 def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was written") -> int:
     """Run a command; print a known error on stderr, without a traceback.
 

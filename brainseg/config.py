@@ -93,10 +93,19 @@ class AugmentConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The U-Net.
+    """The network.
 
     Attributes:
-        encoder: Name of an encoder of segmentation-models-pytorch, such as `resnet50`.
+        architecture: One of `unet`, `unetplusplus`, `manet`, `linknet`, `fpn`, `pspnet`,
+            `deeplabv3`, `deeplabv3plus`, `pan`, `upernet`, `segformer`, `dpt` (of
+            segmentation-models-pytorch); `attentionunet`, `basicunetplusplus`, `swinunetr` (of
+            MONAI, which have no encoder); a function such as `./mine.py:build`; or the name of an
+            entry point in `brainseg.networks`.
+        decoder_attention: `scse` adds squeeze and excitation (Roy et al. 2018) to the decoder of
+            `unet` or `unetplusplus`; `none` does not.
+        encoder: Name of an encoder of segmentation-models-pytorch, such as `resnet50`, `mit_b0`
+            or `tu-` with a name of timm; `own` if a network of the user's has one, `none` for
+            architectures without one.
         encoder_weights: `imagenet` (downloaded once), `none` (random), or the path or URL of a
             safetensors file with the encoder's state dict.
         calibrate_encoder: Whether the encoder's BatchNorm statistics are computed from the
@@ -107,6 +116,8 @@ class ModelConfig(_Section):
             random ones do, and validation fails until then.
     """
 
+    architecture: str = "unet"
+    decoder_attention: Literal["none", "scse"] = "none"
     encoder: str = "resnet50"
     encoder_weights: str = "imagenet"
     calibrate_encoder: bool = True
@@ -116,6 +127,16 @@ class ModelConfig(_Section):
     @classmethod
     def _name_none(cls, value: object) -> object:
         return "none" if value is None else value
+
+    @model_validator(mode="after")
+    def _no_weights_without_encoder(self) -> ModelConfig:
+        if self.encoder == "none" and self.encoder_weights != "none":
+            raise ValueError("model.encoder is none: set model.encoder_weights to none too")
+        if self.encoder == "own" and self.encoder_weights == "imagenet":
+            raise ValueError(
+                "model.encoder is own: set model.encoder_weights to none or to a .safetensors file"
+            )
+        return self
 
     @field_validator("encoder_weights")
     @classmethod
@@ -212,7 +233,27 @@ class Experiment(_Section):
     def _trains_at_all(self) -> Experiment:
         if not any(stage.epochs for stage in self.stages):
             raise ValueError("stages.0.epochs and stages.1.epochs cannot both be 0")
+        for index, stage in enumerate(self.stages):
+            if stage.epochs and stage.freeze_encoder and self.model.encoder == "none":
+                raise ValueError(
+                    f"stages.{index}.freeze_encoder is true, but model.encoder is none: set "
+                    f"stages.{index}.epochs to 0, or freeze_encoder to false"
+                )
         return self
+
+    @property
+    def network(self) -> str:
+        """The network in a few words, such as `unet resnet50`, for tables."""
+        model = self.model
+        words = [
+            Path(model.architecture).name,
+            *([] if model.encoder == "none" else [model.encoder]),
+        ]
+        if model.decoder_attention != "none":
+            words.append(model.decoder_attention)
+        if self.input_channels != 3:
+            words.append(f"{self.input_channels} channels")
+        return " ".join(words)
 
     @property
     def input_channels(self) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command
 from brainseg.data.slice_store import open_default
 from brainseg.errors import ConfigError
 from brainseg.inference.onnx import describe_input, export_onnx
@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write ONNX (default: MODEL's name with .onnx)",
     )
+    add_allow_code(parser)
     parser.add_argument(
         "--data",
         type=to_location,
@@ -50,10 +51,10 @@ def _export(args: argparse.Namespace) -> int:
     path = args.onnx if args.onnx.name else args.model.with_suffix(".onnx")
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file, or remove it")
-    predictor = Predictor.load(args.model, Compute("cpu"))
+    predictor = Predictor.load(args.model, Compute("cpu"), allow_code=args.allow_code)
     data = open_default(args.data)
     print(
-        f"tracing {predictor.experiment.model.encoder}, then comparing it on slices ...",
+        f"tracing {predictor.experiment.network}, then comparing it on slices ...",
         flush=True,
     )
     difference, pixels, num_slices = export_onnx(predictor, path, data)

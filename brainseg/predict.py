@@ -10,7 +10,13 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from brainseg.cli import FINISHED, SOME_FAILED, build_parser, run_command
+from brainseg.cli import (
+    FINISHED,
+    SOME_FAILED,
+    add_allow_code,
+    build_parser,
+    run_command,
+)
 from brainseg.inference.predictor import Predictor
 from brainseg.inference.readers import count_slices, find_scans, read_batches
 from brainseg.inference.writers import PredictionWriter, summary_lines
@@ -51,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="average over the slice and its three flips; takes four times as long",
     )
+    add_allow_code(parser)
     parser.add_argument(
         "--device", metavar="NAME", help="such as cpu or cuda (default: a GPU if there is one)"
     )
@@ -68,7 +75,7 @@ def _probability(text: str) -> float:
 
 
 def _predict_files(args: argparse.Namespace) -> int:
-    predictor = Predictor.load(args.model, Compute(args.device))
+    predictor = Predictor.load(args.model, Compute(args.device), allow_code=args.allow_code)
     scans, problems = find_scans(args.inputs)
     with new_folder(args.out) as folder:
         writer = PredictionWriter(folder)

@@ -57,7 +57,7 @@ def measure_disk(
     search's candidate keeps no weights.
     """
     existing = next(path for path in (study.folder, *study.folder.parents) if path.exists())
-    weights = [study.sizes[job.experiment.model.encoder] for job in jobs]
+    weights = [study.sizes[job.experiment.network] for job in jobs]
     exported = {job.variant: size for job, size in zip(jobs, weights, strict=True)}
     largest = sum(sorted(weights, reverse=True)[: resources.concurrent])
     running = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * largest
@@ -174,7 +174,7 @@ def describe_hours(
 class TrialKind:
     """What the time of an epoch depends on, apart from the machine."""
 
-    encoder: str
+    network: str
     preprocessed: bool
     size: int
     batch_size: int
@@ -192,7 +192,7 @@ class TrialKind:
             resources: What the trial gets.
         """
         return cls(
-            experiment.model.encoder,
+            experiment.network,
             experiment.preprocess.enabled,
             experiment.data.size,
             experiment.optimizer.batch_size,
@@ -205,7 +205,7 @@ class TrialKind:
         how = "preprocessed" if self.preprocessed else "raw"
         device = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
         shape = f"{self.size} px in batches of {self.batch_size}, {self.slices:,} slices"
-        return f"{self.encoder} {how} at {shape}, on {device}"
+        return f"{self.network} {how} at {shape}, on {device}"
 
 
 class EpochTimes:

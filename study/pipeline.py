@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from brainseg.cli import FINISHED, SOME_FAILED
+from brainseg.plugins import is_path
 from brainseg.storage.files import read_csv
 from brainseg.storage.urls import is_url
 from study.estimate import (
@@ -174,6 +175,9 @@ def _require_shared(study: Study) -> None:
     if not is_url(study.data.source):
         # A file, since an empty folder may be there where a disk should have been mounted.
         require_shared(next(study.data.root.glob("*/*.tif")), f"give --data {_SHARED}")
+    for reference in filter(is_path, study.spec.code):
+        path, _, _ = reference.rpartition(":")
+        require_shared(Path(path), "put the file of the network on a disk that all nodes share")
     if study.spec.weights_hash and not is_url(weights):
         require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brainseg.config import Experiment, ModelConfig, load_experiment, parse_changes
+from brainseg.config import Experiment, load_experiment, parse_changes
 from brainseg.data.layouts import find_default_root
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import assign_folds, split_by_patient
 from brainseg.errors import ConfigError
-from brainseg.model.encoders import check_encoder, describe_weights, find_encoder_weights
+from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
-from brainseg.model.networks import build_model, build_network
+from brainseg.model.networks import build_model, build_network, check_network, names_code
+from brainseg.plugins import absolute, fingerprint
 from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
@@ -42,7 +43,7 @@ class Study:
         spec: Its configuration.
         data: The dataset, checked.
         sync: Where the study is or will be.
-        sizes: Encoder -> number of weights of its U-Net.
+        sizes: `Experiment.network` -> its number of weights.
     """
 
     spec: StudySpec
@@ -118,7 +119,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     spec = _build_spec(args, experiment, say).model_copy(update=facts)
     for fold in range(spec.folds):
         split_by_patient(data.slices, fold, experiment.data.split_seed, experiment.inner_fold)
-    sizes = _check_models(spec.models(), download=not args.plan)
+    sizes = _check_networks(spec.networks(), download=not args.plan)
     return Study(spec, data, _find_storage(args, data.synthetic), sizes)
 
 
@@ -177,7 +178,7 @@ def num_tumour_slices(data: SliceStore) -> int:
 def _build_spec(
     args: argparse.Namespace, experiment: Experiment, say: Say = lambda text: None
 ) -> StudySpec:
-    grid: Grid = args.grid
+    grid, experiment, code = _resolve_code(args.grid, experiment)
     grid.refuse_equal(experiment)
     search = None
     if args.search is not None:
@@ -196,6 +197,7 @@ def _build_spec(
         grid,
         folds=args.folds or grid.folds,
         seeds=args.seeds or grid.seeds,
+        code=code,
         experiment=experiment,
         search=search,
     )
@@ -249,11 +251,26 @@ def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
     return StudySync(join_location(args.storage, name), read_only=args.plan)
 
 
-def _check_models(models: Sequence[ModelConfig], *, download: bool) -> dict[str, int]:
-    """Build each encoder's network once, which downloads its weights and proves that they fit."""
+def _check_networks(experiments: Sequence[Experiment], *, download: bool) -> dict[str, int]:
+    """Build and run each network once, which downloads weights and proves that they fit."""
     sizes = {}
-    for config in models:
-        check_encoder(config.encoder)
-        model = build_model(config, seed=0) if download else build_network(config)
-        sizes[config.encoder] = sum(weight.numel() for weight in model.parameters())
+    for experiment in experiments:
+        config, channels = experiment.model, experiment.input_channels
+        network = build_model(config, 0, channels) if download else build_network(config, channels)
+        check_network(experiment, network)
+        sizes[experiment.network] = sum(weight.numel() for weight in network.parameters())
     return sizes
+
+
+def _resolve_code(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
+    """Make the paths of a user's code absolute, and take the fingerprint of each."""
+    key = "model.architecture"
+    experiment = experiment.replaced({key: absolute(experiment.model.architecture)})
+    variants = {
+        name: {k: absolute(v) if k == key else v for k, v in changes.items()}
+        for name, changes in grid.variants.items()
+    }
+    models = [experiment.replaced(changes).model for changes in variants.values()]
+    found = [model.architecture for model in models if names_code(model)]
+    code = {reference: fingerprint(reference) for reference in found}
+    return replace(grid, variants=variants), experiment, code

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from brainseg import export, predict
+from brainseg import check, export, predict
 from brainseg.config import Experiment, load_experiment
 from brainseg.demo import __main__ as demo
 from brainseg.explore import __main__ as explore
@@ -24,9 +24,10 @@ from study.spec.study_spec import StudySpec
 NAMES = [grid.name for grid in shipped_grids()]
 ROOT = Path(__file__).parents[1]
 ARROWS = (
-    "brainseg.errors brainseg.storage brainseg.cli brainseg.config brainseg.metrics",
-    "brainseg.document brainseg.data brainseg.model brainseg.training brainseg.inference",
-    "brainseg.explore brainseg.demo brainseg.predict brainseg.export brainseg",
+    "brainseg.errors brainseg.storage brainseg.cli brainseg.plugins brainseg.config",
+    "brainseg.metrics brainseg.document brainseg.data brainseg.model brainseg.training",
+    "brainseg.inference brainseg.explore brainseg.demo brainseg.predict brainseg.export",
+    "brainseg.check brainseg",
     "study.spec study.storage study.analysis study.report study.cli study.tune",
     "study.resolve study.estimate study.pipeline study.run study.fetch",
 )
@@ -36,7 +37,7 @@ LIGHT = (
     *("brainseg.document", "study.spec", "study.storage"),
     *("study.analysis", "study.report", "study.cli"),
 )
-COMMANDS = (run, fetch, explore, predict, export, demo)
+COMMANDS = (run, fetch, explore, predict, export, demo, check)
 MODULES = [
     path
     for package in ("brainseg", "study")

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command
 from brainseg.data.slice_store import open_default
 from brainseg.demo.catalog import find_models, write_examples
 from brainseg.demo.handlers import Handlers
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="take the example slices from this dataset (default: $BRAINSEG_DATA, else "
         "./data/kaggle_3m, else generated phantoms)",
     )
+    add_allow_code(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -105,7 +106,7 @@ def _serve(args: argparse.Namespace) -> int:
         if models:
             data = open_default(args.data)
             examples = write_examples(data, models[0].header, Path(folder) / "examples")
-            page = build_page(Handlers(models, compute), examples)
+            page = build_page(Handlers(models, compute, allow_code=args.allow_code), examples)
         else:
             page = build_empty_page()
         address = launch(page, args.host, args.port, password)

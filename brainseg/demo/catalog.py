@@ -56,8 +56,7 @@ class TrainedModel:
         )
         data = "generated phantoms (SYNTHETIC)" if self.header.synthetic else "MRI slices"
         lines = [
-            f"U-Net with encoder {experiment.model.encoder}; initial weights: "
-            f"{self.header.weights}",
+            f"network {experiment.network}; initial weights: {self.header.weights}",
             f"input: slices at {experiment.data.size} x {experiment.data.size} pixels, {prepared}",
             f"trained on {data}, fingerprint `{self.header.fingerprint[:12]}`, rotation "
             f"{experiment.fold}, seed {experiment.seed}; stage {best.get('stage', 0):.0f}, epoch "

@@ -31,14 +31,17 @@ class Handlers:
     Args:
         models: At least one model, the best first.
         compute: The device to predict on.
+        allow_code: Whether code that the models name may be run.
     """
 
-    def __init__(self, models: Sequence[TrainedModel], compute: Compute) -> None:
+    def __init__(
+        self, models: Sequence[TrainedModel], compute: Compute, *, allow_code: bool = False
+    ) -> None:
         self.models = {model.name: model for model in models}
         self._synthetic = {model.name for model in models if model.header.synthetic}
         # Two networks can be compared; a third one replaces the older.
         self._load = lru_cache(maxsize=2)(
-            lambda name: Predictor.load(self.models[name].path, compute)
+            lambda name: Predictor.load(self.models[name].path, compute, allow_code=allow_code)
         )
 
     def outline_slice(self, image: str | None, mask: str | None, first: str, second: str) -> str:

@@ -63,7 +63,7 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
     onnx, onnxruntime, _ = (_import(name) for name in ("onnx", "onnxruntime", "onnxscript"))
     experiment = predictor.experiment
     with write_atomically(path) as aside:
-        _write_graph(predictor.network, experiment.data.size, aside)
+        _write_graph(predictor.network, experiment, aside)
         graph = onnx.load(aside)
         onnx.helper.set_model_props(graph, _metadata(predictor.header))
         onnx.save(graph, aside)
@@ -110,8 +110,9 @@ class _Probabilities(torch.nn.Module):
         return torch.sigmoid(self.network(normalise(slices, _CPU))[:, 0])
 
 
-def _write_graph(network: torch.nn.Module, size: int, path: Path) -> None:
-    example = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+def _write_graph(network: torch.nn.Module, experiment: Experiment, path: Path) -> None:
+    size = experiment.data.size
+    example = torch.zeros((2, size, size, experiment.input_channels), dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecated calls
         program = torch.onnx.export(
@@ -132,7 +133,7 @@ def _metadata(header: ModelHeader) -> dict[str, str]:
         "brainseg": header.model_dump_json(),
         "preprocessing": describe_input(header.experiment),
         "settings": json.dumps(header.experiment.preprocess.model_dump()),
-        "input": "slices: uint8 (batch, rows, columns, 3)",
+        "input": f"slices: uint8 (batch, rows, columns, {header.experiment.input_channels})",
         "output": "probabilities: float32 (batch, rows, columns) in [0, 1]",
         "use": "research; not for clinical use",
         "synthetic": "trained on generated phantoms" if header.synthetic else "no",

@@ -21,7 +21,7 @@ from brainseg.errors import CheckpointError, DataError
 from brainseg.metrics import Counts
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
-from brainseg.model.networks import build_network, infer_logits
+from brainseg.model.networks import build_network, infer_logits, names_code
 from brainseg.training.epoch import is_tumour, validate
 from brainseg.training.trainer import TrainResult
 
@@ -49,17 +49,31 @@ class Predictor:
         weights: The weights of the network.
         header: The header of the model file: network, size and preprocessing.
         compute: Device and loader workers.
+        allow_code: Whether code that the header names may be run, see `brainseg.plugins`.
 
     Attributes:
-        network: The U-Net, in evaluation mode.
+        network: The network, in evaluation mode.
 
     Raises:
-        CheckpointError: If the weights do not fit the network that the header names.
+        CheckpointError: If the weights do not fit the network that the header names, or the
+            network needs code that is not allowed.
+        ConfigError: If the network cannot be built here.
     """
 
     def __init__(
-        self, weights: Tensors, header: ModelHeader, compute: Compute | None = None
+        self,
+        weights: Tensors,
+        header: ModelHeader,
+        compute: Compute | None = None,
+        *,
+        allow_code: bool = False,
     ) -> None:
+        if names_code(header.experiment.model) and not allow_code:
+            raise CheckpointError(
+                f"the model needs code that is not part of this program: "
+                f"{header.experiment.model.architecture}. It would be run with your rights; if "
+                "you trust it, give --allow-code, or allow_code=True in Python"
+            )
         self.header = header
         self.experiment = header.experiment
         self._compute = compute or Compute()
@@ -71,23 +85,30 @@ class Predictor:
         try:
             self.network.load_state_dict(weights)
         except RuntimeError as error:
-            encoder = self.experiment.model.encoder
-            raise CheckpointError(f"the weights do not fit a U-Net with {encoder}") from error
+            name = self.experiment.network
+            raise CheckpointError(f"the weights do not fit the network {name}") from error
         self.network.eval()
 
     @classmethod
-    def load(cls, path: Path | str, compute: Compute | None = None) -> Predictor:
+    def load(
+        cls, path: Path | str, compute: Compute | None = None, *, allow_code: bool = False
+    ) -> Predictor:
         """Read a model file.
+
+        Args:
+            path: The file.
+            compute: Device and loader workers.
+            allow_code: Whether code that the file names may be run.
 
         Raises:
             CheckpointError: If it cannot be used.
         """
-        return cls(*load_model(Path(path)), compute)
+        return cls(*load_model(Path(path)), compute, allow_code=allow_code)
 
     @classmethod
     def of(cls, result: TrainResult, compute: Compute | None = None) -> Predictor:
         """Take the network that a training has returned."""
-        return cls(result.weights, result.header, compute)
+        return cls(result.weights, result.header, compute, allow_code=True)
 
     def predict(
         self, images: Sequence[Image], *, threshold: float | None = None, tta: bool = False

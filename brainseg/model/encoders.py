@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import shutil
 import sys
@@ -54,6 +55,7 @@ def _import_smp() -> Any:
 
 
 smp = _import_smp()
+timm: Any = sys.modules["timm"]  # smp has imported it, beside its torchvision
 
 
 def check_encoder(encoder: str) -> None:
@@ -62,8 +64,17 @@ def check_encoder(encoder: str) -> None:
     Raises:
         ConfigError: With the valid names.
     """
-    if encoder in smp.encoders.encoders or encoder.startswith("tu-"):
+    if encoder in smp.encoders.encoders:
         return
+    if encoder.startswith("tu-"):
+        name = encoder.removeprefix("tu-").split(".")[0]
+        if timm.is_model(name):
+            return
+        near = ", ".join(f"tu-{n}" for n in difflib.get_close_matches(name, timm.list_models()))
+        raise ConfigError(
+            f"model.encoder is {encoder}, which timm does not have; "
+            + (f"near: {near}" if near else "tu- stands before a name of timm.list_models()")
+        )
     names = ", ".join(sorted(smp.encoders.encoders))
     raise ConfigError(
         f"model.encoder is {encoder}, which is unknown; valid: tu-<any timm model>, {names}"

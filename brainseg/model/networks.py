@@ -1,41 +1,73 @@
-"""The U-Net: builds it, freezes its encoder, normalises its input and runs it.
+"""Networks: builds one, freezes its encoder, normalises its input and runs it.
 
 Shapes: B slices of a batch, H and W pixels.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
+import importlib
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from brainseg.config import ModelConfig
-from brainseg.errors import WeightsError
+from brainseg.config import Experiment, ModelConfig
+from brainseg.errors import ConfigError, WeightsError
 from brainseg.model.device import mixed_precision
 from brainseg.model.encoders import check_encoder, find_encoder_weights, smp
+from brainseg.plugins import NETWORKS, describe, installed, is_path, load
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+SMP = {
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "fpn": "FPN",
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "pan": "PAN",
+    "upernet": "UPerNet",
+    "segformer": "Segformer",
+    "dpt": "DPT",
+}
+"""Architectures of segmentation-models-pytorch, with their classes."""
+
+_WITH_ATTENTION = ("unet", "unetplusplus")
+
+_MONAI: dict[str, tuple[str, dict[str, Any]]] = {
+    "attentionunet": (
+        "AttentionUnet",
+        {"channels": (32, 64, 128, 256, 512), "strides": (2, 2, 2, 2)},
+    ),
+    "basicunetplusplus": ("BasicUNetPlusPlus", {}),
+    "swinunetr": ("SwinUNETR", {"feature_size": 24}),
+}
+"""Architectures of MONAI, with their classes and, where there are no defaults, their widths."""
 
 
 def build_model(config: ModelConfig, seed: int, channels: int = 3) -> torch.nn.Module:
     """Build a network with one output channel, and load its encoder's weights.
 
     Args:
-        config: Encoder, where its weights come from, and BatchNorm's momentum.
+        config: Architecture, encoder, where its weights come from, and BatchNorm's momentum.
         seed: Seed of the random initial weights.
         channels: Number of input channels, see `Experiment.input_channels`.
 
     Raises:
-        ConfigError: If the encoder is unknown.
+        ConfigError: If the network cannot be built.
         WeightsError: If the weights cannot be fetched or do not fit.
     """
-    check_encoder(config.encoder)
     source = find_encoder_weights(config)
     torch.manual_seed(seed)
     model = build_network(config, channels)
@@ -48,12 +80,130 @@ def build_model(config: ModelConfig, seed: int, channels: int = 3) -> torch.nn.M
 
 
 def build_network(config: ModelConfig, channels: int = 3) -> torch.nn.Module:
-    """Build a network with random weights, in channels-last memory format."""
-    with warnings.catch_warnings():
-        # smp deprecates its timm- encoders, but only they have the weights of the study.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        unet = smp.Unet(config.encoder, encoder_weights=None, in_channels=channels, classes=1)
-    return unet.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    """Build a network with random weights, in channels-last memory format.
+
+    Raises:
+        ConfigError: If the architecture is unknown, its package is missing, or it does not work
+            with the encoder.
+    """
+    name = config.architecture
+    if config.decoder_attention != "none" and name not in _WITH_ATTENTION:
+        raise ConfigError(
+            f"model.decoder_attention is {config.decoder_attention}, which model.architecture "
+            f"{name} does not have; {' and '.join(_WITH_ATTENTION)} do"
+        )
+    if name in SMP:
+        check_encoder(config.encoder)
+        network = _build_smp(config, channels)
+    elif name in _MONAI:
+        network = _build_monai(name, channels)
+    else:
+        network = _build_plugin(name, channels)
+    has_encoder = isinstance(getattr(network, "encoder", None), torch.nn.Module)
+    if name not in SMP and config.encoder != ("own" if has_encoder else "none"):
+        raise ConfigError(
+            f"model.architecture {name} has an encoder of its own: set model.encoder to own, and "
+            "model.encoder_weights to none or to a .safetensors file"
+            if has_encoder
+            else f"model.architecture {name} has no encoder to load weights into or to freeze: "
+            "set model.encoder and model.encoder_weights to none, and stages.0.epochs to 0"
+        )
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def check_network(experiment: Experiment, network: torch.nn.Module) -> None:
+    """Run a network on one black slice, so that what cannot work is said before the start.
+
+    Raises:
+        ConfigError: If it fails, or does not return one map of the slice's size.
+    """
+    size, name = experiment.data.size, experiment.model.architecture
+    slices = torch.zeros((1, experiment.input_channels, size, size))
+    network.eval()
+    try:
+        with torch.inference_mode():
+            shape = tuple(network(slices).shape)
+    except Exception as error:  # shape errors of torch and assertions of timm, among others
+        reason = describe(error)
+        raise ConfigError(
+            f"the network {experiment.network} cannot take slices of data.size {size}: {reason}"
+        ) from error
+    if shape != (1, 1, size, size):
+        raise ConfigError(
+            f"the network {name} returns {shape} for one slice of {size} px; expected "
+            f"{(1, 1, size, size)}, logits of one map"
+        )
+
+
+def names_code(config: ModelConfig) -> bool:
+    """Return whether a network is built by code that does not come with this program."""
+    return config.architecture not in SMP and config.architecture not in _MONAI
+
+
+def _build_smp(config: ModelConfig, channels: int) -> torch.nn.Module:
+    options: dict[str, Any] = {}
+    if config.decoder_attention != "none":
+        options["decoder_attention_type"] = config.decoder_attention
+    if config.architecture == "dpt" and "vit" in config.encoder:
+        options["dynamic_img_size"] = True  # otherwise slices must have the pretraining's size
+    try:
+        with warnings.catch_warnings():
+            # smp deprecates its timm- encoders, but only they have the weights of earlier studies.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return getattr(smp, SMP[config.architecture])(  # type: ignore[no-any-return]
+                config.encoder, encoder_weights=None, in_channels=channels, classes=1, **options
+            )
+    except Exception as error:  # smp and timm raise a dozen kinds for what does not fit together
+        raise ConfigError(
+            f"model.architecture {config.architecture} does not work with model.encoder "
+            f"{config.encoder}: {describe(error)}"
+        ) from error
+
+
+class _Plain(torch.nn.Module):
+    """A network that returns a list of maps, of which the last is the finest, as one map."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, slices: torch.Tensor) -> torch.Tensor:
+        found = self.network(slices)
+        return found[-1] if isinstance(found, list) else found  # type: ignore[no-any-return]
+
+
+def _build_monai(name: str, channels: int) -> torch.nn.Module:
+    try:
+        nets = importlib.import_module("monai.networks.nets")
+    except ImportError as error:
+        raise ConfigError(
+            f"model.architecture {name} is of MONAI, which is not installed: "
+            'pip install "brainseg[monai]"'
+        ) from error
+    class_name, options = _MONAI[name]
+    built = getattr(nets, class_name)(
+        spatial_dims=2, in_channels=channels, out_channels=1, **options
+    )
+    return _Plain(built)
+
+
+def _build_plugin(name: str, channels: int) -> torch.nn.Module:
+    known = [*SMP, *_MONAI, *installed(NETWORKS)]
+    if not is_path(name) and name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"model.architecture is {name}, which is unknown; {hint}Valid: {', '.join(known)}, "
+            "or FILE.py:FUNCTION"
+        )
+    build = load(name, NETWORKS, "model.architecture")
+    try:
+        network = build(channels)
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"model.architecture {name} fails: {describe(error)}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise ConfigError(f"model.architecture {name} returns no torch.nn.Module")
+    return network
 
 
 def set_training(model: torch.nn.Module, *, freeze_encoder: bool) -> None:
@@ -63,9 +213,11 @@ def set_training(model: torch.nn.Module, *, freeze_encoder: bool) -> None:
     `freeze_encoder` would leave drop-connect on.
     """
     model.train()
-    encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
-    encoder.requires_grad_(not freeze_encoder)
+    encoder = getattr(model, "encoder", None)
+    if encoder is not None:
+        encoder.requires_grad_(not freeze_encoder)
     if freeze_encoder:
+        assert encoder is not None
         encoder.eval()
 
 
@@ -79,7 +231,7 @@ def calibrate_encoder(
     with them would fail once the encoder is unfrozen and its statistics change.
 
     Args:
-        model: The U-Net, on `device`.
+        model: The network, on `device`.
         batches: Images of training slices, uint8 (B, H, W, 3), in random order.
         device: Device to compute on.
     """
@@ -104,15 +256,18 @@ def _batchnorms(module: torch.nn.Module) -> list[torch.nn.BatchNorm2d]:
 def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Normalise images by ImageNet's mean and standard deviation.
 
+    With C channels, channel i has the constants of ImageNet's channel i mod 3.
+
     Args:
-        images: uint8 (B, H, W, 3).
+        images: uint8 (B, H, W, C).
         device: Device of the result; images are copied to it as bytes.
 
     Returns:
-        float32 (B, 3, H, W) in channels-last memory format.
+        float32 (B, C, H, W) in channels-last memory format.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=device) * 255
-    scale = 1 / (torch.tensor(IMAGENET_STD, device=device) * 255)
+    channels = [index % 3 for index in range(images.shape[3])]
+    mean = torch.tensor(IMAGENET_MEAN, device=device)[channels] * 255
+    scale = 1 / (torch.tensor(IMAGENET_STD, device=device)[channels] * 255)
     moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
     scaled = (moved.float() - mean[:, None, None]) * scale[:, None, None]
     return scaled.contiguous(memory_format=torch.channels_last)
@@ -128,7 +283,7 @@ def infer_logits(
     threads; computed as a batch, they would depend on the batch size.
 
     Args:
-        model: The U-Net, in evaluation mode, on `device`.
+        model: The network, in evaluation mode, on `device`.
         images: uint8 (B, H, W, 3), preprocessed, H and W multiples of 32.
         device: Device to compute on.
 
@@ -163,8 +318,26 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _load_encoder(model: torch.nn.Module, source: Path, name: str) -> None:
     encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
     try:
-        encoder.load_state_dict(load_file(source))
+        weights = load_file(source)
+        for key, own in encoder.state_dict().items():
+            if key in weights and weights[key].ndim == 4 and own.shape != weights[key].shape:
+                weights[key] = _widen(weights[key], own.shape[1])
+        encoder.load_state_dict(weights)
     except Exception as error:  # safetensors and torch each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         message = f"{source} does not hold the weights of encoder {name}: {reason}"
         raise WeightsError(message) from error
+
+
+def _widen(kernel: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return the first convolution's kernel for another number of input channels.
+
+    Channel i has the weights of channel i mod 3, all scaled by 3 / channels, so that outputs keep
+    their size; the rule of timm and of segmentation-models-pytorch.
+
+    Args:
+        kernel: (O, 3, H, W).
+        channels: Number of input channels.
+    """
+    order = [index % kernel.shape[1] for index in range(channels)]
+    return kernel[:, order] * (kernel.shape[1] / channels)

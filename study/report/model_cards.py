@@ -49,7 +49,7 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
     yield Bullets(
         [
             f"File: `{variant}.safetensors`; its header holds the experiment that made it.",
-            f"Network: U-Net, encoder {row['encoder']}; first weights: {row['weights']}.",
+            f"Network: {row['network']}; first weights: {row['weights']}.",
             "Input: one slice with the channels pre-contrast, FLAIR and post-contrast; resized to "
             f"{size} px; filters: {row['filters']}.",
             "Output: the probability of tumour (FLAIR abnormality) per pixel.",

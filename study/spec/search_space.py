@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from brainseg.config import Experiment, ModelConfig
+from brainseg.config import Experiment
 from brainseg.errors import ConfigError
 from study.spec.grid import Changes
 
@@ -194,15 +194,14 @@ class SearchSpace:
         ]
         return max(first for first, _ in stages), max(map(sum, stages))
 
-    def models(self) -> list[ModelConfig]:
-        """Return every encoder, with its weights, that a candidate may have."""
-        found = [self.base.replaced(self.shared(variant)).model for variant in self.variants]
-        for key in ("model.encoder", "model.encoder_weights"):
-            if key in self.ranges:
-                name = key.removeprefix("model.")
-                ends = self.ranges[key].ends
-                found = [model.model_copy(update={name: end}) for model in found for end in ends]
-        return list(dict.fromkeys(found))
+    def networks(self) -> list[Experiment]:
+        """Return an experiment for every network, with its weights, that a candidate may have."""
+        found = [self.base.replaced(self.shared(variant)) for variant in self.variants]
+        for key, values in self.ranges.items():
+            if key.startswith("model.") and values.choices is not None:
+                changes = [{key: end} for end in values.ends]
+                found = [one.replaced(change) for one in found for change in changes]
+        return found
 
     def _varied(self, changes: Changes) -> Iterator[tuple[str, Range]]:
         """Yield the keys to draw; the caller adds each drawn value to `changes`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
-from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, ModelConfig, differences
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, differences
 from study.spec.grid import WINNER, Changes, Grid, Levels, Published
 from study.spec.halving import BRACKETS, Halving
 from study.spec.search_space import VARIANT, Range, SearchSpace
@@ -88,6 +88,7 @@ class StudySpec(BaseModel):
         slices: Number of slices.
         tumour_slices: Number of slices with tumour.
         weights_hash: SHA-256 of the encoder's weight file, if one was named.
+        code: Reference to a user's code that the study runs -> its fingerprint.
         experiment: The base experiment, which the variants share.
         search: The search that extends the grid, if there is one.
         data: Folder or URL of the dataset, as text; not compared.
@@ -110,6 +111,7 @@ class StudySpec(BaseModel):
     slices: int = 0
     tumour_slices: int = 0
     weights_hash: str = ""
+    code: dict[str, str] = {}
     experiment: Experiment
     search: SearchSpec | None = None
     data: str = ""
@@ -191,10 +193,11 @@ class StudySpec(BaseModel):
         """The inner folds that candidates are validated on; none without a search."""
         return inner_folds(self.experiment, self.search.folds) if self.search else []
 
-    def models(self) -> list[ModelConfig]:
-        """Return every encoder, with its weights, that the study may train."""
-        found = [job.experiment.model for job in self.jobs()]
-        return list(dict.fromkeys([*found, *(self.search_space.models() if self.search else [])]))
+    def networks(self) -> list[Experiment]:
+        """Return an experiment for every network, with its weights, that the study may train."""
+        found = [self._experiment(variant, {}) for variant in self.variants]
+        found += self.search_space.networks() if self.search else []
+        return list({(e.model, e.input_channels, e.data.size): e for e in found}.values())
 
     def differences(self, other: StudySpec) -> list[str]:
         """Return a line for each way in which a later study of the same name differs.
@@ -208,7 +211,7 @@ class StudySpec(BaseModel):
             experiment = experiment.replaced({"model.encoder_weights": path})
         lines = differences(other.experiment, experiment)
         counts = ("patients", "slices", "tumour_slices")
-        for key in ("grid", "variants", "fingerprint", *counts, "weights_hash"):
+        for key in ("grid", "variants", "fingerprint", *counts, "weights_hash", "code"):
             before, now = getattr(self, key), getattr(other, key)
             if before != now:
                 lines.append(f"{key}: {_short(before)} -> {_short(now)}")

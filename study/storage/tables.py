@@ -22,7 +22,7 @@ from study.storage.trial_folder import (
 
 TRIAL_COLUMNS = (
     *("variant", "fold", "seed", "status", "error"),
-    *("encoder", "filters", "weights", "size", "epochs", "best_stage", "best_epoch"),
+    *("network", "filters", "weights", "size", "epochs", "best_stage", "best_epoch"),
     "batch_parts",
     *("val_loss", "val_dice", "val_dice_patient", "val_dice_slice"),
     *("test_dice_global", "test_iou", "test_accuracy", "test_precision", "test_recall"),

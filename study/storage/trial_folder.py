@@ -167,7 +167,7 @@ def describe_job(job: TrialJob) -> Row:
         "variant": job.variant,
         "fold": job.fold,
         "seed": job.seed,
-        "encoder": job.experiment.model.encoder,
+        "network": job.experiment.network,
         "filters": "median, clahe" if job.experiment.preprocess.enabled else "none",
         "size": job.experiment.data.size,
     }

@@ -90,7 +90,7 @@ class LiveCurves:
             "variant": self._job.variant,
             "fold": self._job.fold,
             "seed": self._job.seed,
-            "encoder": experiment.model.encoder,
+            "network": experiment.network,
             "encoder weights": name_of(experiment.model.encoder_weights),
             "preprocessed": experiment.preprocess.enabled,
             "augment strength": experiment.augment.strength,

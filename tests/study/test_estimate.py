@@ -150,7 +150,7 @@ def test_disk_grows_with_trials_and_concurrency(tmp_path: Path) -> None:
     spec = StudySpec(
         grid="lite", variants=load_grid("lite").variants, folds=2, experiment=Experiment()
     )
-    sizes = {"tu-tf_efficientnet_lite0": 1000}
+    sizes = {"unet tu-tf_efficientnet_lite0": 1000}
 
     def needed(concurrent: int, slices: int = 0) -> int:
         study = cast(

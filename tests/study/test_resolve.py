@@ -31,7 +31,7 @@ def test_what_was_resolved_is_written_and_read_back(study: Study) -> None:
     assert (study.spec.patients, study.spec.slices) == (12, 72)
     for name in ("experiment.yaml", "split.json", "patients.csv"):
         assert (study.folder / name).stat().st_size > 0
-    assert study.sizes.keys() == {"tu-tf_efficientnet_lite0"}
+    assert study.sizes.keys() == {"unet tu-tf_efficientnet_lite0"}
 
 
 def test_a_trial_is_open_until_it_has_ended_and_again_on_request(study: Study) -> None:

@@ -8,12 +8,14 @@ from safetensors.torch import save_file
 from torch.nn import BatchNorm2d
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from brainseg.config import ModelConfig
+from brainseg.config import Experiment, ModelConfig
 from brainseg.errors import ConfigError
 from brainseg.model.networks import (
+    SMP,
     build_model,
     build_network,
     calibrate_encoder,
+    check_network,
     infer_logits,
     normalise,
     set_training,
@@ -132,3 +134,76 @@ def test_images_are_normalised_by_imagenets_statistics() -> None:
     expected = (images / 255 - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(normalise(images, CPU), expected.permute(0, 3, 1, 2))
     assert normalise(images, CPU).is_contiguous(memory_format=torch.channels_last)
+
+
+SMALL = {"model.encoder": "tu-tf_efficientnet_lite0", "model.encoder_weights": "none"}
+
+
+def _experiment(architecture: str, **changes: object) -> Experiment:
+    return Experiment().replaced(
+        {**SMALL, "data.size": 128, "model.architecture": architecture, **changes}
+    )
+
+
+@pytest.mark.parametrize("architecture", SMP)
+def test_every_architecture_takes_any_channels_and_freezes_bit_by_bit(architecture: str) -> None:
+    experiment = _experiment(architecture)
+    check_network(experiment, build_model(experiment.model, 1))
+    model = build_model(experiment.model, 1, 5)
+    before = _encoder_of(model)
+    set_training(model, freeze_encoder=True)
+    images = torch.randn((2, 5, 128, 128), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(images).square().mean().backward()
+    optimizer.step()
+    assert _same(before, _encoder_of(model))
+
+
+@pytest.mark.parametrize("architecture", ["attentionunet", "basicunetplusplus", "swinunetr"])
+def test_networks_of_monai_have_no_encoder(architecture: str) -> None:
+    pytest.importorskip("monai")
+    with pytest.raises(ConfigError, match="has no encoder"):
+        build_network(_experiment(architecture).model)
+    without = {"model.encoder": "none", "stages.0.epochs": 0}
+    experiment = _experiment(architecture, **without)
+    check_network(experiment, build_model(experiment.model, 1))
+    assert experiment.network == architecture
+    with pytest.raises(ConfigError, match=r"stages\.0\.freeze_encoder is true"):
+        _experiment(architecture, **{"model.encoder": "none"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.architecture": "unett"}, "did you mean unet?"),
+        ({"model.architecture": "dpt", "model.encoder": "resnet18"}, "does not work with"),
+        ({"model.architecture": "unetplusplus", "model.encoder": "mit_b0"}, "does not work with"),
+        ({"model.architecture": "fpn", "model.decoder_attention": "scse"}, "does not have"),
+        ({"model.encoder": "tu-tf_efficientnet_lit0"}, "near: tu-tf_efficientnet_lite0"),
+        ({"model.architecture": "pan", "data.size": 64}, "cannot take slices of data.size 64"),
+        ({"model.architecture": "./nowhere.py:build"}, "nowhere.py is not a file"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(changes: dict[str, object], said: str) -> None:
+    experiment = _experiment("unet", **changes)
+    with pytest.raises(ConfigError) as error:
+        check_network(experiment, build_model(experiment.model, 0))
+    assert said in str(error.value)
+
+
+def test_the_first_convolution_is_widened_from_the_pretrained_one(tmp_path: Path) -> None:
+    plain = build_model(_experiment("unet").model, 1)
+    save_file(_copy(plain.encoder), tmp_path / "weights.safetensors")  # type: ignore[arg-type]
+    config = _experiment(
+        "unet", **{"model.encoder_weights": str(tmp_path / "weights.safetensors")}
+    ).model
+    wide = build_model(config, 2, 6)
+    slices = torch.randn((1, 3, 64, 64))
+    plain.eval()
+    wide.eval()
+    found = wide.encoder(slices.repeat(1, 2, 1, 1))[-1]  # type: ignore[operator]
+    torch.testing.assert_close(found, plain.encoder(slices)[-1], rtol=1e-4, atol=1e-5)  # type: ignore[operator]
+
+
+def _copy(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.contiguous() for key, value in module.state_dict().items()}

@@ -65,7 +65,7 @@ def test_what_the_grid_decides_is_not_varied_and_the_rest_is(tmp_path: Path) -> 
     params = {"preprocess.enabled": True, "model.encoder": "resnet18"}
     drawn = _suggest(one, variant="configured", **params, **{"preprocess.clip_limit": 2.0})
     assert drawn == {**params, "preprocess.clip_limit": 2.0}
-    assert [model.encoder for model in one.models()] == ["resnet50", "resnet18"]
+    assert [e.model.encoder for e in one.networks()] == ["resnet50", "resnet18"]
 
 
 def test_a_key_that_one_variant_decides_varies_in_the_others(tmp_path: Path) -> None:
