@@ -26,10 +26,16 @@ from brainseg.storage.urls import name_of, to_location
 NUM_FOLDS = 10
 """Folds that patients are assigned to, and rotations that choose which fold is tested."""
 
+EDGES = "sobel"
+"""The filter that adds a channel."""
+
 NUM_INNER_FOLDS = NUM_FOLDS - 1
 """Rotations within the folds that are not tested, which choose the folds that validate."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Name = Annotated[str, Field(min_length=1, max_length=60)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -46,27 +52,56 @@ class DataConfig(_Section):
         size: Side of the square that slices are resized to, in pixels; a multiple of 32 from 32 to
             1024.
         split_seed: Seed that assigns patients to folds, 0 to 2**32 - 1; the same in a whole study.
+        channels: Names of the dataset's channels that the network sees, in order; None takes all.
+        context: Neighbouring slices on each side whose channels the network sees too, 0 to 5.
+        context_channels: Names of the channels of these neighbours; None takes all of `channels`.
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
+    channels: Names | None = None
+    context: Annotated[int, Field(ge=0, le=5)] = 0
+    context_channels: Names | None = None
 
 
 class PreprocessConfig(_Section):
-    """Deterministic filters, the same in training and prediction.
+    """Deterministic changes of slices, the same in training and prediction.
 
     Attributes:
-        enabled: Whether slices are filtered; if False, the other keys have no effect.
+        intensities: `none`; `percentile` rescales each channel of a patient's volume from its
+            `percentiles` over the foreground to 0 to 255; `zscore` gives each channel of the
+            foreground mean 0 and standard deviation 1 (both as in Buda et al. 2019).
+        percentiles: The two percentiles, 0 to 100.
+        filters: Names of filters in the order in which they are applied: `median`, `clahe`,
+            `unsharp`, `laplacian`; `sobel` adds the strength of edges as one more channel. The
+            published preprocessing is median, clahe.
         median_kernel: Side of the median filter in pixels: 1 (no filter), 3 or 5.
         clip_limit: Clip limit of CLAHE on the L channel of LAB, as a multiple of the bin height of
             a flat histogram; above 0, at most 40.
         tile_grid: Tiles of CLAHE along each side, 1 to 32.
+        unsharp_amount: Share of the difference to a blurred slice that `unsharp` adds, 0 to 10.
+        unsharp_sigma: Standard deviation of that blur, 0.5 to 20 pixels.
+        crop: `none`; `brain` cuts slices to the smallest square around the foreground of the
+            patient's volume, before they are resized.
     """
 
-    enabled: bool = False
+    intensities: Literal["none", "percentile", "zscore"] = "none"
+    percentiles: tuple[Percent, Percent] = (1.0, 99.5)
+    filters: tuple[Literal["median", "clahe", "unsharp", "laplacian", "sobel"], ...] = ()
     median_kernel: Literal[1, 3, 5] = 3
     clip_limit: Annotated[float, Field(gt=0, le=40)] = 3.0
     tile_grid: Annotated[int, Field(ge=1, le=32)] = 8
+    unsharp_amount: Annotated[float, Field(ge=0, le=10)] = 1.0
+    unsharp_sigma: Annotated[float, Field(ge=0.5, le=20)] = 2.0
+    crop: Literal["none", "brain"] = "none"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PreprocessConfig:
+        if not self.percentiles[0] < self.percentiles[1]:
+            raise ValueError(f"percentiles are {self.percentiles}: the first must be lower")
+        if len(set(self.filters)) < len(self.filters):
+            raise ValueError(f"filters are {', '.join(self.filters)}: one is there twice")
+        return self
 
 
 class AugmentConfig(_Section):
@@ -257,8 +292,16 @@ class Experiment(_Section):
 
     @property
     def input_channels(self) -> int:
-        """Number of channels of the network's input."""
-        return 3
+        """Number of channels of the network's input; a dataset has 3 where none are named."""
+        own = len(self.data.channels or range(3))
+        shared = len(self.data.context_channels or range(own))
+        return own + 2 * self.data.context * shared + (EDGES in self.preprocess.filters)
+
+    @property
+    def needs_volume(self) -> bool:
+        """Whether the input for a slice depends on other slices of the patient."""
+        config = self.preprocess
+        return bool(self.data.context) or config.intensities != "none" or config.crop != "none"
 
     def replaced(self, changes: dict[str, Any], origin: str = "--set") -> Experiment:
         """Return a copy in which dotted keys, such as `stages.0.epochs`, have new values.
@@ -374,7 +417,7 @@ def _flatten(node: Any) -> dict[str, Any]:
     """The values of an experiment by their dotted keys."""
     if isinstance(node, BaseModel):
         node = node.model_dump(mode="json")
-    if isinstance(node, list):
+    if isinstance(node, list) and any(isinstance(value, dict) for value in node):
         node = {str(index): value for index, value in enumerate(node)}
     if not isinstance(node, dict):
         return {"": node}

@@ -83,13 +83,18 @@ def _predict_files(args: argparse.Namespace) -> int:
         with tqdm(total=total, desc="predicting", unit="slice", disable=None) as bar:
             for batch in read_batches(scans, predictor.experiment.optimizer.batch_size, problems):
                 images = [image for _, slices in batch for image in slices.images]
-                found = iter(predictor.predict(images, threshold=args.threshold, tta=args.tta))
+                patients = [scan.patient for scan, slices in batch for _ in slices.images]
+                found = iter(
+                    predictor.predict(
+                        images, threshold=args.threshold, tta=args.tta, patients=patients
+                    )
+                )
                 for scan, slices in batch:
                     predictions = [next(found) for _ in slices.images]
                     writer.add(scan, slices, predictions)
                     bar.update(len(predictions))
-        patients = writer.finish()
-    print(*summary_lines(writer.rows, patients), f"in {args.out}", sep="\n")
+        summary = writer.finish()
+    print(*summary_lines(writer.rows, summary), f"in {args.out}", sep="\n")
     if predictor.header.synthetic:
         print("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
     print("Not for clinical use.")

@@ -175,7 +175,8 @@ class TrialKind:
     """What the time of an epoch depends on, apart from the machine."""
 
     network: str
-    preprocessed: bool
+    filters: tuple[str, ...]
+    channels: int
     size: int
     batch_size: int
     slices: int
@@ -193,7 +194,8 @@ class TrialKind:
         """
         return cls(
             experiment.network,
-            experiment.preprocess.enabled,
+            experiment.preprocess.filters,
+            experiment.input_channels,
             experiment.data.size,
             experiment.optimizer.batch_size,
             slices,
@@ -202,7 +204,7 @@ class TrialKind:
         )
 
     def __str__(self) -> str:
-        how = "preprocessed" if self.preprocessed else "raw"
+        how = ", ".join(self.filters) or "raw"
         device = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
         shape = f"{self.size} px in batches of {self.batch_size}, {self.slices:,} slices"
         return f"{self.network} {how} at {shape}, on {device}"

@@ -108,7 +108,7 @@ def model_file(
     data: SliceStore, tiny: Experiment, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A network trained for a moment on the phantoms: it finds something, and errs."""
-    few = tiny.replaced({"stages.1.epochs": 4, "preprocess.enabled": True})
+    few = tiny.replaced({"stages.1.epochs": 4, "preprocess.filters": ["median", "clahe"]})
     result = train_two_stage(few, data, compute=Compute(device="cpu"))
     return result.save(tmp_path_factory.mktemp("model") / "model.safetensors")
 

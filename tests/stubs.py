@@ -40,7 +40,7 @@ RANGES = """
 stages.0.learning_rate: {low: 0.0001, high: 0.01, log: true}
 stages.1.learning_rate: {low: 0.00001, high: 0.003, log: true}
 augment.strength: {low: 0.0, high: 2.0}
-preprocess.clip_limit: {low: 1.0, high: 8.0, log: true, when: preprocess.enabled}
+preprocess.clip_limit: {low: 1.0, high: 8.0, log: true, when: preprocess.filters=clahe}
 """
 BASE = Experiment().replaced({"stages.0.epochs": 1, "stages.1.epochs": 13})
 OPTIMUM = 0.9
@@ -74,7 +74,7 @@ def final_score(experiment: Experiment) -> float:
         raise DivergedError(2, 1, math.nan)
     loss = 0.05 * math.log10(frozen / 1e-3) ** 2 + 0.15 * math.log10(unfrozen / 3e-4) ** 2
     loss += 0.1 * (experiment.augment.strength - 0.8) ** 2
-    loss += 0.05 * experiment.preprocess.enabled
+    loss += 0.05 * bool(experiment.preprocess.filters)
     return OPTIMUM - loss
 
 

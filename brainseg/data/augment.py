@@ -42,7 +42,7 @@ class Augmenter:
         """Return a changed image and mask, of the same shapes and types.
 
         Args:
-            image: uint8 (S, S, 3).
+            image: uint8 (S, S, K).
             mask: uint8 (S, S), 0 or 1.
             key: Stage, epoch and index of the slice.
         """

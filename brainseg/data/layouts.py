@@ -19,6 +19,9 @@ from brainseg.errors import DataError
 from brainseg.storage.urls import Location, is_url
 
 MASK_SUFFIX = "_mask.tif"
+CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
+"""The channels of an image."""
+
 ENVIRONMENT_VARIABLE = "BRAINSEG_DATA"
 _PATIENT_FOLDER = re.compile(r"((?:TCGA|PHANTOM)_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d{8}")
 _ARCHIVE_COPIES = (".", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")

@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brainseg.config import Experiment
 from brainseg.data.augment import Augmenter
-from brainseg.data.preprocess import preprocess, resize_mask
+from brainseg.data.inputs import StoreInputs
 from brainseg.data.slice_store import SliceStore
 
 Key = tuple[int, int, int]
 """Stage (1 or 2), epoch (from 1) and index of a slice in the store."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Images uint8 (B, H, W, 3), masks uint8 (B, H, W), indices int64 (B)."""
+"""Images uint8 (B, H, W, K), masks uint8 (B, H, W), indices int64 (B)."""
 
 
 class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]):
-    """Slices of a store by `Key`: image uint8 (H, W, 3), mask uint8 (H, W) and index.
+    """Slices of a store by `Key`: image uint8 (H, W, K), mask uint8 (H, W) and index.
 
     Args:
         store: The dataset.
@@ -39,16 +39,13 @@ class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]):
     """
 
     def __init__(self, store: SliceStore, experiment: Experiment, augmented: bool) -> None:
-        self._store = store
-        self._experiment = experiment
+        self._inputs = StoreInputs(store, experiment)
         strength = experiment.augment.strength if augmented else 0.0
         self._augmenter = Augmenter(experiment.augment, experiment.seed) if strength else None
 
     def __getitem__(self, key: Key) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
         index = key[2]
-        size = self._experiment.data.size
-        image = preprocess(self._store.image(index), self._experiment.preprocess, size)
-        mask = resize_mask(self._store.mask(index), size)
+        image, mask = self._inputs.image(index), self._inputs.mask(index)
         if self._augmenter is not None:
             image, mask = self._augmenter(image, mask, key)
         return image, mask, index

@@ -1,7 +1,7 @@
 """Deterministic filters and resizing, from uint8 to uint8, the same in training and prediction.
 
-Order: median filter and CLAHE on the L channel of LAB (Zuiderveld 1994) at the slice's own size,
-then resizing. `brainseg.model.networks.normalise` then turns batches into floats.
+`brainseg.data.inputs` applies them in order; `brainseg.model.networks.normalise` then turns
+batches into floats.
 """
 
 from __future__ import annotations
@@ -13,27 +13,52 @@ from numpy.typing import NDArray
 from brainseg.config import PreprocessConfig
 
 
-def preprocess(image: NDArray[np.uint8], config: PreprocessConfig, size: int) -> NDArray[np.uint8]:
-    """Filter and resize one slice.
+def apply_filters(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
+    """Apply the configured filters in their order, apart from the one that adds a channel.
 
     Args:
-        image: uint8 (H, W, 3).
-        config: The filters.
-        size: Side of the result in pixels.
+        image: uint8 (H, W, C).
+        config: The filters and their parameters.
 
     Returns:
-        uint8 (size, size, 3).
+        uint8 (H, W, C).
     """
-    if config.enabled:
-        image = _apply_clahe(_smooth(image, config.median_kernel), config)
-    return resize(image, size)
+    shape = image.shape
+    for name in config.filters:
+        if name == "median":
+            image = _smooth(image, config.median_kernel)
+        elif name == "clahe":
+            image = _apply_clahe(image, config)
+        elif name == "unsharp":
+            blurred = cv2.GaussianBlur(image, (0, 0), config.unsharp_sigma)
+            amount = config.unsharp_amount
+            image = np.asarray(cv2.addWeighted(image, 1 + amount, blurred, -amount, 0), np.uint8)
+        elif name == "laplacian":
+            image = _subtract_laplacian(image)
+        image = image.reshape(shape)  # OpenCV drops an axis of length 1
+    return image
+
+
+def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the magnitude of the Sobel gradient of the mean over channels, uint8 (H, W).
+
+    The filter `sobel`; a step between 0 and 255 gives 255.
+
+    Args:
+        image: uint8 (H, W, C).
+    """
+    grey = image.mean(axis=2, dtype=np.float32)
+    steps = [cv2.Sobel(grey, cv2.CV_32F, dx, dy, ksize=3) / 4 for dx, dy in ((1, 0), (0, 1))]
+    strength: NDArray[np.float32] = np.hypot(*steps)
+    return strength.round().clip(0, 255).astype(np.uint8)
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resize an image to a square by bilinear interpolation, unless it has that size."""
     if image.shape[:2] == (size, size):
         return image
-    return np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.uint8).reshape(size, size, *image.shape[2:])
 
 
 def resize_mask(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -47,16 +72,16 @@ def pad_to_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pad a slice with 0, the value of air, instead of stretching it.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, C), or a mask, uint8 (H, W).
 
     Returns:
-        uint8 (S, S, 3), S the longer side, with the slice in the middle.
+        uint8 (S, S, C) or (S, S), S the longer side, with the slice in the middle.
     """
     height, width = image.shape[:2]
     if height == width:
         return image
     top, left = _margins(height, width)
-    square = np.zeros((max(height, width), max(height, width), 3), np.uint8)
+    square = np.zeros((max(height, width), max(height, width), *image.shape[2:]), np.uint8)
     square[top : top + height, left : left + width] = image
     return square
 
@@ -87,11 +112,24 @@ def _margins(height: int, width: int) -> tuple[int, int]:
 
 
 def _smooth(image: NDArray[np.uint8], kernel: int) -> NDArray[np.uint8]:
-    return image if kernel == 1 else np.asarray(cv2.medianBlur(image, kernel), np.uint8)
+    if kernel == 1:
+        return image
+    if image.shape[2] == 2:  # which OpenCV does not take
+        return np.stack([cv2.medianBlur(part, kernel) for part in np.moveaxis(image, 2, 0)], 2)
+    return np.asarray(cv2.medianBlur(image, kernel), np.uint8)
 
 
 def _apply_clahe(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
+    """Equalise L of LAB of three channels as published (Zuiderveld 1994), else each channel."""
+    clahe = cv2.createCLAHE(config.clip_limit, (config.tile_grid, config.tile_grid))
+    if image.shape[2] != 3:
+        return np.stack([clahe.apply(part) for part in np.moveaxis(image, 2, 0)], axis=2)
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB)
-    grid = (config.tile_grid, config.tile_grid)
-    lab[:, :, 0] = cv2.createCLAHE(config.clip_limit, grid).apply(lab[:, :, 0])
+    lab[:, :, 0] = clahe.apply(lab[:, :, 0])
     return np.asarray(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), np.uint8)
+
+
+def _subtract_laplacian(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Sharpen a slice by its Laplacian (Gonzalez and Woods, Digital Image Processing, 3.6)."""
+    laplacian = cv2.Laplacian(image, cv2.CV_16S).reshape(image.shape)
+    return np.asarray((image.astype(np.int16) - laplacian).clip(0, 255), np.uint8)

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from brainseg.data.layouts import SliceFile, find_default_root, find_root, find_slices, read_slice
+from brainseg.data.layouts import (
+    CHANNELS,
+    SliceFile,
+    find_default_root,
+    find_root,
+    find_slices,
+    read_slice,
+)
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError
 from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_folder, write_text
@@ -57,6 +64,7 @@ class SliceStore:
         synthetic: Whether the dataset was generated.
         slices: Slices in natural order of their paths.
         notes: Sentences to print.
+        channels: Names of the channels of an image.
     """
 
     folder: Path
@@ -67,6 +75,7 @@ class SliceStore:
     synthetic: bool
     slices: tuple[Slice, ...]
     notes: tuple[str, ...] = ()
+    channels: tuple[str, ...] = CHANNELS
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from brainseg.data.inputs import describe_preparation
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, DataError
@@ -48,16 +49,11 @@ class TrainedModel:
     def describe(self) -> str:
         """Return the model's card in Markdown: its header, and the study's own card if any."""
         experiment, best = self.header.experiment, self.header.best
-        filters = experiment.preprocess
-        prepared = (
-            f"median filter {filters.median_kernel}, CLAHE with clip limit {filters.clip_limit:g}"
-            if filters.enabled
-            else "no filters"
-        )
         data = "generated phantoms (SYNTHETIC)" if self.header.synthetic else "MRI slices"
         lines = [
             f"network {experiment.network}; initial weights: {self.header.weights}",
-            f"input: slices at {experiment.data.size} x {experiment.data.size} pixels, {prepared}",
+            f"input: slices at {experiment.data.size} x {experiment.data.size} pixels, "
+            f"{describe_preparation(experiment)}",
             f"trained on {data}, fingerprint `{self.header.fingerprint[:12]}`, rotation "
             f"{experiment.fold}, seed {experiment.seed}; stage {best.get('stage', 0):.0f}, epoch "
             f"{best.get('epoch', 0):.0f}",

@@ -110,7 +110,8 @@ class Handlers:
         self, items: list[PredictedSlice], first: str, second: str
     ) -> list[PredictedSlice]:
         for name in self._chosen(first, second):
-            found = self._load(name).predict([item.image for item in items])
+            images = [item.image for item in items]
+            found = self._load(name).predict(images, patients=[""] * len(images))
             # Half precision halves what is kept of a visitor.
             kept = [Prediction(p.probabilities.astype(np.float16), p.mask) for p in found]
             items = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from brainseg.config import AugmentConfig, PreprocessConfig
 from brainseg.data.augment import Augmenter
-from brainseg.data.preprocess import preprocess
+from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS
 from brainseg.explore.measurements import AIR, SEQUENCES, Covariate, Measurements
@@ -255,9 +255,9 @@ def draw_preprocessing(data: SliceStore, index: int) -> Figure:
     raw = data.image(index)
     pictures = [("raw", raw)]
     for limit in CLIP_LIMITS:
-        config = PreprocessConfig(enabled=True, clip_limit=limit)
+        config = PreprocessConfig(filters=("median", "clahe"), clip_limit=limit)
         name = f"clip limit {limit:g}" + (" (protocol)" if limit == 3 else "")
-        pictures.append((name, preprocess(raw, config, data.size)))
+        pictures.append((name, apply_filters(raw, config)))
     # The peak of tissue: that of air, at the left edge, would flatten all others.
     highest = 2 * np.bincount(raw[:, :, FLAIR].ravel(), minlength=256)[3 * AIR :].max()
     figure, axes = _grid(3, len(pictures))

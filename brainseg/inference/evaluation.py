@@ -4,7 +4,10 @@ Three kinds of post-processing are counted beside the plain prediction, each alo
 flipped views, the threshold with the best validation score, and the largest component per slice.
 Settings are chosen on the validation part; the test part is evaluated once.
 
-Shapes: N slices of a part, B slices of a batch, S pixels along a side.
+Everything is counted at the slice's own size, against the original mask: the network's logits are
+brought back to it, as in prediction. (Epoch by epoch, training validates at the network's size.)
+
+Shapes: N slices of a part, of H x W pixels each.
 """
 
 from __future__ import annotations
@@ -41,9 +44,9 @@ class PartEvaluation:
         slices: The N slices.
         counts: Post-processing -> int64 (N, 4), TP, FP, FN, TN.
         by_threshold: Threshold -> int64 (N, 4), of the plain prediction.
-        levels: uint8 (N, S, S), the integer part of 256 times the probability.
-        true: bool (N, S, S), the true masks.
-        hd95: float64 (N,), the plain prediction's `hausdorff_95` in pixels at the network's size.
+        levels: uint8 (H, W) each, the integer part of 256 times the probability.
+        true: bool (H, W) each, the true masks.
+        hd95: float64 (N,), the plain prediction's `hausdorff_95` in pixels of the slice.
         bins: float64 (20, 3), calibration of the plain prediction: for each twentieth of the
             probability the number of pixels, the sum of their probabilities, and how many of them
             are tumour.
@@ -52,8 +55,8 @@ class PartEvaluation:
     slices: tuple[Slice, ...]
     counts: dict[str, Counts]
     by_threshold: dict[float, Counts]
-    levels: NDArray[np.uint8]
-    true: Mask
+    levels: list[NDArray[np.uint8]]
+    true: list[Mask]
     hd95: NDArray[np.float64]
     bins: NDArray[np.float64]
 
@@ -208,35 +211,39 @@ def _evaluate_part(
     predictor: Predictor, data: SliceStore, part: str, thresholds: Sequence[float]
 ) -> PartEvaluation:
     indices = predictor.part_indices(data, part)
-    usual, size = predictor.experiment.threshold, predictor.experiment.data.size
-    counts: dict[str, list[torch.Tensor]] = {PLAIN: [], FLIPS: [], LARGEST: []}
-    by_threshold: dict[float, list[torch.Tensor]] = {value: [] for value in thresholds}
-    levels = np.empty((len(indices), size, size), np.uint8)
-    true = np.empty(levels.shape, np.bool_)
+    usual = predictor.experiment.threshold
+    counts: dict[str, list[Counts]] = {PLAIN: [], FLIPS: [], LARGEST: []}
+    by_threshold: dict[float, list[Counts]] = {value: [] for value in thresholds}
+    levels: list[NDArray[np.uint8]] = []
+    masks: list[Mask] = []
     hd95: list[float] = []
     bins = np.zeros((NUM_BINS, 3))
-    for logits, masks in predictor.flipped_logits(data, indices):
-        plain = is_tumour(logits[0], usual)
-        largest = np.stack([keep_largest(mask) for mask in plain.numpy()])
+    for index, maps in zip(indices, predictor.flipped_logits(data, indices), strict=True):
+        logits, true = torch.from_numpy(maps), data.mask(index) > 0
+        plain = is_tumour(logits[0], usual).numpy()
         probabilities = torch.sigmoid(logits)
-        counts[PLAIN].append(count_pixels(plain, masks))
-        counts[FLIPS].append(count_pixels(probabilities.mean(dim=0) >= usual, masks))
-        counts[LARGEST].append(count_pixels(torch.from_numpy(largest), masks))
+        flips = (probabilities.mean(dim=0) >= usual).numpy()
+        for name, mask in ((PLAIN, plain), (FLIPS, flips), (LARGEST, keep_largest(plain))):
+            counts[name].append(_count(mask, true))
         for value, rows in by_threshold.items():
-            rows.append(count_pixels(is_tumour(logits[0], value), masks))
-        bins += _bin_pixels(probabilities[0].numpy(), masks.numpy())
-        here = slice(len(hd95), len(hd95) + len(masks))
-        levels[here], true[here] = _quantise(probabilities[0].numpy()), masks.numpy()
-        hd95 += [hausdorff_95(*pair) for pair in zip(plain.numpy(), masks.numpy(), strict=True)]
+            rows.append(_count(is_tumour(logits[0], value).numpy(), true))
+        bins += _bin_pixels(probabilities[0].numpy(), true)
+        levels.append(_quantise(probabilities[0].numpy()))
+        masks.append(true)
+        hd95.append(hausdorff_95(plain, true))
     return PartEvaluation(
         tuple(data.slices[index] for index in indices),
-        {stage: torch.cat(rows).numpy() for stage, rows in counts.items()},
-        {value: torch.cat(rows).numpy() for value, rows in by_threshold.items()},
+        {stage: np.stack(rows) for stage, rows in counts.items()},
+        {value: np.stack(rows) for value, rows in by_threshold.items()},
         levels,
-        true,
+        masks,
         np.array(hd95),
         bins,
     )
+
+
+def _count(predicted: Mask, true: Mask) -> Counts:
+    return np.asarray(count_pixels(predicted[None], true[None])[0])
 
 
 def _best_threshold(val: PartEvaluation, usual: float) -> float:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from brainseg.config import Experiment
-from brainseg.data.preprocess import preprocess
+from brainseg.data.inputs import StoreInputs, describe_channels, describe_preparation
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import CheckpointError, ConfigError
 from brainseg.inference.predictor import Predictor
@@ -83,19 +83,13 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
 
 def describe_input(experiment: Experiment) -> str:
     """Return how to prepare a slice for the graph and how to turn its output into a mask."""
-    config, size = experiment.preprocess, experiment.data.size
-    filters = (
-        f"median filter {config.median_kernel} x {config.median_kernel}, then CLAHE on L of LAB "
-        f"(clip limit {config.clip_limit:g}, {config.tile_grid} x {config.tile_grid} tiles), both "
-        "at the slice's own size"
-        if config.enabled
-        else "no filters"
-    )
+    size = experiment.data.size
     return (
-        "Channels pre-contrast, FLAIR, post-contrast as uint8; a slice that is not square is "
-        f"padded with 0 on both sides to a square; {filters}; resized to {size} x {size} by "
-        "bilinear interpolation (OpenCV INTER_LINEAR). Normalisation is in the graph. Tumour is "
-        f"where the probability is at least {experiment.threshold:g}."
+        f"{describe_channels(experiment)} as uint8; a slice that is not square is padded with 0 "
+        f"on both sides to a square; {describe_preparation(experiment)}, at the slice's own size; "
+        f"resized to {size} x {size} by bilinear interpolation (OpenCV INTER_LINEAR). "
+        f"Normalisation is in the graph. Tumour is where the probability is at least "
+        f"{experiment.threshold:g}."
     )
 
 
@@ -144,8 +138,8 @@ def _choose_slices(data: SliceStore, experiment: Experiment) -> torch.Tensor:
     """Return preprocessed slices, uint8 (N, S, S, 3), spread evenly over those with tumour."""
     tumour = [index for index, item in enumerate(data.slices) if item.tumour_pixels]
     chosen = np.linspace(0, len(tumour) - 1, min(_NUM_SLICES, len(tumour))).astype(int)
-    size, config = experiment.data.size, experiment.preprocess
-    images = [preprocess(data.image(tumour[index]), config, size) for index in chosen]
+    inputs = StoreInputs(data, experiment)
+    images = [inputs.image(tumour[index]) for index in chosen]
     return torch.from_numpy(np.stack(images))
 
 

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from brainseg.data.loader import Batch, Batches
-from brainseg.data.preprocess import fit_back, pad_to_square, preprocess
+from brainseg.data.inputs import StoreInputs, Volume
+from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, DataError
-from brainseg.metrics import Counts
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
 from brainseg.model.networks import build_network, infer_logits, names_code
-from brainseg.training.epoch import is_tumour, validate
+from brainseg.training.epoch import is_tumour
 from brainseg.training.trainer import TrainResult
 
 Image = NDArray[np.uint8]
@@ -111,58 +110,55 @@ class Predictor:
         return cls(result.weights, result.header, compute, allow_code=True)
 
     def predict(
-        self, images: Sequence[Image], *, threshold: float | None = None, tta: bool = False
+        self,
+        images: Sequence[Image],
+        *,
+        threshold: float | None = None,
+        tta: bool = False,
+        patients: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predict slices of any sizes; slices that are not square are padded to a square.
 
         Args:
-            images: uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+            images: uint8 (H, W, C), with the channels of the training's dataset.
             threshold: The lowest probability of a tumour pixel; None takes the experiment's.
             tta: Average the probabilities over the slice and its three flips (test-time
                 augmentation by mirroring, as in nnU-Net, Isensee et al. 2021).
+            patients: The patient of each slice. A patient's slices, in the given order, are the
+                volume that neighbours, intensities and crop are taken from. None is allowed for
+                one slice, which is then a volume of its own, and for networks that see each slice
+                alone.
 
         Raises:
-            DataError: If an image has another dtype or shape.
+            DataError: If an image has another dtype or shape, or patients are needed.
         """
         level = self.experiment.threshold if threshold is None else threshold
+        inputs = self._volumes(images, patients)
         results = []
         batch_size = self.experiment.optimizer.batch_size
         for start in range(0, len(images), batch_size):
-            chunk = images[start : start + batch_size]
-            logits = self._logits(self._prepare(chunk), tta)
-            for image, map_ in zip(chunk, logits, strict=True):
+            chunk = range(start, min(start + batch_size, len(images)))
+            prepared = np.stack([inputs[i][0].image(inputs[i][1]) for i in chunk])
+            logits = self._logits(torch.from_numpy(prepared), tta)
+            for index, map_ in zip(chunk, logits, strict=True):
                 # Logits are resized, not masks, and compared as in evaluation.
-                fitted = torch.from_numpy(fit_back(map_.numpy(), *image.shape[:2]))
+                height, width = images[index].shape[:2]
+                fitted = torch.from_numpy(inputs[index][0].restore(map_.numpy(), height, width))
                 mask = is_tumour(fitted, level).numpy()
                 results.append(Prediction(torch.sigmoid(fitted).numpy(), mask))
         return results
 
-    def probabilities(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
+    def probabilities(
+        self, images: Sequence[Image], patients: Sequence[str] | None = None
+    ) -> list[NDArray[np.float32]]:
         """Return the tumour probabilities of each slice, float32 (H, W); see `predict`."""
-        return [prediction.probabilities for prediction in self.predict(images)]
+        return [found.probabilities for found in self.predict(images, patients=patients)]
 
-    def masks(self, images: Sequence[Image]) -> list[NDArray[np.bool_]]:
+    def masks(
+        self, images: Sequence[Image], patients: Sequence[str] | None = None
+    ) -> list[NDArray[np.bool_]]:
         """Return the predicted mask of each slice, bool (H, W); see `predict`."""
-        return [prediction.mask for prediction in self.predict(images)]
-
-    def evaluate(self, data: SliceStore, part: str) -> tuple[Counts, list[str]]:
-        """Count the pixels of one part of the split that the network was trained on.
-
-        Args:
-            data: The dataset that it was trained on.
-            part: `train`, `val` or `test`.
-
-        Returns:
-            int64 (N, 4), TP, FP, FN, TN at the network's size, and the patients of the N slices.
-
-        Raises:
-            CheckpointError: If the data are not those of the training.
-        """
-        indices = self.part_indices(data, part)
-        judged = validate(
-            self.network, self._batches(data, indices), self.experiment, self._device
-        )
-        return judged.counts, [data.slices[index].patient for index in indices]
+        return [found.mask for found in self.predict(images, patients=patients)]
 
     def part_indices(self, data: SliceStore, part: str) -> NDArray[np.int64]:
         """Return the indices, in the store, of one part of the split of the training.
@@ -180,33 +176,55 @@ class Predictor:
 
     def flipped_logits(
         self, data: SliceStore, indices: NDArray[np.int64]
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the logits of slices and of their flips, batch by batch, on the CPU.
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits of slices of the dataset and of their flips, slice by slice.
 
         Args:
             data: The dataset.
             indices: Slices in the store.
 
         Yields:
-            float32 (4, B, S, S): of the slice, and of its flips up-down, left-right and both,
-            flipped back; and the true masks, bool (B, S, S).
+            float32 (4, H, W) at the slice's own size: of the slice, and of its flips up-down,
+            left-right and both, flipped back.
         """
-        for images, masks, _ in self._batches(data, indices):
-            yield self._infer_flips(images).cpu(), masks.bool()
-
-    def _batches(self, data: SliceStore, indices: NDArray[np.int64]) -> Iterator[Batch]:
+        inputs = StoreInputs(data, self.experiment)
         workers = self._compute.workers
         batches = Batches(data, indices, self.experiment, augmented=False, workers=workers)
-        return batches.epoch(0, 0)
+        for images, _, members in batches.epoch(0, 0):
+            views = self._infer_flips(images).cpu().numpy()
+            for position, index in enumerate(members.tolist()):
+                yield np.stack([inputs.restore(index, view[position]) for view in views])
 
-    def _prepare(self, images: Sequence[Image]) -> torch.Tensor:
+    def _volumes(
+        self, images: Sequence[Image], patients: Sequence[str] | None
+    ) -> list[tuple[Volume, int]]:
+        """Return the volume of each image, and the image's position in it."""
+        num_channels = len(self.header.channels)
         for image in images:
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != num_channels:
                 shape = "x".join(map(str, image.shape))
-                raise DataError(f"a slice is {shape} {image.dtype}; expected HxWx3 of uint8")
-        size, config = self.experiment.data.size, self.experiment.preprocess
-        squares = [preprocess(pad_to_square(image), config, size) for image in images]
-        return torch.from_numpy(np.stack(squares))
+                raise DataError(
+                    f"a slice is {shape} {image.dtype}; expected HxWx{num_channels} of uint8, "
+                    f"channels {', '.join(self.header.channels)}"
+                )
+        if patients is None:
+            if self.experiment.needs_volume and len(images) > 1:
+                raise DataError(
+                    "the network looks at a patient's other slices too: give the patient of each "
+                    "slice (patients=...)"
+                )
+            patients = [""] * len(images)
+        members: dict[str, list[Image]] = {}
+        place = []
+        for image, patient in zip(images, patients, strict=True):
+            own = members.setdefault(patient, [])
+            place.append((patient, len(own)))
+            own.append(image)
+        volumes = {
+            patient: Volume(own.__getitem__, len(own), self.experiment, self.header.channels)
+            for patient, own in members.items()
+        }
+        return [(volumes[patient], position) for patient, position in place]
 
     def _logits(self, images: torch.Tensor, tta: bool) -> torch.Tensor:
         """Return the logits of images, or of the mean probability over their flips; on the CPU."""

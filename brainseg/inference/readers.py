@@ -106,7 +106,9 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
 def read_batches(
     scans: Sequence[Scan], size: int, problems: list[str]
 ) -> Iterator[list[tuple[Scan, Slices]]]:
-    """Yield groups of files that hold at least `size` slices together; the last may hold fewer.
+    """Yield groups of files that hold at least `size` slices; the last may hold fewer.
+
+    Files of one patient that follow each other are in one group.
 
     Args:
         scans: The files.
@@ -115,13 +117,14 @@ def read_batches(
     """
     batch: list[tuple[Scan, Slices]] = []
     for scan in scans:
+        is_new = not batch or batch[-1][0].patient != scan.patient
+        if is_new and sum(len(slices.images) for _, slices in batch) >= size:
+            yield batch
+            batch = []
         try:
             batch.append((scan, read_scan(scan)))
         except DataError as error:
             problems.append(f"{scan.path.parent}/{error}")
-        if sum(len(slices.images) for _, slices in batch) >= size:
-            yield batch
-            batch = []
     if batch:
         yield batch
 

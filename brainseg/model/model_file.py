@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
+from brainseg.data.layouts import CHANNELS
 from brainseg.errors import CheckpointError
 from brainseg.storage.files import retry_storage, write_atomically
 
@@ -57,6 +58,7 @@ class ModelHeader(BaseModel):
         weights: Origin of the encoder's initial weights, in words.
         best: Stage, epoch and val loss of the weights.
         metrics: Scores by name: `val_...` and, after the test, `test_...`.
+        channels: Names of the channels of the dataset's images, which prediction expects.
         versions: Versions of Python and of the packages that determine the numbers.
     """
 
@@ -69,6 +71,7 @@ class ModelHeader(BaseModel):
     weights: str
     best: dict[str, float]
     metrics: dict[str, float]
+    channels: tuple[str, ...] = CHANNELS
     versions: dict[str, str] = Field(default_factory=versions)
 
 

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
+from brainseg.data.inputs import StoreInputs
 from brainseg.data.loader import Batches
-from brainseg.data.preprocess import preprocess, resize_mask
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import DivergedError
@@ -171,6 +171,7 @@ class Training:
             experiment=self._experiment,
             fingerprint=self._data.fingerprint,
             synthetic=self._data.synthetic,
+            channels=self._data.channels,
             weights=describe_weights(self._experiment.model),
             best=self._best(),
             metrics={k: v for k, v in self._best_row().items() if k.startswith("val_")},
@@ -272,12 +273,12 @@ class Training:
         return frozenset(list(largest.values())[:_NUM_EXAMPLES])
 
     def _draw_examples(self, predicted: dict[int, NDArray[np.bool_]]) -> tuple[Example, ...]:
-        size, filters = self._experiment.data.size, self._experiment.preprocess
+        inputs = StoreInputs(self._data, self._experiment)
         return tuple(
             Example(
                 name=self._data.slices[index].name,
-                image=preprocess(self._data.image(index), filters, size),
-                true=resize_mask(self._data.mask(index), size) > 0,
+                image=inputs.picture(index),
+                true=inputs.mask(index) > 0,
                 predicted=mask,
             )
             for index, mask in predicted.items()

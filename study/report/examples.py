@@ -148,14 +148,9 @@ def _paint(
     """Return a PNG of the head in FLAIR with both outlines."""
     left, top, side = _find_head(image[:, :, FLAIR])
     window = np.s_[top : top + side, left : left + side]
-    masks = [_enlarge(mask, image.shape[0])[window] for mask in (true, predicted)]
+    masks = [mask[window] for mask in (true, predicted)]
     head = resize(draw_flair(image[window]), _SIDE) // _STEP * _STEP
     return encode_picture(add_outlines(head, (masks[0], TRUE), (masks[1], PREDICTED)))
-
-
-def _enlarge(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    large = cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
-    return np.asarray(large, np.bool_)
 
 
 def _find_head(flair: NDArray[np.uint8]) -> tuple[int, int, int]:

@@ -25,6 +25,9 @@ _REFUSED = {
     **dict.fromkeys(("seed", "fold", "inner_fold"), "the search sets it"),
     **dict.fromkeys(("data.size", "data.split_seed"), "scores would no longer compare"),
 }
+_NETWORK_KEYS = {
+    f"model.{key}" for key in ("architecture", "decoder_attention", "encoder", "encoder_weights")
+}
 _NEAR = 0.03
 Value = bool | int | float | str
 
@@ -38,7 +41,8 @@ class Range(BaseModel):
         log: Draw uniformly on a logarithmic scale.
         choices: The values, instead of low and high.
         value: The only value, for all candidates; the grid's own trials keep theirs.
-        when: Key that must be true for this one to matter; otherwise it is not varied.
+        when: Key that must be true for this one to matter, or `KEY=VALUE`: the key must have this
+            value, or hold it if it is a list; otherwise this one is not varied.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -197,10 +201,9 @@ class SearchSpace:
     def networks(self) -> list[Experiment]:
         """Return an experiment for every network, with its weights, that a candidate may have."""
         found = [self.base.replaced(self.shared(variant)) for variant in self.variants]
-        for key, values in self.ranges.items():
-            if key.startswith("model.") and values.choices is not None:
-                changes = [{key: end} for end in values.ends]
-                found = [one.replaced(change) for one in found for change in changes]
+        for key in _NETWORK_KEYS & self.ranges.keys():
+            changes = [{key: end} for end in self.ranges[key].ends]
+            found = [one.replaced(change) for one in found for change in changes]
         return found
 
     def _varied(self, changes: Changes) -> Iterator[tuple[str, Range]]:
@@ -208,9 +211,16 @@ class SearchSpace:
         for key, values in self.ranges.items():
             if key in changes:
                 continue
-            if values.when and not changes.get(values.when, self.base.value(values.when)):
+            if values.when and not self._matters(values.when, changes):
                 continue
             yield key, values
+
+    def _matters(self, when: str, changes: Changes) -> bool:
+        key, _, wanted = when.partition("=")
+        value = changes.get(key, self.base.value(key))
+        if not wanted:
+            return bool(value)
+        return wanted in map(str, value if isinstance(value, list | tuple) else [value])
 
     def _draw(self, trial: BaseTrial, key: str, values: Range) -> Any:
         if values.choices is not None:
@@ -299,9 +309,14 @@ def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experimen
         base.replaced({key: int(end) if is_whole else end})
     if values.when is None:
         return
-    if not isinstance(base.value(values.when), bool):
-        raise ConfigError(f"{key}: when names {values.when}, which is not true or false")
-    if values.when in ranges and ranges[values.when].when:
+    name, _, wanted = values.when.partition("=")
+    if not wanted and not isinstance(base.value(name), bool):
+        raise ConfigError(
+            f"{key}: when names {name}, which is not true or false: give when: {name}=VALUE"
+        )
+    if wanted:
+        base.value(name)
+    if name in ranges and ranges[name].when:
         raise ConfigError(f"{key}: when names {values.when}, which has a when itself")
 
 

@@ -32,19 +32,19 @@ _PARTS = ("val", "test")
 
 @dataclass(frozen=True)
 class PartMaps:
-    """The probabilities of one part of the split, N slices of S x S pixels.
+    """The probabilities of one part of the split, N slices of H x W pixels each.
 
     Attributes:
         slices: N names.
         patients: N names.
-        levels: uint8 (N, S, S), the whole part of 64 p; 32 is p = 0.5.
-        true: bool (N, S, S).
+        levels: N times uint8 (H, W), the whole part of 64 p; 32 is p = 0.5.
+        true: N times bool (H, W).
     """
 
     slices: list[str]
     patients: list[str]
-    levels: NDArray[np.uint8]
-    true: NDArray[np.bool_]
+    levels: list[NDArray[np.uint8]]
+    true: list[NDArray[np.bool_]]
 
 
 def save_probabilities(path: Path, evaluation: Evaluation) -> None:
@@ -54,8 +54,10 @@ def save_probabilities(path: Path, evaluation: Evaluation) -> None:
         part = getattr(evaluation, name)
         arrays[f"{name}_slices"] = np.array([item.name for item in part.slices])
         arrays[f"{name}_patients"] = np.array(part.patients)
-        arrays[f"{name}_levels"] = part.levels // (256 // LEVELS)
-        arrays[f"{name}_true"] = np.packbits(part.true)
+        arrays[f"{name}_shapes"] = np.array([mask.shape for mask in part.true], np.int32)
+        levels = np.concatenate([one.ravel() for one in part.levels])
+        arrays[f"{name}_levels"] = levels // (256 // LEVELS)
+        arrays[f"{name}_true"] = np.packbits(np.concatenate([one.ravel() for one in part.true]))
     packed = io.BytesIO()
     np.savez_compressed(packed, allow_pickle=False, **arrays)
     write_bytes(path, packed.getvalue())
@@ -64,13 +66,19 @@ def save_probabilities(path: Path, evaluation: Evaluation) -> None:
 def load_probabilities(path: Path, part: str) -> PartMaps:
     """Read the probabilities of `val` or `test`."""
     with np.load(path, allow_pickle=False) as file:
-        levels = file[f"{part}_levels"]
-        bits = np.unpackbits(file[f"{part}_true"], count=levels.size)
+        levels, shapes = file[f"{part}_levels"], file[f"{part}_shapes"]
+        bits = np.unpackbits(file[f"{part}_true"], count=levels.size).astype(bool)
+        ends = np.cumsum(shapes.prod(axis=1))[:-1]
         return PartMaps(
             file[f"{part}_slices"].tolist(),
             file[f"{part}_patients"].tolist(),
-            levels,
-            bits.reshape(levels.shape).astype(bool),
+            *(
+                [
+                    one.reshape(shape)
+                    for one, shape in zip(np.split(flat, ends), shapes, strict=True)
+                ]
+                for flat in (levels, bits)
+            ),
         )
 
 
@@ -98,12 +106,18 @@ def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
     threshold = members[0].experiment.threshold
     for part in _PARTS:
         first = _maps_of(study, members[0], part)
-        total = first.levels.astype(np.uint16)
+        totals = [levels.astype(np.uint16) for levels in first.levels]
         for job in members[1:]:
-            total += _maps_of(study, job, part).levels
+            for total, levels in zip(totals, _maps_of(study, job, part).levels, strict=True):
+                total += levels
         # A level stands for the middle of its step.
-        predicted = np.asarray(total >= (threshold * LEVELS - 0.5) * len(members))
-        counts = count_pixels(predicted, first.true)
+        lowest = (threshold * LEVELS - 0.5) * len(members)
+        counts = np.concatenate(
+            [
+                count_pixels(total[None] >= lowest, true[None])
+                for total, true in zip(totals, first.true, strict=True)
+            ]
+        )
         for patient, sums in sum_by_patient(counts, first.patients).items():
             cells: Row = dict(zip(("TP", "FP", "FN", "TN"), sums.tolist(), strict=True))
             cells["Dice"] = f"{float(dice(sums)):.6f}"

@@ -168,7 +168,7 @@ def describe_job(job: TrialJob) -> Row:
         "fold": job.fold,
         "seed": job.seed,
         "network": job.experiment.network,
-        "filters": "median, clahe" if job.experiment.preprocess.enabled else "none",
+        "filters": ", ".join(job.experiment.preprocess.filters) or "none",
         "size": job.experiment.data.size,
     }
 

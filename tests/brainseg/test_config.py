@@ -77,8 +77,14 @@ def test_a_file_that_is_no_mapping_is_an_error(text: str, tmp_path: Path) -> Non
 
 
 def test_changes_are_yaml_values() -> None:
-    changes = parse_changes(["data.size=128", "preprocess.enabled=true", "stages.1.epochs=0"])
-    assert changes == {"data.size": 128, "preprocess.enabled": True, "stages.1.epochs": 0}
+    changes = parse_changes(
+        ["data.size=128", "preprocess.filters=[median, clahe]", "stages.1.epochs=0"]
+    )
+    assert changes == {
+        "data.size": 128,
+        "preprocess.filters": ["median", "clahe"],
+        "stages.1.epochs": 0,
+    }
     assert Experiment().replaced(parse_changes(["stages.0.learning_rate=1e-3"])).stages[
         0
     ].learning_rate == pytest.approx(1e-3)

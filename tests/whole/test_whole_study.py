@@ -17,8 +17,8 @@ from study.run import main
 from study.storage.trial_folder import TABLES
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "raw": {"preprocess.enabled": False},
-    "preprocessed": {"preprocess.enabled": True},
+    "raw": {"preprocess.filters": []},
+    "preprocessed": {"preprocess.filters": ["median", "clahe"]},
     "wild": {"stages.1.learning_rate": 1e30},
     "strong": {"augment.strength": 2.0},
 }
@@ -78,7 +78,7 @@ def test_each_model_carries_its_experiment_and_scores(study: Path) -> None:
     assert names == {"raw", "preprocessed", "strong"}
     _, header = load_model(study / "models" / "preprocessed.safetensors")
     assert header.synthetic
-    assert header.experiment.preprocess.enabled
+    assert header.experiment.preprocess.filters == ("median", "clahe")
     assert "test_dice_global" in header.metrics
 
 

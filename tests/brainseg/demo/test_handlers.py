@@ -15,6 +15,7 @@ from brainseg.demo.catalog import (
     TrainedModel,
 )
 from brainseg.demo.handlers import MAX_SLICES, NO_SECOND, Handlers
+from brainseg.inference.evaluation import PLAIN, evaluate_model
 from brainseg.inference.overlay import encode_picture
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
@@ -47,7 +48,7 @@ def test_the_page_shows_the_masks_of_predict_and_of_the_evaluation(
 ) -> None:
     predictor = Predictor.load(model_file, CPU)
     numbers = split_by_patient(data.slices, 0, 44).indices(data.slices, "test").tolist()
-    counts, _ = predictor.evaluate(data, "test")
+    counts = evaluate_model(predictor, data).test.counts[PLAIN]
     for number, (tp, fp, fn, _) in zip(numbers, counts.tolist(), strict=True):
         image, mask = tmp_path / "slice.png", tmp_path / "true.png"
         image.write_bytes(encode_picture(data.image(number)))

@@ -39,7 +39,7 @@ def test_following_the_metadata_gives_the_masks_of_predict(
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     settings = json.loads(about["settings"])
-    assert settings["enabled"]
+    assert settings["filters"] == ["median", "clahe"]
     assert about["synthetic"] == "trained on generated phantoms"
     assert "not for clinical use" in about["use"]
     slices = []
@@ -101,7 +101,11 @@ def test_the_description_names_what_changes() -> None:
     raw = describe_input(Experiment())
     assert "no filters" in raw
     assert "256 x 256" in raw
-    changes = {"preprocess.enabled": True, "preprocess.clip_limit": 2.5, "data.size": 128}
+    changes = {
+        "preprocess.filters": ["median", "clahe"],
+        "preprocess.clip_limit": 2.5,
+        "data.size": 128,
+    }
     text = describe_input(Experiment().replaced(changes))
     assert "clip limit 2.5" in text
     assert "128 x 128" in text

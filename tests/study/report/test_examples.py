@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from brainseg.config import Experiment
-from brainseg.data.preprocess import resize_mask
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
 from brainseg.inference.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartEvaluation
@@ -34,14 +33,14 @@ def _evaluation(data: SliceStore, missed: str) -> Evaluation:
     """Return the evaluation of a network that finds every tumour but that of one slice."""
     indices = split_by_patient(data.slices, 0, 44).indices(data.slices, "test")
     slices = tuple(data.slices[index] for index in indices)
-    true = np.stack([resize_mask(data.mask(index), SIZE) > 0 for index in indices])
+    true = np.stack([data.mask(index) > 0 for index in indices])
     found = true & (np.array([item.name for item in slices]) != missed)[:, None, None]
     tp, fn = found.sum((1, 2)), (true & ~found).sum((1, 2))
-    counts: Counts = np.stack([tp, 0 * tp, fn, SIZE * SIZE - tp - fn], axis=1)
+    counts: Counts = np.stack([tp, 0 * tp, fn, true[0].size - tp - fn], axis=1)
     levels = np.where(found, 255, 0).astype(np.uint8)
     stages = {PLAIN: counts, FLIPS: counts, LARGEST: counts}
-    hd95 = np.full(len(slices), np.nan)
-    part = PartEvaluation(slices, stages, {0.5: counts}, levels, true, hd95, np.zeros((20, 3)))
+    hd95, bins = np.full(len(slices), np.nan), np.zeros((20, 3))
+    part = PartEvaluation(slices, stages, {0.5: counts}, list(levels), list(true), hd95, bins)
     return Evaluation(part, part, 0.5)
 
 

@@ -79,7 +79,10 @@ def test_the_study_is_described_in_one_line(generated: Path) -> None:
 def test_reproduction_lists_command_versions_and_differences(generated: Path) -> None:
     blocks = _sections(generated)["repeat"].blocks
     listings = {block.caption: block.text for block in blocks if isinstance(block, Listing)}
-    assert "preprocess.enabled=True" in listings["The variants and the keys in which they differ:"]
+    assert (
+        "preprocess.filters=['median', 'clahe']"
+        in listings["The variants and the keys in which they differ:"]
+    )
     assert "seed: 44" in listings["The configuration that they share:"]
     (versions,) = (block for block in blocks if isinstance(block, Table))
     assert {"": "torch", "value": "2.13.0"} in versions.rows

@@ -135,7 +135,7 @@ def test_the_list_names_every_grid_with_its_sentence(capsys: pytest.CaptureFixtu
         assert grid.description.split(",")[0] in told
 
 
-@pytest.mark.parametrize("key", ["model.encoder", "preprocess.enabled", "fold"])
+@pytest.mark.parametrize("key", ["model.encoder", "preprocess.filters", "fold"])
 def test_keys_that_the_grid_decides_cannot_be_set(key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         load_grid("baseline").refuse_decided({key: "x"})

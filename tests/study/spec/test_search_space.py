@@ -45,7 +45,7 @@ def test_the_shipped_space_holds_the_protocol_and_the_setting_tried_by_hand(grid
 
 def test_raw_slices_have_no_clip_limit(tmp_path: Path) -> None:
     space = _space(
-        tmp_path, "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.enabled}"
+        tmp_path, "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.filters=clahe}"
     )
     assert _suggest(space, variant="raw-lite0") == load_grid("lite").variants["raw-lite0"]
     drawn = _suggest(space, variant="preprocessed-lite0", **{"preprocess.clip_limit": 2.5})
@@ -55,16 +55,16 @@ def test_raw_slices_have_no_clip_limit(tmp_path: Path) -> None:
 
 def test_what_the_grid_decides_is_not_varied_and_the_rest_is(tmp_path: Path) -> None:
     text = (
-        "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.enabled}\n"
-        "preprocess.enabled: {choices: [true, false]}\n"
+        "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.filters=clahe}\n"
+        "model.calibrate_encoder: {choices: [true, false]}\n"
         "model.encoder: {choices: [resnet50, resnet18]}\n"
     )
     lite = _space(tmp_path, text)
-    assert set(lite.fixed) == {"preprocess.enabled", "model.encoder"}
+    assert set(lite.fixed) == {"model.encoder"}
     one = _space(tmp_path, text, grid="one")
-    params = {"preprocess.enabled": True, "model.encoder": "resnet18"}
-    drawn = _suggest(one, variant="configured", **params, **{"preprocess.clip_limit": 2.0})
-    assert drawn == {**params, "preprocess.clip_limit": 2.0}
+    params = {"model.calibrate_encoder": False, "model.encoder": "resnet18"}
+    drawn = _suggest(one, variant="configured", **params)
+    assert drawn == params
     assert [e.model.encoder for e in one.networks()] == ["resnet50", "resnet18"]
 
 
@@ -145,7 +145,8 @@ def test_a_winner_at_an_edge_says_that_the_range_is_too_narrow(
         ("seed: {low: 1, high: 9}", "the search sets it"),
         ("data.size: {choices: [64, 128]}", "no longer compare"),
         ("augment.strength: {low: 0.5, high: 1.0, when: threshold}", "not true or false"),
-        ("preprocess.enabled: {choices: [true, false]}", "nothing that the grid leaves"),
+        ("augment.strength: {low: 0.5, high: 1.0, when: thresh=1}", "unknown key thresh"),
+        ("model.encoder: {choices: [resnet18, resnet50]}", "nothing that the grid leaves"),
         ("- 1", "holds no ranges"),
         ("a: [", "cannot read the search space"),
     ],

@@ -66,7 +66,10 @@ def test_a_candidate_is_its_variant_with_its_parameters(spec: StudySpec) -> None
     }
     job = spec.candidate(7, params)
     assert (job.name, str(job.path)) == ("candidate-0007", "search/candidates/0007")
-    changes = {"model.encoder": "tu-tf_efficientnet_lite0", "preprocess.enabled": True}
+    changes = {
+        "model.encoder": "tu-tf_efficientnet_lite0",
+        "preprocess.filters": ["median", "clahe"],
+    }
     expected = BASE.replaced({**changes, "preprocess.clip_limit": 5.5})
     assert job.experiment == expected.replaced({"seed": spec.training_seed})
     (retrained,) = spec.retrained(7, params)

@@ -30,7 +30,8 @@ def _evaluation(probabilities: list[float]) -> Evaluation:
     levels = np.zeros((2, 2, 2), np.uint8)
     levels[0] = (np.reshape(probabilities, (2, 2)) * 256).astype(np.uint8)
     counts: dict[str, Counts] = {PLAIN: np.zeros((2, 4), np.int64)}
-    part = PartEvaluation(SLICES, counts, {}, levels, TRUE, np.full(2, np.nan), np.zeros((20, 3)))
+    hd95, bins = np.full(2, np.nan), np.zeros((20, 3))
+    part = PartEvaluation(SLICES, counts, {}, list(levels), list(TRUE), hd95, bins)
     return Evaluation(part, part, 0.5)
 
 
@@ -55,7 +56,9 @@ def test_probabilities_are_read_back_as_they_were(tmp_path: Path) -> None:
     maps = load_probabilities(tmp_path / "one.npz", "test")
     assert (maps.slices, maps.patients) == (["a_1", "b_1"], ["a", "b"])
     assert np.array_equal(maps.true, TRUE)
-    assert np.array_equal(maps.levels >= LEVELS // 2, evaluation.test.levels >= 128)
+    assert np.array_equal(
+        np.stack(maps.levels) >= LEVELS // 2, np.stack(evaluation.test.levels) >= 128
+    )
     assert maps.levels[0].tolist() == [[6, 32], [31, 63]]
 
 

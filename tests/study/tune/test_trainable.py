@@ -11,6 +11,7 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
+from brainseg.inference.evaluation import evaluate_model
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 from brainseg.training.epoch import EpochReport
@@ -113,7 +114,7 @@ def test_the_test_part_is_never_opened(
     test = set(split.indices(data.slices, "test").tolist())
     assert opened == set(range(len(data.slices))) - test
     result = train_two_stage(short, data, compute=Compute("cpu"))
-    Predictor.of(result, Compute("cpu")).evaluate(data, "test")
+    evaluate_model(Predictor.of(result, Compute("cpu")), data)
     assert test <= opened  # what opens it is noticed
 
 

@@ -32,7 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "raw": {},
     "halved": {},
     "wild": {"stages.1.learning_rate": 1e30},
-    "strong": {"augment.strength": 2.0, "preprocess.enabled": True},
+    "strong": {"augment.strength": 2.0, "preprocess.filters": ["median", "clahe"]},
     "again": {},
 }
 
