@@ -26,6 +26,9 @@ from brainseg.storage.urls import name_of, to_location
 NUM_FOLDS = 10
 """Folds that patients are assigned to, and rotations that choose which fold is tested."""
 
+LEAKY_SPLIT = "slice"
+"""The value of `data.split` that lets slices of one patient train and test."""
+
 EDGES = "sobel"
 """The filter that adds a channel."""
 
@@ -51,6 +54,9 @@ class DataConfig(_Section):
     Attributes:
         size: Side of the square that slices are resized to, in pixels; a multiple of 32 from 32 to
             1024.
+        split: What decides who trains, validates and is tested: `patient`, ten folds of patients;
+            `site`, each site left out in turn; the path of a YAML or JSON file of patients; or
+            `slice`, ten folds of slices, which is LEAKY: a patient's slices train and test.
         split_seed: Seed that assigns patients to folds, 0 to 2**32 - 1; the same in a whole study.
         channels: Names of the dataset's channels that the network sees, in order; None takes all.
         context: Neighbouring slices on each side whose channels the network sees too, 0 to 5.
@@ -58,10 +64,22 @@ class DataConfig(_Section):
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
+    split: str = "patient"
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     channels: Names | None = None
     context: Annotated[int, Field(ge=0, le=5)] = 0
     context_channels: Names | None = None
+
+    @field_validator("split")
+    @classmethod
+    def _known_or_file(cls, value: str) -> str:
+        if value not in ("patient", "site", LEAKY_SPLIT) and not value.endswith(
+            (".yaml", ".yml", ".json")
+        ):
+            raise ValueError(
+                f"must be patient, site, {LEAKY_SPLIT}, or the path of a .yaml or .json file"
+            )
+        return value
 
 
 class PreprocessConfig(_Section):
@@ -275,6 +293,11 @@ class Experiment(_Section):
                     f"stages.{index}.epochs to 0, or freeze_encoder to false"
                 )
         return self
+
+    @property
+    def is_leaky(self) -> bool:
+        """Whether slices of one patient may train and test."""
+        return self.data.split == LEAKY_SPLIT
 
     @property
     def network(self) -> str:

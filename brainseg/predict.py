@@ -95,6 +95,8 @@ def _predict_files(args: argparse.Namespace) -> int:
                     bar.update(len(predictions))
         summary = writer.finish()
     print(*summary_lines(writer.rows, summary), f"in {args.out}", sep="\n")
+    if predictor.experiment.is_leaky:
+        print("LEAKY: the model was trained on slices of the patients that it was tested on.")
     if predictor.header.synthetic:
         print("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
     print("Not for clinical use.")

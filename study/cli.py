@@ -154,11 +154,17 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         help="change one of its keys, such as data.size=128; may be given again",
     )
     group.add_argument(
+        "--split",
+        metavar="WAY|FILE",
+        help="patient (default: ten folds of patients), site (each site left out in turn), or a "
+        "YAML or JSON file of patients; sets the key data.split",
+    )
+    group.add_argument(
         "--folds",
         type=_whole(1, NUM_FOLDS),
         metavar="N",
-        help="rotations of the ten folds to run; 10 test every patient once per variant and seed "
-        "(default: the grid's, mostly 1)",
+        help="rotations of the split to run; all ten of the default one test every patient once "
+        "per variant and seed (default: the grid's, mostly 1)",
     )
     group.add_argument(
         "--seeds",

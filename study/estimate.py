@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from brainseg.config import NUM_FOLDS, Experiment, load_experiment
-from brainseg.data.split import PARTS, split_by_patient
+from brainseg.data.split import PARTS, split_of
 from brainseg.errors import StudyError
 from brainseg.model.encoders import describe_weights
 from study.resolve import Study
@@ -285,22 +285,23 @@ def _describe_splits(study: Study) -> list[Line]:
     lines = []
     slices, experiment = study.data.slices, study.spec.experiment
     for fold in range(study.spec.folds):
-        split = split_by_patient(slices, fold, experiment.data.split_seed, experiment.inner_fold)
+        split = split_of(experiment.replaced({"fold": fold}), slices)
         sizes = (
-            f"{part} {len(getattr(split, part))} patients, "
+            f"{part} {len(getattr(split, part))} {split.by}s, "
             f"{len(split.indices(slices, part)):,} slices"
             for part in PARTS
         )
-        lines.append((f"split, rotation {fold}", "; ".join(sizes)))
+        about = f"split, rotation {fold}{split.tested and f', {split.tested}'}"
+        lines.append((about, "; ".join(sizes)))
     return lines
 
 
 def _num_steps(study: Study, jobs: Sequence[TrialJob]) -> int:
     steps = 0
     for job in jobs:
-        data, batch = job.experiment.data, job.experiment.optimizer.batch_size
-        split = split_by_patient(
-            study.data.slices, job.fold, data.split_seed, job.experiment.inner_fold
+        batch, split = (
+            job.experiment.optimizer.batch_size,
+            split_of(job.experiment, study.data.slices),
         )
         steps += job.num_epochs * -(-len(split.indices(study.data.slices, "train")) // batch)
     return steps

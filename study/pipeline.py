@@ -175,9 +175,10 @@ def _require_shared(study: Study) -> None:
     if not is_url(study.data.source):
         # A file, since an empty folder may be there where a disk should have been mounted.
         require_shared(next(study.data.root.glob("*/*.tif")), f"give --data {_SHARED}")
-    for reference in filter(is_path, study.spec.code):
-        path, _, _ = reference.rpartition(":")
-        require_shared(Path(path), "put the file of the network on a disk that all nodes share")
+    for reference in study.spec.files:
+        path, _, _ = reference.rpartition(":") if is_path(reference) else (reference, "", "")
+        if "/" in path:
+            require_shared(Path(path), f"put {path} on a disk that all nodes share")
     if study.spec.weights_hash and not is_url(weights):
         require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
 

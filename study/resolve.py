@@ -12,7 +12,7 @@ from brainseg.config import Experiment, load_experiment, parse_changes
 from brainseg.data.layouts import find_default_root
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
-from brainseg.data.split import assign_folds, split_by_patient
+from brainseg.data.split import count_rotations, split_of
 from brainseg.errors import ConfigError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
@@ -22,7 +22,7 @@ from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.spec.configs import shipped
-from study.spec.grid import WINNER, Changes, Grid
+from study.spec.grid import LEAKY, WINNER, Changes, Grid
 from study.spec.resources import Cluster, TrialResources, share_cluster
 from study.spec.search_space import load_space
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SearchSpec, StudySpec
@@ -117,8 +117,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "weights_hash": weights_hash,
     }
     spec = _build_spec(args, experiment, say).model_copy(update=facts)
-    for fold in range(spec.folds):
-        split_by_patient(data.slices, fold, experiment.data.split_seed, experiment.inner_fold)
+    _check_splits(spec, data)
     sizes = _check_networks(spec.networks(), download=not args.plan)
     return Study(spec, data, _find_storage(args, data.synthetic), sizes)
 
@@ -155,12 +154,14 @@ def write_facts(study: Study, resources: TrialResources) -> None:
     seed = experiment.data.split_seed
 
     def split(fold: int, inner_fold: int) -> dict[str, object]:
-        return split_by_patient(data.slices, fold, seed, inner_fold).model_dump(mode="json")
+        changes = {"fold": fold, "inner_fold": inner_fold}
+        return split_of(experiment.replaced(changes), data.slices).model_dump(mode="json")
 
     record = {
         "fingerprint": data.fingerprint,
         "split_seed": seed,
-        "fold_of_patient": assign_folds(data.slices, seed),
+        "split": experiment.data.split,
+        "patients": data.patients,
         "rotations": [split(fold, experiment.inner_fold) for fold in range(spec.folds)],
     }
     if spec.search is not None:
@@ -178,8 +179,8 @@ def num_tumour_slices(data: SliceStore) -> int:
 def _build_spec(
     args: argparse.Namespace, experiment: Experiment, say: Say = lambda text: None
 ) -> StudySpec:
-    grid, experiment, code = _resolve_code(args.grid, experiment)
-    grid.refuse_equal(experiment)
+    grid, experiment, files = _resolve_files(args.grid, experiment)
+    grid.check_variants(experiment)
     search = None
     if args.search is not None:
         path = args.space or shipped("search.yaml")
@@ -197,7 +198,7 @@ def _build_spec(
         grid,
         folds=args.folds or grid.folds,
         seeds=args.seeds or grid.seeds,
-        code=code,
+        files=files,
         experiment=experiment,
         search=search,
     )
@@ -206,6 +207,8 @@ def _build_spec(
 def _load_base(args: argparse.Namespace, changes: Changes, *, synthetic: bool) -> Experiment:
     default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
     base = load_experiment(args.config or default)
+    if args.split is not None:
+        changes = {**changes, "data.split": args.split}
     return base.replaced(args.grid.shared, f"grid {args.grid.name}, shared").replaced(changes)
 
 
@@ -251,6 +254,24 @@ def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
     return StudySync(join_location(args.storage, name), read_only=args.plan)
 
 
+def _check_splits(spec: StudySpec, data: SliceStore) -> None:
+    """Make every split that the study uses, so that a faulty one is told before the start."""
+    leaky = [name for name in spec.variants if name.startswith(LEAKY)]
+    if leaky and spec.search is not None:
+        raise ConfigError(f"--search: a search cannot choose by a leaky split: {', '.join(leaky)}")
+    experiments = {job.experiment.data: job.experiment for job in spec.jobs()}
+    for experiment in experiments.values():
+        count = count_rotations(experiment.data, data.slices)
+        if spec.folds > count:
+            raise ConfigError(
+                f"--folds {spec.folds}: data.split {experiment.data.split} has {count} rotations"
+            )
+        for fold in range(spec.folds):
+            split_of(experiment.replaced({"fold": fold}), data.slices)
+        for inner_fold in spec.inner_folds:
+            split_of(experiment.replaced({"fold": 0, "inner_fold": inner_fold}), data.slices)
+
+
 def _check_networks(experiments: Sequence[Experiment], *, download: bool) -> dict[str, int]:
     """Build and run each network once, which downloads weights and proves that they fit."""
     sizes = {}
@@ -262,15 +283,20 @@ def _check_networks(experiments: Sequence[Experiment], *, download: bool) -> dic
     return sizes
 
 
-def _resolve_code(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
-    """Make the paths of a user's code absolute, and take the fingerprint of each."""
-    key = "model.architecture"
-    experiment = experiment.replaced({key: absolute(experiment.model.architecture)})
+def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
+    """Make the paths of a user's code and splits absolute, and take the fingerprint of each."""
+    find: dict[str, Callable[[str], str]] = {
+        "model.architecture": absolute,
+        "data.split": lambda path: str(Path(path).expanduser().resolve()) if "." in path else path,
+    }
+    experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
     variants = {
-        name: {k: absolute(v) if k == key else v for k, v in changes.items()}
+        name: {key: find[key](v) if key in find else v for key, v in changes.items()}
         for name, changes in grid.variants.items()
     }
-    models = [experiment.replaced(changes).model for changes in variants.values()]
-    found = [model.architecture for model in models if names_code(model)]
-    code = {reference: fingerprint(reference) for reference in found}
-    return replace(grid, variants=variants), experiment, code
+    found = [experiment.replaced(changes) for changes in variants.values()]
+    networks = [e.model.architecture for e in found if names_code(e.model)]
+    files = {name: fingerprint(name) for name in networks}
+    splits = [Path(e.data.split) for e in found if "." in e.data.split]
+    files |= {str(path): hash_file(path) for path in splits if path.is_file()}
+    return replace(grid, variants=variants), experiment, files

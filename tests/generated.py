@@ -243,7 +243,7 @@ def _write_split(folder: Path, cohort: list[_Patient], folds: int) -> None:
     record = {
         "fingerprint": "f" * 64,
         "split_seed": 44,
-        "fold_of_patient": {p.name: p.fold for p in cohort},
+        "patients": [p.name for p in cohort],
         "rotations": rotations,
     }
     write_text(folder / "split.json", json.dumps(record))

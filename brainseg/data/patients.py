@@ -50,7 +50,7 @@ def describe_patients(data: SliceStore) -> list[dict[str, Any]]:
         rows.append(
             {
                 "patient": patient,
-                "site": _site(patient),
+                "site": site_of(patient),
                 "slices": len(indices),
                 "tumour_slices": sum(pixels > 0 for pixels in tumour),
                 "tumour_pixels": sum(tumour),
@@ -71,7 +71,8 @@ def _missing_everywhere(data: SliceStore, indices: list[int]) -> str:
     return " + ".join(name for name in _SEQUENCES if name in common)
 
 
-def _site(patient: str) -> str:
+def site_of(patient: str) -> str:
+    """Return the site in a patient's name, such as CS of TCGA_CS_4941; empty if there is none."""
     parts = patient.split("_")
     return parts[1] if len(parts) == 3 else ""
 

@@ -5,32 +5,56 @@ the slices in natural order, stratified by has-tumour and grouped by patient. Ro
 (9+r) mod 10 and validates on folds (7+r) and (8+r) mod 10: rotation 0 is the published split, and
 all ten together test each patient once. Within a rotation, nine inner rotations choose another
 pair of the nine remaining folds for validation.
+
+`data.split` names other ways: each site left out in turn, a file of patients, or, to measure what
+it is worth, the leaky folds of slices that copied notebooks use.
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
+from brainseg.config import LEAKY_SPLIT, NUM_FOLDS, NUM_INNER_FOLDS, DataConfig, Experiment
+from brainseg.data.patients import site_of
 from brainseg.data.slice_store import Slice
-from brainseg.errors import DataError
+from brainseg.errors import ConfigError, DataError
 
 PARTS = ("train", "val", "test")
+_MIN_OF_SITE = 3
 
 
 class Split(BaseModel):
-    """The patients of the three parts; a split in which two parts share a patient is refused."""
+    """The members of the three parts; a split in which two parts share one is refused.
+
+    Attributes:
+        rotation: Index of the rotation, from 0.
+        inner: Index of the inner rotation, from 0.
+        split_seed: Seed of the folds.
+        by: Members are patients, or slices in a LEAKY split.
+        tested: What is tested, in words, such as a site; empty for folds.
+        train: Names of the members.
+        val: Names of the members.
+        test: Names of the members.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rotation: int
     inner: int = 0
     split_seed: int
+    by: Literal["patient", "slice"] = "patient"
+    tested: str = ""
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
@@ -48,15 +72,49 @@ class Split(BaseModel):
 
     def indices(self, slices: tuple[Slice, ...], part: str) -> NDArray[np.int64]:
         """Return the indices of a part's slices, int64 (N,), ascending."""
-        patients = set(getattr(self, part))
-        return np.flatnonzero([item.patient in patients for item in slices]).astype(np.int64)
+        members = set(getattr(self, part))
+        if self.by == "slice":
+            return np.flatnonzero([item.name in members for item in slices]).astype(np.int64)
+        return np.flatnonzero([item.patient in members for item in slices]).astype(np.int64)
 
 
 def split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
-    """Return the split of an experiment, see `split_by_patient`."""
-    return split_by_patient(
-        slices, experiment.fold, experiment.data.split_seed, experiment.inner_fold
-    )
+    """Return the split of an experiment.
+
+    Raises:
+        ConfigError: If its file cannot be used, or there is no such rotation.
+        DataError: If there are too few patients, or a part has no tumour.
+    """
+    data, rotation, inner = experiment.data, experiment.fold, experiment.inner_fold
+    if data.split == "patient":
+        return split_by_patient(slices, rotation, data.split_seed, inner)
+    count = count_rotations(data, slices)
+    if rotation >= count:
+        raise ConfigError(
+            f"data.split {data.split} has {count} rotations, and no rotation {rotation}"
+        )
+    if data.split == LEAKY_SPLIT:
+        return _split_by_slice(slices, rotation, data.split_seed, inner)
+    if data.split == "site":
+        return _split_by_site(slices, rotation, data.split_seed, inner)
+    if inner:
+        raise ConfigError(
+            f"data.split {data.split} has no inner rotation {inner}: it names its own val"
+        )
+    return _split_by_file(Path(data.split), slices, rotation, data.split_seed)
+
+
+def count_rotations(data: DataConfig, slices: tuple[Slice, ...]) -> int:
+    """Return how many rotations a split has.
+
+    Raises:
+        ConfigError: If its file cannot be used.
+    """
+    if data.split in ("patient", LEAKY_SPLIT):
+        return NUM_FOLDS
+    if data.split == "site":
+        return len(group_sites(slices))
+    return len(_read_file(Path(data.split)))
 
 
 def split_by_patient(
@@ -77,13 +135,120 @@ def split_by_patient(
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     for patient, fold in folds.items():
         parts[_part_of(fold, rotation, inner)].append(patient)
-    try:
-        split = Split(
-            rotation=rotation,
-            inner=inner,
-            split_seed=split_seed,
-            **parts,  # type: ignore[arg-type]
+    return _checked(slices, parts, rotation=rotation, inner=inner, split_seed=split_seed)
+
+
+def group_sites(slices: tuple[Slice, ...]) -> dict[str, list[str]]:
+    """Return site -> its patients, sites in alphabetical order.
+
+    A patient's site is the second part of a TCGA name. Sites with fewer than three patients are
+    one group, `others`.
+
+    Raises:
+        DataError: If the names tell fewer than two sites.
+    """
+    sites: dict[str, list[str]] = {}
+    for patient in dict.fromkeys(item.patient for item in slices):
+        sites.setdefault(site_of(patient) or "unknown", []).append(patient)
+    groups: dict[str, list[str]] = {}
+    for site in sorted(sites):
+        name = site if len(sites[site]) >= _MIN_OF_SITE else "others"
+        groups.setdefault(name, []).extend(sites[site])
+    if len(groups) < 2 or "unknown" in sites:
+        raise DataError(
+            "data.split is site, but the names of the patients do not tell two sites: name them "
+            "as TCGA does (TCGA_SITE_PATIENT), or give a split file"
         )
+    return dict(list(groups.items())[:NUM_FOLDS])
+
+
+def _split_by_site(slices: tuple[Slice, ...], rotation: int, seed: int, inner: int) -> Split:
+    groups = group_sites(slices)
+    site = list(groups)[rotation]
+    rest = tuple(item for item in slices if item.patient not in set(groups[site]))
+    folds = _fold_patients(rest, NUM_INNER_FOLDS, seed)
+    parts: dict[str, list[str]] = {part: [] for part in PARTS} | {"test": groups[site]}
+    for patient, fold in folds.items():
+        parts["val" if (fold - inner) % NUM_INNER_FOLDS >= 7 else "train"].append(patient)
+    about = {"rotation": rotation, "inner": inner, "split_seed": seed, "tested": f"site {site}"}
+    return _checked(slices, parts, **about)
+
+
+def _split_by_slice(slices: tuple[Slice, ...], rotation: int, seed: int, inner: int) -> Split:
+    """The split of copied notebooks: slices are dealt out whatever patient they belong to."""
+    has_tumour = np.array([item.tumour_pixels > 0 for item in slices]).astype(int)
+    folder = StratifiedKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=seed)
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for fold, (_, members) in enumerate(folder.split(has_tumour, has_tumour)):
+        parts[_part_of(fold, rotation, inner)] += [slices[index].name for index in members]
+    about = {"rotation": rotation, "inner": inner, "split_seed": seed, "by": "slice"}
+    return _checked(slices, parts, **about)
+
+
+class _FileRotation(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+def _split_by_file(path: Path, slices: tuple[Slice, ...], rotation: int, seed: int) -> Split:
+    rotations = _read_file(path)
+    patients = list(dict.fromkeys(item.patient for item in slices))
+    problems = []
+    tested: dict[str, int] = {}
+    for number, parts in enumerate(rotations):
+        named = [name for part in (*PARTS, "unused") for name in getattr(parts, part)]
+        for name in sorted(set(named) - set(patients)):
+            near = difflib.get_close_matches(name, patients, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            problems.append(f"rotation {number}: the dataset has no patient {name}{hint}")
+        for name in sorted(name for name, count in Counter(named).items() if count > 1):
+            problems.append(f"rotation {number}: {name} is there twice")
+        if left := sorted(set(patients) - set(named)):
+            problems.append(
+                f"rotation {number}: {', '.join(left[:5])}{' ...' if left[5:] else ''} "
+                f"({len(left)} patients) are in no part: add them, or list them as unused"
+            )
+        for name in parts.test:
+            if tested.setdefault(name, number) != number:
+                problems.append(f"{name} is tested in rotations {tested[name]} and {number}")
+    if problems:
+        raise DataError(f"the split {path} does not fit the dataset", problems)
+    chosen = {part: list(getattr(rotations[rotation], part)) for part in PARTS}
+    return _checked(slices, chosen, rotation=rotation, split_seed=seed)
+
+
+def _read_file(path: Path) -> list[_FileRotation]:
+    try:
+        tree = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot read the split {path}: {' '.join(str(error).split())}"
+        ) from error
+    rotations = tree if isinstance(tree, list) else [tree]
+    if not 1 <= len(rotations) <= NUM_FOLDS:
+        raise ConfigError(f"{path} holds {len(rotations)} rotations; expected 1 to {NUM_FOLDS}")
+    found = []
+    for number, rotation in enumerate(rotations):
+        try:
+            found.append(_FileRotation.model_validate(rotation))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(
+                f"{path}: rotation {number}: {key}: {problem['msg']}; expected train, val and "
+                "test, each a list of patients"
+            ) from error
+    return found
+
+
+def _checked(slices: tuple[Slice, ...], parts: Mapping[str, list[str]], **about: Any) -> Split:
+    rotation = about["rotation"]
+    try:
+        split = Split.model_validate({**about, **parts})
     except ValidationError as error:
         raise DataError(f"rotation {rotation}: {_reason(error)}") from error
     for part in PARTS:
@@ -98,12 +263,16 @@ def assign_folds(slices: tuple[Slice, ...], split_seed: int) -> dict[str, int]:
     Raises:
         DataError: If there are fewer patients than folds.
     """
+    return _fold_patients(slices, NUM_FOLDS, split_seed)
+
+
+def _fold_patients(slices: tuple[Slice, ...], count: int, seed: int) -> dict[str, int]:
     groups = np.array([item.patient for item in slices])
     num_patients = len(set(groups.tolist()))
-    if num_patients < NUM_FOLDS:
-        raise DataError(f"{num_patients} patients; the {NUM_FOLDS} folds need at least as many")
+    if num_patients < count:
+        raise DataError(f"{num_patients} patients; the {count} folds need at least as many")
     has_tumour = np.array([item.tumour_pixels > 0 for item in slices]).astype(int)
-    folder = StratifiedGroupKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=split_seed)
+    folder = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     fold_of: dict[str, int] = {}
     for fold, (_, members) in enumerate(folder.split(groups, has_tumour, groups)):
         fold_of |= {str(groups[member]): fold for member in members}

@@ -21,6 +21,7 @@ from brainseg.document import (
 from brainseg.storage.files import write_text
 from study.report.provenance import LICENCE, describe_study
 from study.report.results import StudyResults, format_estimate
+from study.spec.grid import LEAKY
 from study.storage.tables import kept_models
 from study.storage.trial_folder import Row
 
@@ -28,6 +29,8 @@ from study.storage.trial_folder import Row
 def write_model_cards(results: StudyResults) -> None:
     """Write `models/<variant>.md` for each variant that has a finished trial."""
     for variant, row in kept_models(results.trials).items():
+        if variant.startswith(LEAKY):
+            continue  # no card recommends it; the model file says by its name what it is
         card = Document(
             title=f"Model card: {variant}",
             facts=describe_study(results.about),

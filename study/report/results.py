@@ -18,6 +18,7 @@ from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
 from study.analysis.comparison import Comparison, compare
 from study.analysis.conclusion import Conclusion, conclude
+from study.analysis.leak import Leak, measure_leaks
 from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
 from study.analysis.scores import ScoreMatrix, read_matrix, read_slices
 from study.analysis.subgroups import (
@@ -27,6 +28,7 @@ from study.analysis.subgroups import (
     break_down,
     count_slice_errors,
 )
+from study.spec.grid import LEAKY
 from study.storage.trial_folder import Row, TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
@@ -49,7 +51,8 @@ class StudyResults:
         examples: The rows of examples.csv whose picture exists.
         slices: slices.csv as the table of `read_slices`.
         history: The rows of each trial's history.csv with its variant, fold and seed.
-        matrix: scores.csv as arrays.
+        matrix: scores.csv as arrays, without leaky variants.
+        leaks: What the leaky variants are worth.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class StudyResults:
     slices: pd.DataFrame
     history: pd.DataFrame
     matrix: ScoreMatrix
+    leaks: Sequence[Leak] = ()
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -143,23 +147,33 @@ def read_results(folder: Path) -> StudyResults:
     Raises:
         StudyError: If scores.csv contradicts itself.
     """
+    about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     trials = read_csv(folder / "trials.csv")
     split = folder / "split.json"
+    scores = read_csv(folder / "scores.csv")
+    honest = _without_leaky(trials)
+
+    def read(name: str) -> list[Row]:
+        return _without_leaky(read_csv(folder / f"{name}.csv"))
+
     return StudyResults(
         folder=folder,
-        about=json.loads((folder / "study.json").read_text(encoding="utf-8")),
+        about=about,
         split=json.loads(split.read_text(encoding="utf-8")) if split.exists() else {},
         trials=trials,
         patients={row["patient"]: row for row in read_csv(folder / "patients.csv")},
-        postprocessing=read_csv(folder / "stages.csv") + read_csv(folder / "ensemble.csv"),
-        calibration=read_csv(folder / "calibration.csv"),
-        examples=[
-            row for row in read_csv(folder / "examples.csv") if (folder / row["picture"]).exists()
-        ],
-        slices=read_slices(read_csv(folder / "slices.csv")),
-        history=pd.DataFrame([epoch for row in trials for epoch in _read_history(folder, row)]),
-        matrix=read_matrix(read_csv(folder / "scores.csv"), trials),
+        postprocessing=read("stages") + read("ensemble"),
+        calibration=read("calibration"),
+        examples=[row for row in read("examples") if (folder / row["picture"]).exists()],
+        slices=read_slices(read("slices")),
+        history=pd.DataFrame([epoch for row in honest for epoch in _read_history(folder, row)]),
+        matrix=read_matrix(_without_leaky(scores), honest),
+        leaks=measure_leaks(scores, about["variants"]),
     )
+
+
+def _without_leaky(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if not str(row["variant"]).startswith(LEAKY)]
 
 
 def _read_history(folder: Path, row: Row) -> list[Row]:

@@ -39,6 +39,7 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
         for name, title, blocks in (
             ("scores", "Test scores", _scores(results)),
             ("differences", "Differences between variants", _differences(results, figures)),
+            ("leak", "What the leaky split is worth", _leak(results)),
             ("ranks", "Ranks and sources of variance", _ranks(results, figures)),
             ("learning", "Learning curves", _learning(results, figures)),
             ("patients", "Scores per patient", _patients(results, figures)),
@@ -137,6 +138,45 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "Effects of the grid's factors: each level against the first, averaged over the other "
             "factors, and how much two of them depend on each other. An effect that needs a "
             "combination without a variant is left out.",
+            rows,
+        )
+
+
+def _leak(results: StudyResults) -> Iterator[Block]:
+    if not results.leaks:
+        return
+    yield Paragraph(
+        "LEAKY variants were trained on other slices of the patients that they were tested on, as "
+        "in notebooks that split by slice. Their scores say nothing about new patients. They are "
+        "not ranked and choose nothing."
+    )
+    rows = []
+    for leak in results.leaks:
+        if leak.difference is None:
+            yield Paragraph(
+                f"{leak.leaky} cannot be compared patient by patient: no patient was tested with "
+                "all slices by it and by an honest variant that differs in the split alone. Run "
+                "all rotations (--folds 10)."
+            )
+            continue
+        scores = [
+            {key: format_estimate(item.scores[key]) for key in ("Dice/patient", "global Dice")}
+            for item in leak.scores
+        ]
+        rows.append(
+            {
+                "variant": leak.leaky,
+                **{f"{key}, LEAKY": value for key, value in scores[0].items()},
+                **{f"{key}, honest": value for key, value in scores[1].items()},
+                "leak (Dice/patient)": format_estimate(leak.difference.difference, "+.3f"),
+                "p": format_p(leak.difference.p),
+                "patients": str(leak.difference.num_patients),
+            }
+        )
+    if rows:
+        yield Table(
+            "The leak: LEAKY minus honest Dice/patient of the same variant, with 95 % intervals, "
+            "on patients all of whose slices both tested.",
             rows,
         )
 

@@ -30,6 +30,9 @@ Levels = dict[str, str]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+LEAKY = "LEAKY-"
+"""Prefix of the variants whose split lets slices of one patient train and test."""
+
 WINNER = "winner-c"
 """Prefix of the variant that is a search's winner; the index of its candidate follows."""
 
@@ -119,15 +122,23 @@ class Grid:
             if key == "fold":
                 raise ConfigError("--set fold: use --folds N, which runs rotations 0 to N-1")
 
-    def refuse_equal(self, base: Experiment) -> None:
-        """Refuse two variants that are the same experiment.
+    def check_variants(self, base: Experiment) -> None:
+        """Refuse two variants that are the same experiment, and a leaky one that is not so named.
 
         Raises:
-            ConfigError: Naming both, or a key that does not fit.
+            ConfigError: Naming the variants, or a key that does not fit.
         """
         seen: list[tuple[str, Experiment]] = []
         for variant, changes in self.variants.items():
             experiment = base.replaced(changes, f"grid {self.name}, variant {variant}")
+            if experiment.is_leaky != variant.startswith(LEAKY):
+                raise ConfigError(
+                    f"grid {self.name}: the name {variant} must begin with {LEAKY}, since its "
+                    "data.split is slice"
+                    if experiment.is_leaky
+                    else f"grid {self.name}: {variant} begins with {LEAKY}, but its data.split is "
+                    f"{experiment.data.split}"
+                )
             for other, earlier in seen:
                 if experiment == earlier:
                     raise ConfigError(

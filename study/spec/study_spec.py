@@ -88,7 +88,7 @@ class StudySpec(BaseModel):
         slices: Number of slices.
         tumour_slices: Number of slices with tumour.
         weights_hash: SHA-256 of the encoder's weight file, if one was named.
-        code: Reference to a user's code that the study runs -> its fingerprint.
+        files: File of a user's code or split that the study uses -> its fingerprint.
         experiment: The base experiment, which the variants share.
         search: The search that extends the grid, if there is one.
         data: Folder or URL of the dataset, as text; not compared.
@@ -111,7 +111,7 @@ class StudySpec(BaseModel):
     slices: int = 0
     tumour_slices: int = 0
     weights_hash: str = ""
-    code: dict[str, str] = {}
+    files: dict[str, str] = {}
     experiment: Experiment
     search: SearchSpec | None = None
     data: str = ""
@@ -211,7 +211,7 @@ class StudySpec(BaseModel):
             experiment = experiment.replaced({"model.encoder_weights": path})
         lines = differences(other.experiment, experiment)
         counts = ("patients", "slices", "tumour_slices")
-        for key in ("grid", "variants", "fingerprint", *counts, "weights_hash", "code"):
+        for key in ("grid", "variants", "fingerprint", *counts, "weights_hash", "files"):
             before, now = getattr(self, key), getattr(other, key)
             if before != now:
                 lines.append(f"{key}: {_short(before)} -> {_short(now)}")

@@ -63,7 +63,7 @@ def test_hours_that_nothing_tells_are_unknown_and_how_to_know_them_is_said(
     _leave(tmp_path / "all", base, "raw-lite0", [[10.0], [100.0]])
     assert main(plan) == 0
     out = capsys.readouterr().out
-    assert re.search(r"hours +unknown: .*efficientnet_lite0 preprocessed at \d+ px", out)
+    assert re.search(r"hours +unknown: .*efficientnet_lite0 median, clahe at \d+ px", out)
     assert "lite0 raw" not in out.partition("unknown")[2]
     assert "--name probe --set stages.0.epochs=1" in out
     assert "USD" not in out

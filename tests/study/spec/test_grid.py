@@ -118,8 +118,8 @@ def test_a_faulty_grid_is_refused_by_file_and_key(tmp_path: Path, text: str, sai
 def test_two_names_for_one_experiment_are_refused(tmp_path: Path) -> None:
     grid = _read(tmp_path, "description: x\nvariants: {a: , b: {threshold: 0.5}}")
     with pytest.raises(ConfigError, match="a and b are the same experiment"):
-        grid.refuse_equal(Experiment())
-    grid.refuse_equal(Experiment().replaced({"threshold": 0.4}))
+        grid.check_variants(Experiment())
+    grid.check_variants(Experiment().replaced({"threshold": 0.4}))
 
 
 def test_an_unknown_name_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
