@@ -39,6 +39,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Name = Annotated[str, Field(min_length=1, max_length=60)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+LossWeight = Annotated[float, Field(ge=0, le=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -59,6 +60,9 @@ class DataConfig(_Section):
             `slice`, ten folds of slices, which is LEAKY: a patient's slices train and test.
         split_seed: Seed that assigns patients to folds, 0 to 2**32 - 1; the same in a whole study.
         channels: Names of the dataset's channels that the network sees, in order; None takes all.
+        tumour_share: Share of slices with tumour among those that an epoch draws, with
+            replacement, from the training slices, 0 to 1 (Buda et al. 2019 weigh slices by
+            tumour); None takes each slice once.
         context: Neighbouring slices on each side whose channels the network sees too, 0 to 5.
         context_channels: Names of the channels of these neighbours; None takes all of `channels`.
     """
@@ -67,6 +71,7 @@ class DataConfig(_Section):
     split: str = "patient"
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     channels: Names | None = None
+    tumour_share: Probability | None = None
     context: Annotated[int, Field(ge=0, le=5)] = 0
     context_channels: Names | None = None
 
@@ -206,7 +211,8 @@ class StageConfig(_Section):
 
     Attributes:
         epochs: Passes over the training slices, 0 (skips the stage) to 10,000.
-        learning_rate: Learning rate of AdamW at the start of the stage, above 0.
+        learning_rate: Highest learning rate of the stage, above 0; with the schedule `plateau`
+            the one at its start.
         freeze_encoder: Whether the encoder's weights and BatchNorm statistics stay as they are.
     """
 
@@ -216,37 +222,86 @@ class StageConfig(_Section):
 
 
 class OptimizerConfig(_Section):
-    """AdamW, and ReduceLROnPlateau on the val loss; the same in both stages.
+    """The optimizer and the schedule of its learning rate; the same in both stages.
 
     Attributes:
+        name: `adamw` (Loshchilov and Hutter 2019), or `sgd` with Nesterov momentum.
+        momentum: Momentum of `sgd`, 0 to below 1; without effect on `adamw`.
         batch_size: Slices per optimizer step, 2 to 4096.
-        weight_decay: Decoupled weight decay, 0 to 1.
+        weight_decay: Weight decay, 0 to 1; decoupled with `adamw`.
+        gradient_clip: Largest norm of the gradient of all weights together; None does not clip.
+        average_decay: Decay of an exponential moving average of the weights, which is validated,
+            kept and tested in their place, between 0 and 1; None takes the weights themselves.
+        schedule: `plateau` lowers the learning rate when the val loss stalls, `constant` does not
+            change it, `cosine` (Loshchilov and Hutter 2017) lets it fall to 0 over the stage,
+            `onecycle` (Smith and Topin 2018) lets it rise and fall.
+        warmup_epochs: Epochs at the start of each stage in which the learning rate rises in equal
+            steps, 0 to 1000; with `constant` and `cosine`.
         plateau_factor: Factor on the learning rate if the val loss stalls, between 0 and 1.
         plateau_patience: Epochs without a lower val loss before that, at least 0.
     """
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    gradient_clip: Positive | None = None
+    average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    schedule: Literal["plateau", "constant", "cosine", "onecycle"] = "plateau"
+    warmup_epochs: Annotated[float, Field(ge=0, le=1000)] = 0.0
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     plateau_patience: Annotated[int, Field(ge=0)] = 3
 
+    @model_validator(mode="after")
+    def _warms_up_what_can(self) -> OptimizerConfig:
+        if self.warmup_epochs and self.schedule in ("plateau", "onecycle"):
+            raise ValueError(
+                f"optimizer.warmup_epochs is {self.warmup_epochs:g}, but optimizer.schedule is "
+                f"{self.schedule}: it needs constant or cosine"
+            )
+        return self
+
 
 class LossConfig(_Section):
-    """The weighted sum of soft Dice loss and binary cross entropy.
+    """The weighted sum of up to four terms, of which one must have a weight.
 
     Attributes:
-        dice_weight: Weight of the Dice loss, 0 to 100.
-        bce_weight: Weight of the cross entropy, 0 to 100; not 0 if `dice_weight` is.
+        dice_weight: Weight of the soft Dice loss, 0 to 100.
+        bce_weight: Weight of the binary cross entropy, 0 to 100.
+        focal_weight: Weight of the focal loss (Lin et al. 2017), 0 to 100.
+        focal_gamma: Its exponent, which makes sure pixels count less, 0 to 10.
+        tversky_weight: Weight of the Tversky loss (Salehi et al. 2017), 0 to 100.
+        tversky_alpha: Its weight of false positives, 0 to 1; false negatives have the rest.
     """
 
-    dice_weight: Annotated[float, Field(ge=0, le=100)] = 0.5
-    bce_weight: Annotated[float, Field(ge=0, le=100)] = 0.5
+    dice_weight: LossWeight = 0.5
+    bce_weight: LossWeight = 0.5
+    focal_weight: LossWeight = 0.0
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    tversky_weight: LossWeight = 0.0
+    tversky_alpha: Probability = 0.3
 
     @model_validator(mode="after")
     def _weighs_something(self) -> LossConfig:
-        if self.dice_weight + self.bce_weight == 0:
-            raise ValueError("dice_weight and bce_weight cannot both be 0")
+        if self.dice_weight + self.bce_weight + self.focal_weight + self.tversky_weight == 0:
+            raise ValueError(
+                "dice_weight, bce_weight, focal_weight and tversky_weight cannot all be 0"
+            )
         return self
+
+
+class StoppingConfig(_Section):
+    """When a training ends before its last epoch; the same rule for all variants of a study.
+
+    Attributes:
+        patience: Epochs of the last stage without a lower val loss that end it, 1 to 10,000; None
+            runs all.
+        minutes: Minutes of training epochs after which it ends; None runs all. Then the number of
+            epochs, and so every number, depends on the machine.
+    """
+
+    patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    minutes: Positive | None = None
 
 
 class Experiment(_Section):
@@ -258,8 +313,9 @@ class Experiment(_Section):
         augment: Random changes of training slices.
         model: The U-Net.
         stages: Two stages, at least one with epochs.
-        optimizer: AdamW and its scheduler.
+        optimizer: The optimizer and its schedule.
         loss: Weights of the loss terms.
+        stopping: When a training ends early.
         threshold: Lowest probability at which a pixel is tumour, between 0 and 1.
         seed: Seed of initial weights, order, augmentation and dropout, 0 to 2**32 - 1.
         fold: Rotation, 0 to 9, that chooses the tested fold; 0 is the published split.
@@ -277,6 +333,7 @@ class Experiment(_Section):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
+    stopping: StoppingConfig = StoppingConfig()
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     fold: Annotated[int, Field(ge=0, lt=NUM_FOLDS)] = 0

@@ -58,9 +58,18 @@ class EpochSampler(Sampler[list[Key]]):
         indices: Indices of a part's slices in the store, int64 (N,).
         batch_size: Slices per batch; the last batch may be smaller.
         seed: Seed of the order; None keeps the order.
+        weights: Probability of each slice, float64 (N,): as many slices as there are are drawn
+            with replacement. None takes each slice once.
     """
 
-    def __init__(self, indices: NDArray[np.int64], batch_size: int, seed: int | None) -> None:
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        batch_size: int,
+        seed: int | None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        self._weights = weights
         self._indices = indices
         self._batch_size = batch_size
         self._seed = seed
@@ -74,7 +83,10 @@ class EpochSampler(Sampler[list[Key]]):
         order = self._indices
         if self._seed is not None:
             rng = np.random.default_rng([self._seed, self._stage, self._epoch])
-            order = rng.permutation(order)
+            if self._weights is None:
+                order = rng.permutation(order)
+            else:
+                order = rng.choice(order, len(order), p=self._weights)
         for chunk in np.split(order, range(self._batch_size, len(order), self._batch_size)):
             # BatchNorm cannot train on one slice: the bottleneck of 32 pixels is a single value.
             if len(chunk) > 1 or self._seed is None:
@@ -104,7 +116,8 @@ class Batches:
         pinned: bool = False,
     ) -> None:
         seed = experiment.seed if augmented else None
-        self._sampler = EpochSampler(indices, experiment.optimizer.batch_size, seed)
+        weights = _weigh(store, indices, experiment.data.tumour_share) if augmented else None
+        self._sampler = EpochSampler(indices, experiment.optimizer.batch_size, seed, weights)
         self._loader = DataLoader(
             SliceDataset(store, experiment, augmented),
             batch_sampler=self._sampler,
@@ -118,10 +131,28 @@ class Batches:
             generator=torch.Generator().manual_seed(0),
         )
 
+    @property
+    def num_steps(self) -> int:
+        """Batches of an epoch."""
+        return sum(1 for _ in self._sampler)
+
     def epoch(self, stage: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch; stage and epoch do not matter unless augmented."""
         self._sampler.set_epoch(stage, epoch)
         yield from self._loader
+
+
+def _weigh(
+    store: SliceStore, indices: NDArray[np.int64], tumour_share: float | None
+) -> NDArray[np.float64] | None:
+    """Return the probability of each slice, so that slices with tumour have a share."""
+    if tumour_share is None:
+        return None
+    tumour = np.array([store.slices[index].tumour_pixels > 0 for index in indices])
+    if tumour.all() or not tumour.any():
+        return None
+    each = np.where(tumour, tumour_share / tumour.sum(), (1 - tumour_share) / (~tumour).sum())
+    return np.asarray(each)
 
 
 def _collate(samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]) -> Batch:

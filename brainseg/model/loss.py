@@ -1,4 +1,4 @@
-"""The loss: soft Dice and binary cross entropy on logits."""
+"""The loss: a weighted sum of terms on logits; by default soft Dice and binary cross entropy."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from brainseg.config import LossConfig
 _EPSILON = 1e-8
 
 
-def dice_bce(
+def segmentation_loss(
     logits_BHW: torch.Tensor, masks_BHW: torch.Tensor, config: LossConfig
 ) -> torch.Tensor:
-    """Return the weighted sum of soft Dice loss and binary cross entropy.
+    """Return the weighted sum of the loss's terms.
 
-    The Dice loss is that of Milletari et al. 2016 without the squares, over all pixels of the
-    batch
-    together: 1 - (2 sum(p t) + e) / (sum(p) + sum(t) + e), with p the sigmoid of the logits.
+    With p the sigmoid of the logits, t the mask, sums over all pixels of the batch together:
+
+    - Dice (Milletari et al. 2016, without the squares): 1 - (2 sum(p t) + e) / (sum(p) + sum(t) +
+      e);
+    - Tversky (Salehi et al. 2017), with a the weight of false positives:
+      1 - (sum(p t) + e) / (sum(p t) + a sum(p (1 - t)) + (1 - a) sum((1 - p) t) + e);
+    - binary cross entropy, the mean over pixels;
+    - focal (Lin et al. 2017, without the balance of classes): the mean of (1 - q)^gamma times the
+      cross entropy, q the probability of the true class.
 
     Args:
         logits_BHW: float32, B slices of H x W pixels.
         masks_BHW: float32, 0 or 1.
-        config: Weights of the two terms.
+        config: Weights of the terms.
 
     Returns:
         A scalar, float32, at least 0.
@@ -32,4 +38,14 @@ def dice_bce(
     total = probabilities.sum() + masks_BHW.sum()
     dice = 1 - (2 * overlap + _EPSILON) / (total + _EPSILON)
     bce = binary_cross_entropy_with_logits(logits_BHW, masks_BHW)
-    return config.dice_weight * dice + config.bce_weight * bce
+    loss = config.dice_weight * dice + config.bce_weight * bce
+    if config.tversky_weight:
+        false = config.tversky_alpha * (probabilities.sum() - overlap)
+        false = false + (1 - config.tversky_alpha) * (masks_BHW.sum() - overlap)
+        tversky = 1 - (overlap + _EPSILON) / (overlap + false + _EPSILON)
+        loss = loss + config.tversky_weight * tversky
+    if config.focal_weight:
+        each = binary_cross_entropy_with_logits(logits_BHW, masks_BHW, reduction="none")
+        focal = ((1 - torch.exp(-each)) ** config.focal_gamma * each).mean()
+        loss = loss + config.focal_weight * focal
+    return loss

@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class EpochState:
         model: Current weights and buffers.
         best_model: Weights and buffers of the best epoch.
         optimizer: `torch.optim.Optimizer.state_dict()`.
-        scheduler: `ReduceLROnPlateau.state_dict()`.
+        scheduler: `ReduceLROnPlateau.state_dict()`; other schedules have no state.
         scaler: `GradScaler.state_dict()`.
+        average: The moving average of the weights; empty if there is none.
     """
 
     stage: int
@@ -55,6 +56,7 @@ class EpochState:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     scaler: dict[str, Any]
+    average: Tensors = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -113,6 +115,7 @@ class CheckpointFolder:
         self._folder.mkdir(exist_ok=True)
         optimizer, tensors = _split_optimizer(state.optimizer)
         tensors |= {f"model.{key}": value for key, value in state.model.items()}
+        tensors |= {f"average.{key}": value for key, value in state.average.items()}
         record = {
             "format": 1,
             **{key: getattr(state, key) for key in _RECORDED},
@@ -135,7 +138,8 @@ class CheckpointFolder:
         tensors = load_file(folder / _STATE)
         return EpochState(
             **{key: record[key] for key in _RECORDED},
-            model={k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."},
+            model=_below("model.", tensors),
+            average=_below("average.", tensors),
             best_model=load_file(folder / _BEST),
             optimizer=_join_optimizer(record["optimizer"], tensors),
         )
@@ -157,12 +161,16 @@ class CheckpointFolder:
             )
 
 
+def _below(prefix: str, tensors: Tensors) -> Tensors:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def _is_path(experiment: Experiment) -> bool:
     return experiment.model.encoder_weights not in ("imagenet", "none")
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Any], Tensors]:
-    """AdamW's state as a JSON record and tensors."""
+    """The optimizer's state as a JSON record and tensors."""
     tensors = {
         f"optimizer.{parameter}.{name}": value
         for parameter, values in state["state"].items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from brainseg.config import Experiment
 from brainseg.data.loader import Batch
 from brainseg.metrics import Counts, count_pixels
 from brainseg.model.device import mixed_precision
-from brainseg.model.loss import dice_bce
+from brainseg.model.loss import segmentation_loss
 from brainseg.model.networks import infer_logits, normalise
 
 
@@ -71,37 +71,47 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     batch_parts: int = 1,
+    before_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Pass:
     """Train on the batches of an epoch, one optimizer step per batch.
 
     Args:
         model: The U-Net, in the mode of its stage, on `device`.
         batches: Batches of one epoch.
-        experiment: Loss weights and threshold.
+        experiment: Loss weights, threshold and clipping.
         device: Device to compute on.
         optimizer: Optimizer of the weights that are not frozen.
         scaler: Gradient scaler; a disabled one does nothing.
         batch_parts: Parts that each batch is processed in; their gradients add up to one step.
             More parts need less memory and give other numbers, since BatchNorm and the Dice loss
-            are
-            computed for each part.
+            are computed for each part.
+        before_step: Called with the number of each step, from 0, before its gradients.
+        after_step: Called after each step.
     """
     # Loss and counts stay on the device: fetching them at each step would make a GPU wait.
     total, counts = torch.zeros((), device=device), []
-    for batch, batch_masks, _ in batches:
+    clip = experiment.optimizer.gradient_clip
+    for step, (batch, batch_masks, _) in enumerate(batches):
+        before_step(step)
         optimizer.zero_grad(set_to_none=True)
         parts = zip(batch.chunk(batch_parts), batch_masks.chunk(batch_parts), strict=True)
         for images, masks in parts:
             target = masks.to(device, non_blocking=True)
             with mixed_precision(device):
                 logits = model(normalise(images, device))[:, 0]
-            loss = dice_bce(logits.float(), target.float(), experiment.loss)
+            loss = segmentation_loss(logits.float(), target.float(), experiment.loss)
             share = len(images) / len(batch)
             scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             total += loss.detach() * len(images)
             counts.append(count_pixels(is_tumour(logits.detach(), experiment.threshold), target))
+        if clip is not None:
+            scaler.unscale_(optimizer)
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, clip)
         scaler.step(optimizer)
         scaler.update()
+        after_step()
     return _pass(total, counts, {})
 
 
@@ -126,7 +136,7 @@ def validate(
         target = masks.to(device, non_blocking=True)
         logits = infer_logits(model, images, device)
         predicted = is_tumour(logits, experiment.threshold)
-        total += dice_bce(logits, target.float(), experiment.loss) * len(images)
+        total += segmentation_loss(logits, target.float(), experiment.loss) * len(images)
         counts.append(count_pixels(predicted, target))
         for position, index in enumerate(indices.tolist()):
             if index in shown:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
 
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
 from brainseg.data.inputs import StoreInputs
@@ -29,6 +30,7 @@ from brainseg.model.model_file import ModelHeader, Tensors, save_model
 from brainseg.model.networks import build_model, calibrate_encoder, set_training
 from brainseg.training.checkpoint import CheckpointFolder, EpochState
 from brainseg.training.epoch import EpochReport, Example, train_epoch, validate
+from brainseg.training.optimizer import average_weights, build_optimizer, learning_rate
 
 _NUM_EXAMPLES = 4
 _DROPOUT_STREAM = 1
@@ -159,10 +161,15 @@ class Training:
             if number < last_stage or first > config.epochs:
                 continue
             set_training(self._model, freeze_encoder=config.freeze_encoder)
-            stage = _Stage(number, config, self._experiment.optimizer, self._model, self._device)
+            steps = self._train_batches.num_steps
+            stage = _Stage(
+                number, config, self._experiment.optimizer, self._model, self._device, steps
+            )
             if state is not None and number == last_stage:
                 stage.restore(state)
             for epoch in range(first, config.epochs + 1):
+                if self._is_over():
+                    return
                 yield self._run_epoch(stage, epoch)
 
     def result(self) -> TrainResult:
@@ -199,11 +206,25 @@ class Training:
             pinned=self._device.type == "cuda",
         )
 
+    def _is_over(self) -> bool:
+        """Return whether the history so far ends the training early, see `StoppingConfig`."""
+        rule, history = self._experiment.stopping, self._history
+        if rule.minutes is not None:
+            spent = sum(row["seconds"] for row in history)
+            if history and spent >= 60 * rule.minutes:
+                return True
+        last = max(n for n, stage in enumerate(self._experiment.stages, start=1) if stage.epochs)
+        losses = [row["val_loss"] for row in history if row["stage"] == last]
+        if rule.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= rule.patience
+
     def _run_epoch(self, stage: _Stage, epoch: int) -> EpochReport:
         started = time.perf_counter()
         experiment = self._experiment
         seeds = np.random.SeedSequence((experiment.seed, stage.number, epoch, _DROPOUT_STREAM))
         torch.manual_seed(int(seeds.generate_state(1)[0]))
+        stage.set_learning_rate(epoch, 0)
         learning_rate = stage.optimizer.param_groups[0]["lr"]
         set_training(self._model, freeze_encoder=stage.config.freeze_encoder)
         trained = train_epoch(
@@ -214,17 +235,20 @@ class Training:
             stage.optimizer,
             stage.scaler,
             self._batch_parts,
+            lambda step: stage.set_learning_rate(epoch, step),
+            stage.update_average,
         )
-        self._model.eval()
+        network = (self._model if stage.average is None else stage.average.module).eval()
         batches = self._val_batches.epoch(0, 0)
-        validated = validate(self._model, batches, experiment, self._device, self._examples)
+        validated = validate(network, batches, experiment, self._device, self._examples)
         for loss in (trained.loss, validated.loss):
             if not math.isfinite(loss):
                 raise DivergedError(stage.number, epoch, loss)
-        stage.scheduler.step(validated.loss)
+        if stage.scheduler is not None:
+            stage.scheduler.step(validated.loss)
         is_best = all(validated.loss < row["val_loss"] for row in self._history)
         if is_best:
-            self._best_weights = _copy_weights(self._model)
+            self._best_weights = _copy_weights(network)
         row: dict[str, float] = {
             "stage": stage.number,
             "epoch": epoch,
@@ -258,8 +282,9 @@ class Training:
             model=self._model.state_dict(),
             best_model=self._best_weights,
             optimizer=stage.optimizer.state_dict(),
-            scheduler=stage.scheduler.state_dict(),
+            scheduler=stage.scheduler.state_dict() if stage.scheduler else {},
             scaler=stage.scaler.state_dict(),
+            average=stage.average.state_dict() if stage.average else {},
         )
 
     def _choose_examples(self) -> frozenset[int]:
@@ -286,7 +311,7 @@ class Training:
 
 
 class _Stage:
-    """A fresh optimizer, scheduler and gradient scaler for one stage.
+    """A fresh optimizer, schedule, average and gradient scaler for one stage.
 
     The model must be on the device and in the mode of the stage: frozen parameters are left out.
     """
@@ -298,23 +323,41 @@ class _Stage:
         settings: OptimizerConfig,
         model: torch.nn.Module,
         device: torch.device,
+        steps_per_epoch: int,
     ) -> None:
         self.number = number
         self.config = config
-        self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=settings.weight_decay,
-        )
-        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer,
-            mode="min",
-            factor=settings.plateau_factor,
-            patience=settings.plateau_patience,
-        )
+        self._settings = settings
+        self._model = model
+        self._steps = steps_per_epoch
+        self.optimizer = build_optimizer(model, settings, config.learning_rate)
+        self.scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+        if settings.schedule == "plateau":
+            self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimizer,
+                mode="min",
+                factor=settings.plateau_factor,
+                patience=settings.plateau_patience,
+            )
+        self.average: AveragedModel | None = None
+        if settings.average_decay is not None:
+            self.average = average_weights(model, settings.average_decay)
         # bfloat16 has float32's range: only float16 needs its gradients scaled.
         scaled = device.type == "cuda" and cuda_dtype() == torch.float16
         self.scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+
+    def set_learning_rate(self, epoch: int, step: int) -> None:
+        """Set the learning rate of a step, from 0, of an epoch, from 1."""
+        place = (epoch - 1) * self._steps + step
+        rate = learning_rate(self.config, self._settings, place, self._steps)
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+    def update_average(self) -> None:
+        """Let the average follow the weights, after a step."""
+        if self.average is not None:
+            self.average.update_parameters(self._model)
 
     def restore(self, state: EpochState) -> None:
         self.optimizer.load_state_dict(state.optimizer)
@@ -323,7 +366,10 @@ class _Stage:
                 if value.shape == parameter.shape:
                     # Restore the memory layout too: another layout may round differently.
                     values[name] = torch.empty_like(parameter).copy_(value)
-        self.scheduler.load_state_dict(state.scheduler)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state.scheduler)
+        if self.average is not None:
+            self.average.load_state_dict(state.average)
         self.scaler.load_state_dict(state.scaler)
 
 

@@ -104,6 +104,7 @@ def _trials(results: StudyResults) -> Iterator[Block]:
     halved = [row for row in results.trials if row.get("batch_parts") not in (None, "", "1")]
     total = len(results.trials)
     yield Paragraph(f"{total - len(failed)} of {total} trials finished.")
+    yield from _stopping(results)
     if failed:
         keys = ("variant", "fold", "seed", "status", "error")
         rows = [{key: row[key] or NONE for key in keys} for row in failed]
@@ -112,6 +113,28 @@ def _trials(results: StudyResults) -> Iterator[Block]:
         names = ", ".join(f"{r['variant']} fold {r['fold']} seed {r['seed']}" for r in halved)
         yield Paragraph(
             f"Memory ran out, so batches were taken in parts, which changes numbers: {names}."
+        )
+
+
+def _stopping(results: StudyResults) -> Iterator[Block]:
+    """Say by which rule trainings ended early, and how many did."""
+    experiment = results.about["experiment"]
+    rule = experiment.get("stopping") or {}
+    rules = []
+    if rule.get("patience"):
+        rules.append(f"after {rule['patience']} epochs of the last stage without a lower val loss")
+    if rule.get("minutes"):
+        rules.append(
+            f"after {rule['minutes']:g} minutes of epochs, so that the numbers depend on the "
+            "machine"
+        )
+    if rules:
+        finished = [row for row in results.trials if row["status"] == "finished"]
+        epochs = [int(row["epochs"]) for row in finished]
+        between = f"{min(epochs)} to {max(epochs)}" if epochs else "no"
+        yield Paragraph(
+            f"Every training ended {' or '.join(rules)}, at the latest after its last epoch; the "
+            f"trials ran {between} epochs. The rule is the same for all variants."
         )
 
 

@@ -38,7 +38,7 @@ WINNER = "winner-c"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _MAX_VARIANTS = 1_000
-_INHERITS = "inherits"
+_INHERITS, _SHARED = "inherits", "shared"
 _DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
     "seed": "--seeds N counts up from the seed of the configuration",
@@ -194,7 +194,7 @@ def _read_grid(path: Path) -> Grid:
             name=_checked_name(path.stem, "the file's name"),
             description=file.description,
             variants=variants,
-            shared=_checked(file.shared, "shared"),
+            shared=_checked(file.shared, _SHARED),
             factors=factors,
             folds=file.defaults.folds,
             seeds=file.defaults.seeds,
@@ -313,6 +313,8 @@ def _checked(tree: Mapping[str, Any], where: str) -> Changes:
     for key in changes:
         if key in _DECIDED:
             raise ConfigError(f"{where}: {key} cannot vary in a grid: {_DECIDED[key]}")
+        if key.startswith("stopping.") and where != _SHARED:
+            raise ConfigError(f"{where}: {key} holds for all variants: put it under {_SHARED}")
     Experiment().replaced(changes, where)
     return changes
 

@@ -150,7 +150,9 @@ class StudySpec(BaseModel):
             params: As `SearchSpace.suggest` draws them.
         """
         assert self.search is not None
-        changes = {"fold": 0, "seed": self.training_seed}
+        # The scheduler stops candidates; a rule of their own would end inner folds apart.
+        stopping = {"stopping.patience": None, "stopping.minutes": None}
+        changes = {"fold": 0, "seed": self.training_seed, **stopping}
         experiment = self.search_space.experiment(params).replaced(changes)
         job = self._job(params[VARIANT], experiment)
         return job.model_copy(

@@ -52,7 +52,9 @@ def test_an_error_names_key_value_and_what_is_allowed(key: str, value: object, w
 def test_rules_about_several_keys_name_them() -> None:
     with pytest.raises(ConfigError, match=r"stages\.0\.epochs and stages\.1\.epochs"):
         Experiment().replaced({"stages.0.epochs": 0, "stages.1.epochs": 0})
-    with pytest.raises(ConfigError, match="dice_weight and bce_weight"):
+    with pytest.raises(
+        ConfigError, match="dice_weight, bce_weight, focal_weight and tversky_weight"
+    ):
         Experiment().replaced({"loss.dice_weight": 0, "loss.bce_weight": 0})
 
 

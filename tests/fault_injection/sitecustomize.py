@@ -25,13 +25,13 @@ def _run_out_of_memory(marker: Path) -> None:
     import torch
 
     epoch: Any = sys.modules["brainseg.training.epoch"]
-    step = epoch.dice_bce
+    step = epoch.segmentation_loss
 
     def fail(*args: Any) -> Any:
-        epoch.dice_bce = step
+        epoch.segmentation_loss = step
         raise torch.OutOfMemoryError("out of memory, as the test wants it")
 
-    epoch.dice_bce = fail
+    epoch.segmentation_loss = fail
 
 
 def _act(descriptor: int) -> None:

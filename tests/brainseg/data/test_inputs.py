@@ -20,6 +20,7 @@ from brainseg.model.device import Compute
 from brainseg.training.trainer import train_two_stage
 
 CPU = Compute("cpu")
+SLOW = pytest.mark.slow
 Images = list[NDArray[np.uint8]]
 
 KEYS: dict[str, dict[str, object]] = {
@@ -123,7 +124,10 @@ def test_an_unknown_channel_is_named(data: SliceStore) -> None:
         StoreInputs(data, Experiment().replaced({"data.channels": ["T2"]}))
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("all", "zscore") else pytest.param(name, marks=SLOW) for name in KEYS],
+)
 def test_prediction_from_files_is_what_the_study_scores(
     name: str, data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:
