@@ -77,11 +77,12 @@ def _probability(text: str) -> float:
 def _predict_files(args: argparse.Namespace) -> int:
     predictor = Predictor.load(args.model, Compute(args.device), allow_code=args.allow_code)
     scans, problems = find_scans(args.inputs)
+    size = predictor.experiment.optimizer.batch_size
     with new_folder(args.out) as folder:
         writer = PredictionWriter(folder)
         total = sum(count_slices(scan) for scan in scans)
         with tqdm(total=total, desc="predicting", unit="slice", disable=None) as bar:
-            for batch in read_batches(scans, predictor.experiment.optimizer.batch_size, problems):
+            for batch in read_batches(scans, size, problems, predictor.header.channels):
                 images = [image for _, slices in batch for image in slices.images]
                 patients = [scan.patient for scan, slices in batch for _ in slices.images]
                 found = iter(

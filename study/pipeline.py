@@ -174,7 +174,8 @@ def _require_shared(study: Study) -> None:
         require_shared(study.folder / "study.json", f"give --storage {_SHARED}")
     if not is_url(study.data.source):
         # A file, since an empty folder may be there where a disk should have been mounted.
-        require_shared(next(study.data.root.glob("*/*.tif")), f"give --data {_SHARED}")
+        files = (path for path in study.data.root.rglob("*") if path.is_file())
+        require_shared(next(files), f"give --data {_SHARED}")
     for reference in study.spec.files:
         path, _, _ = reference.rpartition(":") if is_path(reference) else (reference, "", "")
         if "/" in path:

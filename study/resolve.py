@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from brainseg.config import Experiment, load_experiment, parse_changes
+from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.layouts import find_default_root
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
@@ -114,10 +115,14 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "tumour_slices": num_tumour_slices(data),
         "data": str(data.source),
         "synthetic": data.synthetic,
+        "channels": data.channels,
+        "about": data.about,
         "weights_hash": weights_hash,
     }
-    spec = _build_spec(args, experiment, say).model_copy(update=facts)
+    spec = _build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)
     _check_splits(spec, data)
+    for network in spec.networks():
+        StoreInputs(data, network)  # which names an unknown channel
     sizes = _check_networks(spec.networks(), download=not args.plan)
     return Study(spec, data, _find_storage(args, data.synthetic), sizes)
 

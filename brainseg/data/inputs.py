@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.config import EDGES, Experiment
-from brainseg.data.layouts import CHANNELS
+from brainseg.data.about import CHANNELS
 from brainseg.data.preprocess import (
     apply_filters,
     detect_edges,
@@ -241,6 +241,16 @@ class StoreInputs:
         """Bring a map of the network back to the size of its slice, float32 (H, W)."""
         height, width = self._store.mask(index).shape
         return self._volumes[self._place[index][0]].restore(logits, height, width)
+
+
+def name_channels(experiment: Experiment, store: SliceStore) -> Experiment:
+    """Return the experiment with the dataset's channels named, unless it has the usual three.
+
+    The number of channels decides the network, which a model file must tell without the dataset.
+    """
+    if experiment.data.channels is not None or len(store.channels) == len(CHANNELS):
+        return experiment
+    return experiment.replaced({"data.channels": list(store.channels)})
 
 
 def describe_channels(experiment: Experiment) -> str:

@@ -19,9 +19,6 @@ from brainseg.errors import DataError
 from brainseg.storage.urls import Location, is_url
 
 MASK_SUFFIX = "_mask.tif"
-CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
-"""The channels of an image."""
-
 ENVIRONMENT_VARIABLE = "BRAINSEG_DATA"
 _PATIENT_FOLDER = re.compile(r"((?:TCGA|PHANTOM)_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d{8}")
 _ARCHIVE_COPIES = (".", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
@@ -144,7 +141,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: If the file is damaged, or not uint8 with three channels.
     """
-    image = _decode(path)
+    image = decode(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(
             f"{path.name}: {_shape(image)} {image.dtype}; expected three channels of uint8"
@@ -165,7 +162,7 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Raises:
         DataError: If the file is damaged, of another size, or not a mask.
     """
-    mask = _decode(path)
+    mask = decode(path)
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise DataError(f"{path.name}: {_shape(mask)} {mask.dtype}; expected one channel of uint8")
     if mask.shape != image.shape[:2]:
@@ -193,7 +190,12 @@ def natural_key(name: str) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _decode(path: Path) -> NDArray[np.generic]:
+def decode(path: Path) -> NDArray[np.generic]:
+    """Decode an image file as it is.
+
+    Raises:
+        DataError: If the file is damaged or no image.
+    """
     # cv2.imread would return None for any error, and cannot open some names.
     try:
         raw = np.fromfile(path, dtype=np.uint8)

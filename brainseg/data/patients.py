@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg.data.about import CHANNELS
 from brainseg.data.slice_store import SliceStore
 from brainseg.storage.files import read_csv
 
@@ -33,12 +34,18 @@ def missing_sequences(image: NDArray[np.uint8]) -> str:
     return " + ".join(names)
 
 
+def missing_in(data: SliceStore, index: int) -> str:
+    """Return the missing sequences of a slice; none in a dataset without the LGG's channels."""
+    return missing_sequences(data.image(index)) if data.channels == CHANNELS else ""
+
+
 def describe_patients(data: SliceStore) -> list[dict[str, Any]]:
     """Return a row per patient, in the order of the dataset.
 
     The columns: patient; site, the second part of a TCGA name; slices; tumour_slices;
     tumour_pixels, of all slices as stored; missing, the sequences missing in every slice; grade
-    and histology, the codes in the dataset's data.csv, empty if unknown.
+    and histology, the codes in the dataset's data.csv, empty if unknown; then the columns of the
+    dataset's manifest.
     """
     clinical = _read_clinical(data.root / "data.csv")
     slices_of: dict[str, list[int]] = {}
@@ -56,6 +63,7 @@ def describe_patients(data: SliceStore) -> list[dict[str, Any]]:
                 "tumour_pixels": sum(tumour),
                 "missing": _missing_everywhere(data, indices),
                 **{key: clinical.get(patient, {}).get(key, "") for key in _CLINICAL},
+                **data.covariates.get(patient, {}),
             }
         )
     return rows
@@ -65,7 +73,7 @@ def _missing_everywhere(data: SliceStore, indices: list[int]) -> str:
     # Most patients miss nothing, which their first slice already shows.
     common = set(_SEQUENCES)
     for index in indices:
-        common &= set(missing_sequences(data.image(index)).split(" + "))
+        common &= set(missing_in(data, index).split(" + "))
         if not common:
             break
     return " + ".join(name for name in _SEQUENCES if name in common)

@@ -6,11 +6,16 @@ batches into floats.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.config import PreprocessConfig
+
+_RESCALED = (0.5, 99.5)
 
 
 def apply_filters(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray[np.uint8]:
@@ -51,6 +56,27 @@ def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     steps = [cv2.Sobel(grey, cv2.CV_32F, dx, dy, ksize=3) / 4 for dx, dy in ((1, 0), (0, 1))]
     strength: NDArray[np.float32] = np.hypot(*steps)
     return strength.round().clip(0, 255).astype(np.uint8)
+
+
+def rescale(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
+    """Rescale the values of one patient to bytes.
+
+    Each channel goes from its 0.5th to its 99.5th percentile over the values that are not 0.
+
+    Args:
+        images: (H, W, C) each.
+
+    Returns:
+        uint8 (H, W, C) each.
+    """
+    scaled = [np.nan_to_num(image.astype(np.float32)) for image in images]
+    for channel in range(scaled[0].shape[2]):
+        values = np.concatenate([image[:, :, channel].ravel() for image in scaled])
+        values = values[values != 0]
+        low, high = np.percentile(values, _RESCALED) if values.size else (0.0, 1.0)
+        for image in scaled:
+            image[:, :, channel] = (image[:, :, channel] - low) / max(high - low, 1e-6) * 255
+    return [image.round().clip(0, 255).astype(np.uint8) for image in scaled]
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

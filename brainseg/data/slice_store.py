@@ -6,13 +6,17 @@ cache folder (`BRAINSEG_CACHE` moves it), never beside the data.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from filelock import FileLock
@@ -20,8 +24,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
+from brainseg.data.about import CHANNELS, LGG, About
+from brainseg.data.description import FILE as DESCRIPTION
+from brainseg.data.description import (
+    Description,
+    Files,
+    Item,
+    find_files,
+    read_description,
+    read_patient,
+)
 from brainseg.data.layouts import (
-    CHANNELS,
     SliceFile,
     find_default_root,
     find_root,
@@ -34,12 +47,16 @@ from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
-_FORMAT = 1
-_PIXELS, _TABLE = "slices.npy", "table.json"
+_FORMAT = 2
+_PIXELS, _TABLE = "slices.bin", "table.json"
+_AHEAD = 32
 PHANTOM = "phantom://"
 """The URL of the generated dataset, which every machine generates for itself."""
 
-_FETCHED = (".tif", ".csv", MARKER)
+_FETCHED = (
+    *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".nii", ".nii.gz"),
+    *(".csv", MARKER, DESCRIPTION),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +77,52 @@ class SliceStore:
         root: Dataset folder that it was decoded from.
         source: Location that another machine opens: the dataset folder or its URL.
         fingerprint: SHA-256 of the names and pixels of all slices, in order.
-        size: Side of the slices in pixels, as stored.
         synthetic: Whether the dataset was generated.
-        slices: Slices in natural order of their paths.
+        slices: Slices in natural order of their paths, a patient's together.
+        shapes: Height and width of each slice in pixels, as stored.
         notes: Sentences to print.
-        channels: Names of the channels of an image.
+        channels: Names of the C channels of an image.
+        about: What a report says of the dataset.
+        covariates: Patient -> further columns of the dataset's manifest.
     """
 
     folder: Path
     root: Path
     source: Location
     fingerprint: str
-    size: int
     synthetic: bool
     slices: tuple[Slice, ...]
+    shapes: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
     channels: tuple[str, ...] = CHANNELS
+    about: About = LGG
+    covariates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @cached_property
+    def flat(self) -> NDArray[np.uint8]:
+        """All slices one after the other, uint8, read-only: (H, W, C + 1) each, the mask last."""
+        return np.memmap(self.folder / _PIXELS, np.uint8, mode="r")
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        sizes = [height * width * (len(self.channels) + 1) for height, width in self.shapes]
+        return np.cumsum([0, *sizes])
+
+    @property
+    def size(self) -> int:
+        """Longest side of a slice in pixels."""
+        return max(max(shape) for shape in self.shapes)
+
+    @property
     def pixels(self) -> NDArray[np.uint8]:
-        """uint8 (N, S, S, 4), read-only: pre-contrast, FLAIR, post-contrast, mask (0 or 1)."""
-        return np.load(self.folder / _PIXELS, mmap_mode="r")  # type: ignore[no-any-return]
+        """uint8 (N, H, W, C + 1), read-only, of a dataset whose slices have one size.
+
+        Raises:
+            DataError: If they have several sizes.
+        """
+        if len(set(self.shapes)) > 1:
+            raise DataError(f"the slices of {self.root} have several sizes: they make no array")
+        return self.flat.reshape(-1, *self.shapes[0], len(self.channels) + 1)
 
     @property
     def patients(self) -> list[str]:
@@ -88,24 +130,28 @@ class SliceStore:
         return list(dict.fromkeys(item.patient for item in self.slices))
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return the image of a slice, uint8 (S, S, 3)."""
-        return np.ascontiguousarray(self.pixels[index, :, :, :3])
+        """Return the image of a slice, uint8 (H, W, C)."""
+        return np.ascontiguousarray(self._slice(index)[:, :, :-1])
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        """Return the mask of a slice, uint8 (S, S), 1 for tumour."""
-        return np.ascontiguousarray(self.pixels[index, :, :, 3])
+        """Return the mask of a slice, uint8 (H, W), 1 for tumour."""
+        return np.ascontiguousarray(self._slice(index)[:, :, -1])
+
+    def _slice(self, index: int) -> NDArray[np.uint8]:
+        start, end = self._starts[index], self._starts[index + 1]
+        return self.flat[start:end].reshape(*self.shapes[index], -1)
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "pixels"}
+        return {key: value for key, value in self.__dict__.items() if key != "flat"}
 
 
 class _Table(BaseModel):
     """What is stored beside the pixels."""
 
     fingerprint: str
-    size: int
     bytes: int
     slices: tuple[Slice, ...]
+    shapes: tuple[tuple[int, int], ...]
 
 
 def open_dataset(path: Location) -> SliceStore:
@@ -120,20 +166,29 @@ def open_dataset(path: Location) -> SliceStore:
         DataError: If the folder or a file cannot be used; `problems` lists every file.
         StorageError: If a URL cannot be read.
     """
-    root, notes = find_root(_fetch(str(path)) if is_url(path) else path)
-    files = find_slices(root)
-    folder = cache_folder("slices") / _signature(root, files)
-    with FileLock(f"{folder}.lock"):
-        table = _read_table(folder) or _build(folder, files)
+    folder = Path(_fetch(str(path)) if is_url(path) else path).expanduser()
+    description = read_description(folder)
+    if description is None:
+        root, notes = find_root(folder)
+        files = Files(tuple(_item_of(item) for item in find_slices(root)), {}, tuple(notes))
+    else:
+        root = folder.resolve()
+        files = find_files(root, description)
+    store = cache_folder("slices") / _signature(root, files.items)
+    with FileLock(f"{store}.lock"):
+        table = _read_table(store) or _build(store, files.items, description)
     return SliceStore(
-        folder=folder,
+        folder=store,
         root=root,
         source=path if is_url(path) else root,
         fingerprint=table.fingerprint,
-        size=table.size,
         synthetic=(root / MARKER).exists(),
         slices=table.slices,
-        notes=tuple(notes),
+        shapes=table.shapes,
+        notes=files.notes,
+        channels=description.channel_names if description else CHANNELS,
+        about=description.about if description else LGG,
+        covariates=files.covariates,
     )
 
 
@@ -173,13 +228,17 @@ def _is_fetched(name: str) -> bool:
     return name.endswith(_FETCHED) and not any(part[0] == "." for part in name.split("/"))
 
 
-def _signature(root: Path, files: list[SliceFile]) -> str:
+def _item_of(files: SliceFile) -> Item:
+    return Item(files.name, files.patient, (files.image,), files.mask)
+
+
+def _signature(root: Path, items: Sequence[Item]) -> str:
     """A hash of the dataset's state, without decoding it: a changed file gives another store."""
     digest = hashlib.sha256(f"{_FORMAT} {root}".encode())
-    for item in files:
-        for file in (item.image, item.mask):
-            stat = file.stat()
-            digest.update(f"\n{file} {stat.st_size} {stat.st_mtime_ns}".encode())
+    paths = [path for item in items for path in (*item.images, item.mask)]
+    for path in [*paths, *(root / name for name in (DESCRIPTION,) if (root / name).exists())]:
+        stat = path.stat()
+        digest.update(f"\n{path} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()[:24]
 
 
@@ -192,38 +251,53 @@ def _read_table(folder: Path) -> _Table | None:
         return None
 
 
-def _build(folder: Path, files: list[SliceFile]) -> _Table:
-    size = _first_size(files)
+Decoded = list[tuple[Slice, NDArray[np.uint8]]]
+"""Slices with their pixels, uint8 (H, W, C + 1)."""
+
+
+def _build(folder: Path, items: Sequence[Item], description: Description | None) -> _Table:
     # The lock is held, so these are of processes that died.
     for leftover in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(leftover)
+    if description is None:
+        side = _first_size(items)
+        read: Callable[[Sequence[Item]], Decoded] = functools.partial(_read_lgg, side=side)
+        units = [[item] for item in items]
+        slice_bytes = side * side * 4
+    else:
+        read = functools.partial(_read_described, description=description)
+        units = [list(own) for _, own in itertools.groupby(items, key=lambda i: i.patient)]
+        slice_bytes = 0
     with write_folder(folder) as aside:
-        _check_space(aside, len(files) * size * size * 4)
-        shape = (len(files), size, size, 4)
-        pixels = np.lib.format.open_memmap(aside / _PIXELS, mode="w+", dtype=np.uint8, shape=shape)
-        slices, hashes = _decode_all(files, pixels)
-        pixels.flush()
+        _check_space(aside, len(items) * slice_bytes)
+        with (aside / _PIXELS).open("wb") as file:
+            slices, shapes, hashes = _decode_all(units, read, file)
         _check_shared(slices, hashes)
         lines = "".join(f"{item.name} {h}\n" for item, h in zip(slices, hashes, strict=True))
         table = _Table(
             fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
-            size=size,
             bytes=(aside / _PIXELS).stat().st_size,
             slices=tuple(slices),
+            shapes=tuple(shapes),
         )
         write_text(aside / _TABLE, table.model_dump_json())
         shutil.rmtree(folder, ignore_errors=True)
     return table
 
 
-def _first_size(files: list[SliceFile]) -> int:
+def _first_size(items: Sequence[Item]) -> int:
     """Side of the first slice that can be read; all others must have it."""
-    for item in files:
+    for item in items:
         try:
-            return int(read_slice(item)[0].shape[0])
+            return int(read_slice(_slice_file(item))[0].shape[0])
         except DataError:
             continue
-    raise DataError(f"none of the {len(files)} slices can be read; the first is {files[0].image}")
+    first = items[0].images[0]
+    raise DataError(f"none of the {len(items)} slices can be read; the first is {first}")
+
+
+def _slice_file(item: Item) -> SliceFile:
+    return SliceFile(item.name, item.patient, item.images[0], item.mask)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -235,37 +309,63 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
+def _read_lgg(items: Sequence[Item], side: int) -> Decoded:
+    """Decode a slice of the LGG layout, whose slices have one size."""
+    (item,) = items
+    image, mask = read_slice(_slice_file(item))
+    if image.shape[0] != side:
+        raise DataError(f"{item.name}: {image.shape[0]} pixels wide, the first slice is {side}")
+    return [(Slice(item.name, item.patient, int(mask.sum())), np.dstack([image, mask]))]
+
+
+def _read_described(items: Sequence[Item], description: Description) -> Decoded:
+    """Decode all slices of a patient of a described dataset."""
+    return [
+        (Slice(name, items[0].patient, int(mask.sum())), np.dstack([image, mask]))
+        for name, image, mask in read_patient(items, description)
+    ]
+
+
 def _decode_all(
-    files: list[SliceFile], pixels: NDArray[np.uint8]
-) -> tuple[list[Slice], list[str]]:
-    """Fill `pixels`; return the slices and the hashes of their pixels.
+    units: Sequence[Sequence[Item]], read: Callable[[Sequence[Item]], Decoded], file: BinaryIO
+) -> tuple[list[Slice], list[tuple[int, int]], list[str]]:
+    """Write the pixels of all slices; return the slices, their sizes and their pixels' hashes.
 
     All files are read before the problems of all are raised together.
     """
 
-    def decode(index: int) -> tuple[Slice, str] | str:
-        item = files[index]
+    def attempt(unit: Sequence[Item]) -> Decoded | str:
         try:
-            image, mask = read_slice(item)
+            return read(unit)
         except DataError as error:
-            return f"{item.image.parent.name}/{error}"
-        if image.shape[:2] != pixels.shape[1:3]:
-            side = pixels.shape[1]
-            return f"{item.name}: {image.shape[0]} pixels wide, the first slice is {side}"
-        pixels[index, :, :, :3], pixels[index, :, :, 3] = image, mask
-        digest = hashlib.blake2b(pixels[index].tobytes(), digest_size=16).hexdigest()
-        return Slice(item.name, item.patient, int(mask.sum())), digest
+            return f"{unit[0].images[0].parent.name}/{error}"
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        decoded = pool.map(decode, range(len(files)))
-        rows = list(
-            tqdm(decoded, total=len(files), desc="checking slices", unit="slice", disable=None)
-        )
-    problems = [row for row in rows if isinstance(row, str)]
+    slices: list[Slice] = []
+    shapes: list[tuple[int, int]] = []
+    hashes: list[str] = []
+    problems: list[str] = []
+    total = sum(len(unit) for unit in units)
+    with (
+        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=total, desc="checking slices", unit="slice", disable=None) as bar,
+    ):
+        # A few at a time: what is decoded faster than it is written would fill the memory.
+        for start in range(0, len(units), _AHEAD):
+            chunk = units[start : start + _AHEAD]
+            for unit, decoded in zip(chunk, pool.map(attempt, chunk), strict=True):
+                bar.update(len(unit))
+                if isinstance(decoded, str):
+                    problems.append(decoded)
+                    continue
+                for item, pixels in decoded:
+                    content = pixels.tobytes()
+                    file.write(content)
+                    slices.append(item)
+                    shapes.append((pixels.shape[0], pixels.shape[1]))
+                    hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
     if problems:
-        raise DataError(f"{len(problems)} of {len(files)} slices cannot be used", problems)
-    slices, hashes = zip(*rows, strict=True)
-    return list(slices), list(hashes)
+        raise DataError(f"{len(problems)} of {len(units)} slices cannot be used", problems)
+    return slices, shapes, hashes
 
 
 def _check_shared(slices: list[Slice], hashes: list[str]) -> None:

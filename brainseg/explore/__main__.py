@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a new folder for the page (default: exploration)",
     )
     parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write no page: say what is wrong with the dataset, file by file, and what is unused",
+    )
+    parser.add_argument(
         "--seed",
         type=int,
         default=44,
@@ -50,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explore(args: argparse.Namespace) -> int:
+    if args.check:
+        return _check(args)
     with new_folder(args.out) as folder:
         exploration = explore(open_default(args.data), args.seed)
         write_page(exploration, folder)
@@ -62,9 +70,27 @@ def _explore(args: argparse.Namespace) -> int:
     return FINISHED
 
 
+def _check(args: argparse.Namespace) -> int:
+    """Print what a dataset holds; what is wrong with it is an error that lists every file."""
+    data = open_default(args.data)
+    tumour = sum(item.tumour_pixels > 0 for item in data.slices)
+    sizes = Counter(f"{height} x {width}" for height, width in data.shapes)
+    print(f"dataset     {data.about.name or 'without a name'}, in {data.root}")
+    print(f"patients    {len(data.patients)}")
+    print(f"slices      {len(data.slices):,}, {tumour:,} with tumour")
+    print(f"sizes       {', '.join(f'{size}: {n:,}' for size, n in sizes.most_common(5))} px")
+    print(f"channels    {', '.join(data.channels)}")
+    print(f"licence     {data.about.licence or 'not stated'}")
+    for note in data.notes:
+        print(f"note        {note}")
+    print("No file is wrong.")
+    return FINISHED
+
+
 _EPILOG = """\
 examples:
   python -m brainseg.explore --data data/kaggle_3m
+  python -m brainseg.explore --data DIR --check    what is wrong with a dataset of your own
   python -m brainseg.explore --out phantoms        without data: generated phantoms, SYNTHETIC
 
 DIR receives explore.html, one page that opens offline; its figures in figures/; and all numbers in

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from brainseg.config import NUM_FOLDS, DataConfig
+from brainseg.data.about import CHANNELS
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import SliceStore
+from brainseg.errors import DataError
 from brainseg.explore.measurements import (
     AIR,
     SEQUENCES,
@@ -95,8 +97,15 @@ def explore(data: SliceStore, seed: int) -> Exploration:
         seed: The seed of the random samples.
 
     Raises:
-        DataError: If its data.csv cannot be used.
+        DataError: If its data.csv cannot be used, or its slices have several sizes or other than
+            three channels.
     """
+    if len(set(data.shapes)) > 1 or data.image(0).shape[2] != len(CHANNELS):
+        raise DataError(
+            f"the page shows slices of one size with three channels; {data.root} has "
+            f"{len(set(data.shapes))} sizes and {len(data.channels)} channels. --check describes "
+            "any dataset"
+        )
     table = read_patient_table(data.root / "data.csv")
     found = measure_slices(data)
     patients = pd.DataFrame(describe_patients(data))

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from brainseg.data.patients import missing_sequences
+from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import Slice, SliceStore
 from brainseg.inference.predictor import Predictor
 from brainseg.metrics import Counts, count_pixels, dice, sum_by_patient
@@ -156,7 +156,7 @@ def slice_rows(evaluation: Evaluation, data: SliceStore) -> list[Row]:
             **_count_cells(counts, "{:.6f}"),
             "hd95": "" if np.isnan(distance) else f"{distance:.3f}",
             "tumour_pixels": item.tumour_pixels,
-            "missing": missing_sequences(data.image(index_of[item.name])),
+            "missing": missing_in(data, index_of[item.name]),
         }
         for item, counts, distance in zip(test.slices, test.counts[PLAIN], test.hd95, strict=True)
     ]

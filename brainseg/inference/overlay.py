@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg.data.about import CHANNELS
+
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -73,11 +75,13 @@ def draw_probabilities(probabilities: NDArray[np.float32]) -> Picture:
 
 
 def draw_flair(image: Picture) -> Picture:
-    """Draw the FLAIR sequence of a slice, uint8 (H, W, 3), in grey.
+    """Draw the FLAIR sequence of a slice, uint8 (H, W, C), in grey.
+
+    Without three channels there is no FLAIR to know of: the first channel is drawn.
 
     Its brightest pixels are white: MRI intensities have no unit, so each slice has its own scale.
     """
-    flair = image[:, :, FLAIR]
+    flair = image[:, :, FLAIR if image.shape[2] == len(CHANNELS) else 0]
     white = max(float(np.percentile(flair, _WHITE)), _MIN_WHITE)
     window = np.clip(flair * (255 / white), 0, 255).astype(np.uint8)
     grey = _enlarge(window, cv2.INTER_LINEAR)

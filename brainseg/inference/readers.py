@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from brainseg.data.layouts import natural_key, patient_of, read_image, read_mask
+from brainseg.data.about import CHANNELS
+from brainseg.data.layouts import decode, natural_key, patient_of, read_image, read_mask
+from brainseg.data.nifti import VOLUME_SUFFIXES, Volume, open_volume
 from brainseg.errors import DataError
-from brainseg.inference.nifti import VOLUME_SUFFIXES, Volume, open_volume
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 MASK_ENDING = "_mask"
 MIN_SIDE, MAX_SIDE = 32, 4096
 MAX_BYTES = 64 * 2**20
 
+_EXPECTED = {1: "L", 3: "RGB"}
+_NUMBERS = {1: "one channel", 3: "three channels"}
 _MODES = {
     "1": "one channel of one bit",
     "L": "one grey channel",
@@ -104,7 +107,10 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
 
 
 def read_batches(
-    scans: Sequence[Scan], size: int, problems: list[str]
+    scans: Sequence[Scan],
+    size: int,
+    problems: list[str],
+    channels: Sequence[str] = CHANNELS,
 ) -> Iterator[list[tuple[Scan, Slices]]]:
     """Yield groups of files that hold at least `size` slices; the last may hold fewer.
 
@@ -114,6 +120,7 @@ def read_batches(
         scans: The files.
         size: The number of slices.
         problems: A sentence is appended for each file that cannot be used.
+        channels: Names of the channels that the network was trained with.
     """
     batch: list[tuple[Scan, Slices]] = []
     for scan in scans:
@@ -122,26 +129,30 @@ def read_batches(
             yield batch
             batch = []
         try:
-            batch.append((scan, read_scan(scan)))
+            batch.append((scan, read_scan(scan, channels)))
         except DataError as error:
             problems.append(f"{scan.path.parent}/{error}")
     if batch:
         yield batch
 
 
-def read_scan(scan: Scan) -> Slices:
+def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS) -> Slices:
     """Check and decode a file and its true mask.
+
+    Args:
+        scan: The file.
+        channels: Names of the channels that it must have.
 
     Raises:
         DataError: If either cannot be used.
     """
     if scan.is_volume:
         volume = open_volume(scan.path)
-        data = volume.read_slices()
+        data = volume.read_slices(channels)
         _check_size(scan.path.name, data.shape[2], data.shape[1])
         masks = list(open_volume(scan.mask).read_mask(data)) if scan.mask else None
         return Slices(list(data), masks, volume)
-    image = read_user_image(scan.path)
+    image = read_user_image(scan.path, channels)
     return Slices([image], [read_user_mask(scan.mask, image)] if scan.mask else None)
 
 
@@ -153,22 +164,28 @@ def count_slices(scan: Scan) -> int:
         return 1
 
 
-def read_user_image(path: Path) -> NDArray[np.uint8]:
+def read_user_image(path: Path, channels: Sequence[str] = CHANNELS) -> NDArray[np.uint8]:
     """Check the header of an image file, then decode it.
 
+    Args:
+        path: The file.
+        channels: Names of the channels that it must have.
+
     Returns:
-        uint8 (H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+        uint8 (H, W, C).
 
     Raises:
-        DataError: If it is not an image, is too large, or has other than three channels of uint8.
+        DataError: If it is not an image, is too large, or has other channels than these of uint8.
     """
     mode = _check_header(path)
-    if mode != "RGB":
+    if mode != _EXPECTED.get(len(channels)):
         kind = _MODES.get(mode, "one channel of 16 bits" if mode.startswith("I;16") else mode)
         raise DataError(
-            f"{path.name}: {kind}; expected three channels of uint8 (pre-contrast, FLAIR, "
-            "post-contrast)"
+            f"{path.name}: {kind}; expected {_NUMBERS.get(len(channels), len(channels))} of uint8 "
+            f"({', '.join(channels)})"
         )
+    if len(channels) == 1:
+        return np.asarray(decode(path), np.uint8)[:, :, None]
     return read_image(path)
 
 

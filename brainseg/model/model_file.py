@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
-from brainseg.data.layouts import CHANNELS
+from brainseg.data.about import CHANNELS
 from brainseg.errors import CheckpointError
 from brainseg.storage.files import retry_storage, write_atomically
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel
 
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
-from brainseg.data.inputs import StoreInputs
+from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
@@ -117,6 +117,7 @@ class Training:
         checkpoints: Path | None = None,
     ) -> None:
         compute = compute or Compute()
+        experiment = name_channels(experiment, data)
         self._experiment = experiment
         self._data = data
         self._device = compute.torch_device()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from brainseg.data.preprocess import resize
+from brainseg.data.preprocess import pad_to_square, resize
 from brainseg.data.slice_store import SliceStore
 from brainseg.inference.overlay import (
     FLAIR,
@@ -146,7 +146,9 @@ def _paint(
     image: NDArray[np.uint8], true: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> bytes:
     """Return a PNG of the head in FLAIR with both outlines."""
-    left, top, side = _find_head(image[:, :, FLAIR])
+    image = pad_to_square(image)
+    true, predicted = (pad_to_square(mask.astype(np.uint8)) > 0 for mask in (true, predicted))
+    left, top, side = _find_head(image.max(axis=2) if image.shape[2] != 3 else image[:, :, FLAIR])
     window = np.s_[top : top + side, left : left + side]
     masks = [mask[window] for mask in (true, predicted)]
     head = resize(draw_flair(image[window]), _SIDE) // _STEP * _STEP

@@ -19,7 +19,7 @@ from brainseg.document import (
     to_markdown,
 )
 from brainseg.storage.files import write_text
-from study.report.provenance import LICENCE, describe_study
+from study.report.provenance import describe_licence, describe_study
 from study.report.results import StudyResults, format_estimate
 from study.spec.grid import LEAKY
 from study.storage.tables import kept_models
@@ -53,8 +53,8 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
         [
             f"File: `{variant}.safetensors`; its header holds the experiment that made it.",
             f"Network: {row['network']}; first weights: {row['weights']}.",
-            "Input: one slice with the channels pre-contrast, FLAIR and post-contrast; resized to "
-            f"{size} px; filters: {row['filters']}.",
+            f"Input: one slice with the channels {', '.join(results.about['channels'])}; resized "
+            f"to {size} px; filters: {row['filters']}.",
             "Output: the probability of tumour (FLAIR abnormality) per pixel.",
             "Chosen from the variant's trials by the lowest validation loss: fold "
             f"{row['fold']}, seed {row['seed']}, stage {float(row['best_stage']):.0f}, epoch "
@@ -80,7 +80,7 @@ def _data(results: StudyResults, row: Row) -> Iterator[str]:
             sizes = ", ".join(f"{len(rotation[part])} {part}" for part in ("train", "val", "test"))
             yield f"Split by patient (`split.json`): {sizes} patients."
     if not about["synthetic"]:
-        yield f"{LICENCE} The weights derive from it."
+        yield f"{describe_licence(about)} The weights derive from it."
 
 
 def _scores(results: StudyResults, row: Row) -> Iterator[Block]:

@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from brainseg.data.about import LGG
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
 from study.report.results import SYNTHETIC, StudyResults
 
-LICENCE = (
-    "The LGG MRI Segmentation dataset (Mateusz Buda; TCGA-LGG through TCIA) is under CC BY-NC-SA "
-    "4.0."
-)
 _HOUR = 3600
 
 
@@ -43,6 +40,18 @@ def describe_study(about: Mapping[str, Any]) -> str:
         f"{about['folds']} fold(s) x {about['seeds']} seed(s)",
     ]
     return " · ".join(parts)
+
+
+def describe_licence(about: Mapping[str, Any]) -> str:
+    """Return the dataset's name, source and licence in a sentence.
+
+    Args:
+        about: The content of study.json.
+    """
+    dataset = about.get("about") or LGG.model_dump()
+    source = f" ({dataset['source']})" if dataset["source"] else ""
+    licence = dataset["licence"] or "not stated in its dataset.yaml"
+    return f"Dataset: {dataset['name'] or 'without a name'}{source}. Licence: {licence}."
 
 
 def published_rows(results: StudyResults) -> list[dict[str, str]]:
@@ -192,7 +201,9 @@ def _data(results: StudyResults) -> Iterator[Block]:
             facts[name] = ", ".join(f"{value}: {n}" for value, n in sorted(counts.items()))
     yield facts_table("The dataset.", facts)
     if not about["synthetic"]:
-        yield Paragraph(f"{LICENCE} So are the pictures of slices in this report.")
+        yield Paragraph(
+            f"{describe_licence(about)} The same holds for the pictures of slices in this report."
+        )
     checks = check_split(results)
     if checks:
         rows = [{"check": text, "result": "holds" if ok else "FAILS"} for text, ok in checks]

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, differences
+from brainseg.data.about import CHANNELS, LGG, About
 from study.spec.grid import WINNER, Changes, Grid, Levels, Published
 from study.spec.halving import BRACKETS, Halving
 from study.spec.search_space import VARIANT, Range, SearchSpace
@@ -93,6 +94,8 @@ class StudySpec(BaseModel):
         search: The search that extends the grid, if there is one.
         data: Folder or URL of the dataset, as text; not compared.
         synthetic: Whether the slices are generated.
+        channels: Names of the channels of the dataset's images; told by the fingerprint.
+        about: What the report says of the dataset; not compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -116,6 +119,8 @@ class StudySpec(BaseModel):
     search: SearchSpec | None = None
     data: str = ""
     synthetic: bool = False
+    channels: tuple[str, ...] = CHANNELS
+    about: About = LGG
 
     @classmethod
     def of(cls, grid: Grid, **fields: Any) -> StudySpec:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from predictions import read_pixels, run_predict
 
 from brainseg.config import Experiment, PreprocessConfig
+from brainseg.data.about import CHANNELS
 from brainseg.data.inputs import StoreInputs, Volume
-from brainseg.data.layouts import CHANNELS
 from brainseg.data.preprocess import apply_filters, detect_edges
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import ConfigError, DataError

@@ -29,10 +29,10 @@ def test_the_store_holds_the_pixels_of_the_files(data: SliceStore, phantom_root:
 
 
 def test_a_second_opening_decodes_nothing(data: SliceStore, phantom_root: Path) -> None:
-    before = (data.folder / "slices.npy").stat().st_mtime_ns
+    before = (data.folder / "slices.bin").stat().st_mtime_ns
     again = open_dataset(phantom_root)
     assert again == data
-    assert (data.folder / "slices.npy").stat().st_mtime_ns == before
+    assert (data.folder / "slices.bin").stat().st_mtime_ns == before
 
 
 def test_the_fingerprint_depends_on_content_not_on_the_folder(
@@ -90,7 +90,7 @@ def test_a_damaged_store_is_built_anew(data: SliceStore, tmp_path: Path, damage:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRAINSEG_CACHE", str(tmp_path))
         folder = open_dataset(data.root).folder
-        file = folder / ("table.json" if "table" in damage else "slices.npy")
+        file = folder / ("table.json" if "table" in damage else "slices.bin")
         raw = file.read_bytes()
         file.unlink()
         if damage.startswith("half"):

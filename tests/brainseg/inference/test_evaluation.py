@@ -51,7 +51,7 @@ def _with_masks(data: SliceStore, indices: np.ndarray, masks: np.ndarray) -> Sli
     pixels = np.array(data.pixels)
     pixels[indices, :, :, 3] = masks
     other = dataclasses.replace(data)
-    other.__dict__["pixels"] = pixels
+    other.__dict__["flat"] = pixels.ravel()
     return other
 
 

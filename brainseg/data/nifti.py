@@ -7,6 +7,7 @@ slices from below to above. The file's affine says how its own axes run.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from brainseg.data.about import CHANNELS
+from brainseg.data.preprocess import rescale
 from brainseg.errors import DataError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
@@ -41,27 +44,51 @@ class Volume:
     _to_slices: NDArray[np.float64]
     _to_file: NDArray[np.float64]
 
-    def read_slices(self) -> NDArray[np.uint8]:
+    def read_slices(self, channels: Sequence[str] = CHANNELS) -> NDArray[np.uint8]:
         """Decode the volume.
 
+        The values of the LGG dataset's channels must be bytes. Others are rescaled as a described
+        dataset's are, see `rescale`.
+
+        Args:
+            channels: Names of the channels that it must have, on a fourth axis if there are more
+                than one.
+
         Returns:
-            uint8 (N, H, W, 3), channels pre-contrast, FLAIR, post-contrast.
+            uint8 (N, H, W, C).
 
         Raises:
-            DataError: If the file is damaged, or does not hold three channels of integers from 0
-                to 255.
+            DataError: If the file is damaged or has other channels, or the values are no bytes.
         """
         data = self._decode()
         if data.dtype.names:
             data = np.stack([data[name] for name in data.dtype.names], axis=-1)
         if data.ndim == 5 and data.shape[3] == 1:
             data = data[:, :, :, 0]
-        if data.ndim != 4 or data.shape[3] != 3:
+        if data.ndim == 3 and len(channels) == 1:
+            data = data[..., None]
+        if data.ndim != 4 or data.shape[3] != len(channels):
+            number = "three" if len(channels) == 3 else len(channels)
             raise DataError(
-                f"{self.path.name}: {_shape(data)}; expected three sequences on a fourth axis "
-                "(pre-contrast, FLAIR, post-contrast)"
+                f"{self.path.name}: {_shape(data)}; expected {number} sequences on a fourth axis "
+                f"({', '.join(channels)})"
             )
-        return self._turn(_to_uint8(data, self.path.name))
+        if tuple(channels) == CHANNELS:
+            return self._turn(_to_uint8(data, self.path.name))
+        if data.dtype == np.uint8:
+            return self._turn(data)
+        return np.stack(rescale(list(self._turn(data))))
+
+    def read_values(self) -> NDArray[Any]:
+        """Decode the volume as it is, (N, H, W), or (N, H, W, C) if it has a fourth axis.
+
+        Raises:
+            DataError: If the file is damaged or has other axes.
+        """
+        data = self._decode()
+        if data.dtype.names or data.ndim not in (3, 4):
+            raise DataError(f"{self.path.name}: {_shape(data)}; expected three or four axes")
+        return self._turn(data)
 
     def read_mask(self, like: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Decode this volume as the true mask of another one.

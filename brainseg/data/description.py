@@ -1,0 +1,412 @@
+"""A user's own dataset, described by a `dataset.yaml` beside its images.
+
+Patterns name files relative to the folder, such as `{patient}/{name}.png`: `{patient}` and
+`{name}` stand for any text without a slash. docs/data.md has examples.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from brainseg.data.about import About
+from brainseg.data.layouts import decode, natural_key
+from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
+from brainseg.data.preprocess import rescale
+from brainseg.errors import DataError
+
+FILE = "dataset.yaml"
+_IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_MAX_SIDE = 4096
+_IGNORED = ("dataset.yaml", "data.csv", "README", "LICENSE", "Thumbs.db")
+Pattern = Annotated[str, Field(min_length=1, max_length=300)]
+
+
+class Description(BaseModel):
+    """The content of a `dataset.yaml`.
+
+    Attributes:
+        name: Name of the dataset.
+        source: Who made it.
+        licence: Its licence.
+        images: Pattern of the image files; or channel -> pattern, if each channel has a file.
+        masks: Pattern of the mask files, with the same placeholders.
+        manifest: A CSV file instead of patterns, with the columns image (or one for each channel,
+            by its name), mask and patient; further columns describe the patients.
+        channels: Names of an image's channels, in the order of the file.
+        patient_pattern: A regular expression; its first group in what `{patient}` found is the
+            patient, such as `(.*)_\\d{8}` to take a date off.
+        tumour: Values of a mask that are tumour; None takes all but 0, of masks of two values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    source: str = ""
+    licence: str = ""
+    images: Pattern | dict[str, Pattern] | None = None
+    masks: Pattern | None = None
+    manifest: Pattern | None = None
+    channels: tuple[str, ...] = ()
+    patient_pattern: str | None = None
+    tumour: tuple[int, ...] | None = None
+
+    @field_validator("images", "masks", "manifest")
+    @classmethod
+    def _stays_inside(cls, value: Any) -> Any:
+        for pattern in value.values() if isinstance(value, dict) else [value]:
+            path = PurePosixPath(pattern or "")
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{pattern} leaves the folder of {FILE}")
+            for name in _PLACEHOLDER.findall(pattern or ""):
+                if name not in ("patient", "name"):
+                    raise ValueError(
+                        f"{pattern} holds {{{name}}}; expected {{patient}} or {{name}}"
+                    )
+        return value
+
+    @field_validator("patient_pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and re.compile(value).groups < 1:
+                raise ValueError("needs a group in brackets, which is the patient")
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Description:
+        if (self.manifest is None) == (self.images is None or self.masks is None):
+            raise ValueError("give images and masks, or a manifest")
+        if isinstance(self.images, dict) and self.channels:
+            raise ValueError("images names the channels already: leave out channels")
+        if not self.channel_names:
+            raise ValueError("name the channels of an image, such as channels: [FLAIR]")
+        return self
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels."""
+        return tuple(self.images) if isinstance(self.images, dict) else self.channels
+
+    @property
+    def about(self) -> About:
+        """What a report says of the dataset."""
+        return About(name=self.name, source=self.source, licence=self.licence)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image, or a volume of slices, and its mask.
+
+    Attributes:
+        name: Name of the image; of a volume's slices, its beginning.
+        patient: Its patient.
+        images: One file, or one per channel.
+        mask: The mask's file.
+    """
+
+    name: str
+    patient: str
+    images: tuple[Path, ...]
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a dataset.
+
+    Attributes:
+        items: In natural order, a patient's together.
+        covariates: Patient -> further columns of the manifest.
+        notes: Sentences on what was not used and what was assumed.
+    """
+
+    items: tuple[Item, ...]
+    covariates: Mapping[str, Mapping[str, str]]
+    notes: tuple[str, ...]
+
+
+def read_description(root: Path) -> Description | None:
+    """Read the `dataset.yaml` of a folder, or return None if there is none.
+
+    Raises:
+        DataError: Naming the file and the key.
+    """
+    path = root / FILE
+    if not path.is_file():
+        return None
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Description.model_validate(tree)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        reason = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, Description.model_fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            reason = f"unknown key{hint} Valid: {', '.join(Description.model_fields)}"
+        raise DataError(f"{path}: {f'{key}: ' if key else ''}{reason}") from error
+
+
+def find_files(root: Path, description: Description) -> Files:
+    """Pair the images of a dataset with their masks.
+
+    Raises:
+        DataError: If halves are missing or files lie outside the folder; `problems` lists them.
+    """
+    if description.manifest is not None:
+        return _read_manifest(root, description)
+    assert description.images is not None
+    assert description.masks is not None
+    patterns = description.images
+    by_channel = list(patterns.values()) if isinstance(patterns, dict) else [patterns]
+    masks = _match(root, description.masks)
+    found = [_match(root, pattern) for pattern in by_channel]
+    keys = sorted(set(found[0]).union(*found[1:]), key=lambda key: natural_key("/".join(key)))
+    keys = [key for key in keys if not all(one.get(key) in masks.values() for one in found)]
+    problems, items = [], []
+    for key in keys:
+        missing = [p for p, one in zip(by_channel, found, strict=True) if key not in one]
+        shown = next(one[key] for one in found if key in one).relative_to(root)
+        if missing:
+            problems.append(f"{shown}: its image {_fill(missing[0], key)} is missing")
+        elif key not in masks:
+            problems.append(f"{shown}: its mask {_fill(description.masks, key)} is missing")
+        else:
+            images = tuple(one[key] for one in found)
+            items.append(Item(key[1] or key[0], _patient(key, description), images, masks[key]))
+    problems += [
+        f"{masks[key].relative_to(root)}: its image {_fill(by_channel[0], key)} is missing"
+        for key in masks.keys() - set(keys)
+    ]
+    if problems or not items:
+        text = f"{len(problems)} files in {root} lack their other half"
+        raise DataError(
+            text if problems else f"no file in {root} matches {', '.join(by_channel)}", problems
+        )
+    notes = []
+    if not any("{patient}" in pattern for pattern in by_channel):
+        notes.append("the patterns hold no {patient}: each image is taken as a patient of its own")
+    used = {path for item in items for path in (*item.images, item.mask)}
+    notes += _unused(root, used)
+    return Files(tuple(_together(items)), {}, tuple(notes))
+
+
+def read_patient(
+    items: Sequence[Item], description: Description
+) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Decode and check the slices of one patient.
+
+    Values that are not bytes are rescaled, each channel from its 0.5th to its 99.5th percentile
+    over the patient's values that are not 0.
+
+    Returns:
+        Name, image uint8 (H, W, C) and mask uint8 (H, W), 1 for tumour, of each slice.
+
+    Raises:
+        DataError: Naming the first file that cannot be used.
+    """
+    names: list[str] = []
+    images: list[NDArray[Any]] = []
+    masks: list[NDArray[np.uint8]] = []
+    for item in items:
+        values, mask_values = _read_image(item, description), _read_values(item.mask)
+        if values.shape[:3] != mask_values.shape[:3] or mask_values.ndim != 3:
+            raise DataError(
+                f"{item.mask.name}: {_shape(mask_values)} (slices, rows, columns), but its image "
+                f"{_shape(values[..., 0])}"
+            )
+        mask = _to_mask(mask_values, description.tumour, item.mask.name)
+        several = len(values) > 1
+        names += [f"{item.name}_{n + 1}" if several else item.name for n in range(len(values))]
+        images += list(values)
+        masks += list(mask)
+    return list(zip(names, _to_bytes(images), masks, strict=True))
+
+
+def _read_image(item: Item, description: Description) -> NDArray[Any]:
+    """The values of an item, (N, H, W, C)."""
+    parts = [_read_values(path) for path in item.images]
+    if len(parts) > 1:
+        for path, part in zip(item.images, parts, strict=True):
+            if part.ndim != 3 or part.shape != parts[0].shape:
+                raise DataError(
+                    f"{path.name}: {_shape(part)}; expected one channel, "
+                    f"{_shape(parts[0])} as {item.images[0].name} has"
+                )
+        return np.stack(parts, axis=-1)
+    values = parts[0][..., None] if parts[0].ndim == 3 else parts[0]
+    expected = len(description.channel_names)
+    if values.shape[3] != expected:
+        raise DataError(
+            f"{item.images[0].name}: {values.shape[3]} channels; {FILE} names {expected}: "
+            f"{', '.join(description.channel_names)}"
+        )
+    return values
+
+
+def _read_values(path: Path) -> NDArray[Any]:
+    """The values of a file, (N, H, W) or (N, H, W, C); N is 1 for an image."""
+    if path.name.lower().endswith(VOLUME_SUFFIXES):
+        return open_volume(path).read_values()
+    if not path.name.lower().endswith(_IMAGES):
+        raise DataError(f"{path.name}: expected {', '.join((*_IMAGES, *VOLUME_SUFFIXES))}")
+    image = decode(path)
+    if max(image.shape[:2]) > _MAX_SIDE:
+        raise DataError(f"{path.name}: {_shape(image)}; at most {_MAX_SIDE} pixels along a side")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise DataError(f"{path.name}: {image.dtype}; expected 8 or 16 bits")
+    if image.ndim == 3 and image.shape[2] in (3, 4):
+        code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+        image = np.asarray(cv2.cvtColor(image, code))
+    return image[None]
+
+
+def _to_mask(values: NDArray[Any], tumour: tuple[int, ...] | None, name: str) -> NDArray[np.uint8]:
+    found = np.unique(values)
+    if tumour is not None:
+        return np.isin(values, tumour).astype(np.uint8)
+    if not (set(found.tolist()) <= {0, 1} or set(found.tolist()) <= {0, 255}):
+        shown = ", ".join(f"{value:g}" for value in found[:6])
+        raise DataError(
+            f"{name}: values {shown}; expected 0 and 255, or 0 and 1: name the tumour's in "
+            f"{FILE}, such as tumour: [1, 2]"
+        )
+    return (values > 0).astype(np.uint8)
+
+
+def _to_bytes(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
+    if all(image.dtype == np.uint8 for image in images):
+        return [np.ascontiguousarray(image) for image in images]
+    return rescale(images)
+
+
+Key = tuple[str, str]
+"""What `{patient}` and `{name}` stand for in a file's path; empty if absent."""
+
+
+def _match(root: Path, pattern: str) -> dict[Key, Path]:
+    seen: set[str] = set()
+
+    def group(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[^/]+)"
+
+    parts, end = [], 0
+    for match in _PLACEHOLDER.finditer(pattern):
+        parts += [re.escape(pattern[end : match.start()]), group(match)]
+        end = match.end()
+    wanted = re.compile("".join(parts) + re.escape(pattern[end:]).replace(r"\*", "[^/]*"))
+    found: dict[Key, Path] = {}
+    for path in sorted(root.glob(_PLACEHOLDER.sub("*", pattern))):
+        fits = wanted.fullmatch(path.relative_to(root).as_posix())
+        if fits and path.is_file() and not path.name.startswith("."):
+            names = fits.groupdict()
+            found.setdefault((names.get("patient", ""), names.get("name", "")), path)
+    return found
+
+
+def _fill(pattern: str, key: Key) -> str:
+    return pattern.replace("{patient}", key[0]).replace("{name}", key[1])
+
+
+def _patient(key: Key, description: Description) -> str:
+    patient = key[0] or key[1]
+    if description.patient_pattern is not None:
+        found = re.fullmatch(description.patient_pattern, patient)
+        patient = found.group(1) if found else patient
+    return patient
+
+
+def _together(items: Sequence[Item]) -> list[Item]:
+    """Sort items so that those of a patient follow each other."""
+    order = {patient: n for n, patient in enumerate(dict.fromkeys(i.patient for i in items))}
+    return sorted(items, key=lambda item: order[item.patient])
+
+
+def _unused(root: Path, used: set[Path]) -> list[str]:
+    """Say what lies in the folder and is not used."""
+    left = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path not in used and path.name not in _IGNORED
+        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
+    ]
+    if not left:
+        return []
+    shown = ", ".join(left[:5]) + (" ..." if left[5:] else "")
+    return [f"{len(left)} files match no pattern and are not used: {shown}"]
+
+
+def _read_manifest(root: Path, description: Description) -> Files:
+    assert description.manifest is not None
+    path = root / description.manifest
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    channels = description.channel_names
+    columns = list(rows[0]) if rows else []
+    images = ["image"] if "image" in columns else list(channels)
+    lacking = [name for name in (*images, "mask", "patient") if name not in columns]
+    if lacking:
+        raise DataError(
+            f"{path} lacks the column {lacking[0]}; expected image (or one per channel: "
+            f"{', '.join(channels)}), mask and patient"
+        )
+    problems: list[str] = []
+    items: list[Item] = []
+    covariates: dict[str, dict[str, str]] = {}
+    for line, row in enumerate(rows, start=2):
+        files = [_inside(root, row[name] or "", f"line {line}", problems) for name in images]
+        mask = _inside(root, row["mask"] or "", f"line {line}", problems)
+        if not row["patient"]:
+            problems.append(f"line {line}: no patient")
+        items.append(Item(files[0].stem.split(".")[0], row["patient"] or "", tuple(files), mask))
+        rest = {k: v or "" for k, v in row.items() if k and k not in (*images, "mask", "patient")}
+        covariates.setdefault(row["patient"] or "", rest)
+    if problems or not items:
+        raise DataError(f"{path}: {len(problems) or 'no'} lines cannot be used", problems)
+    used = {file for item in items for file in (*item.images, item.mask)} | {path}
+    return Files(tuple(_together(items)), covariates, tuple(_unused(root, used)))
+
+
+def _inside(root: Path, name: str, where: str, problems: list[str]) -> Path:
+    path = root / name
+    if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        problems.append(f"{where}: {name!r} is no path below {root}")
+    elif not path.is_file():
+        problems.append(f"{where}: there is no file {name}")
+    return path
+
+
+def _shape(array: NDArray[Any]) -> str:
+    return "x".join(str(side) for side in array.shape)

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+from predictions import read_rows, run_predict
+
+from brainseg.config import Experiment
+from brainseg.data.patients import describe_patients
+from brainseg.data.slice_store import open_dataset
+from brainseg.errors import DataError
+from brainseg.explore import __main__ as explore
+from brainseg.inference.evaluation import PLAIN, evaluate_model
+from brainseg.inference.predictor import Predictor
+from brainseg.model.device import Compute
+from brainseg.training.trainer import train_two_stage
+
+CPU = Compute("cpu")
+PATIENTS = [f"P{number}" for number in range(10)]
+Write = Callable[[Path], dict[str, Any]]
+
+
+def _slice(patient: str, number: int, channels: int = 1) -> tuple[NDArray[np.uint8], ...]:
+    """A disc in noise whose size and place depend on patient and slice, 40 x 36 pixels."""
+    rng = np.random.default_rng([int(patient[1:]), number])
+    rows, columns = np.mgrid[:40, :36]
+    mask = (rows - rng.integers(12, 28)) ** 2 + (columns - rng.integers(12, 24)) ** 2 < 40
+    image = rng.integers(20, 60, (40, 36, channels)) + 120 * mask[:, :, None]
+    return image.astype(np.uint8), mask.astype(np.uint8)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), array)
+
+
+def _pairs(root: Path) -> dict[str, Any]:
+    for patient in PATIENTS:
+        for number in range(3):
+            image, mask = _slice(patient, number)
+            _save(root / "images" / f"{patient}_{number}.png", image)
+            _save(root / "masks" / f"{patient}_{number}.png", mask * 255)
+    return {
+        "images": "images/{patient}_{name}.png",
+        "masks": "masks/{patient}_{name}.png",
+        "channels": ["FLAIR"],
+    }
+
+
+def _jpegs(root: Path) -> dict[str, Any]:
+    for patient in PATIENTS:
+        for number in range(3):
+            image, mask = _slice(patient, number, 3)
+            folder = root / f"{patient}_20200101"
+            _save(folder / f"s{number}.jpg", image[: 40 - number])  # of different sizes
+            _save(folder / f"s{number}_mask.png", 2 * mask[: 40 - number])
+    return {
+        "images": "{patient}/{name}.jpg",
+        "masks": "{patient}/{name}_mask.png",
+        "patient_pattern": r"(.*)_\d{8}",
+        "channels": ["red", "green", "blue"],
+        "tumour": [2],
+    }
+
+
+def _sixteen_bits(root: Path) -> dict[str, Any]:
+    for patient in PATIENTS:
+        for number in range(3):
+            image, mask = _slice(patient, number)
+            _save(root / patient / f"{number}.tif", image.astype(np.uint16) * 200)
+            _save(root / patient / f"{number}_mask.tif", mask)
+    return {
+        "images": "{patient}/{name}.tif",
+        "masks": "{patient}/{name}_mask.tif",
+        "channels": ["CT"],
+    }
+
+
+def _manifest(root: Path) -> dict[str, Any]:
+    _pairs(root)
+    with (root / "list.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "mask", "patient", "scanner"])
+        for patient in PATIENTS:
+            for number in range(3):
+                name = f"{patient}_{number}.png"
+                rows.writerow([f"images/{name}", f"masks/{name}", patient, "A"])
+    return {"manifest": "list.csv", "channels": ["FLAIR"]}
+
+
+def _volumes(root: Path) -> dict[str, Any]:
+    for patient in PATIENTS:
+        slices = [_slice(patient, number) for number in range(4)]
+        image, mask = (np.stack([s[n].squeeze() for s in slices], axis=-1) for n in (0, 1))
+        for channel, scale in (("0000", 1.7), ("0001", 9.0)):
+            path = root / "imagesTr" / f"{patient}_{channel}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image((image * scale).astype(np.float32), np.eye(4)), path)
+        (root / "labelsTr").mkdir(exist_ok=True)
+        label = nibabel.Nifti1Image(mask.astype(np.uint8) * 3, np.eye(4))
+        nibabel.save(label, root / "labelsTr" / f"{patient}.nii.gz")
+    return {
+        "images": {
+            "T1": "imagesTr/{patient}_0000.nii.gz",
+            "FLAIR": "imagesTr/{patient}_0001.nii.gz",
+        },
+        "masks": "labelsTr/{patient}.nii.gz",
+        "tumour": [3],
+    }
+
+
+KINDS: dict[str, tuple[Write, int, int]] = {
+    "png pairs": (_pairs, 1, 30),
+    "jpeg of several sizes": (_jpegs, 3, 30),
+    "16 bit tiff": (_sixteen_bits, 1, 30),
+    "manifest": (_manifest, 1, 30),
+    "nifti of nnU-Net": (_volumes, 2, 40),
+}
+
+
+def _write(root: Path, write: Write, **changes: Any) -> Path:
+    root.mkdir(exist_ok=True)
+    tree = write(root) | changes
+    tree = {key: value for key, value in tree.items() if value is not None}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(tree))
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_described_dataset_is_opened_trained_and_evaluated(
+    kind: str, tmp_path: Path, tiny: Experiment
+) -> None:
+    write, channels, count = KINDS[kind]
+    data = open_dataset(_write(tmp_path / "data", write, licence="CC0"))
+    assert (len(data.slices), data.patients, len(data.channels)) == (count, PATIENTS, channels)
+    assert data.about.licence == "CC0"
+    assert data.image(0).shape == (*data.shapes[0], channels)
+    assert data.image(0).dtype == np.uint8
+    assert data.mask(0).sum() == data.slices[0].tumour_pixels > 0
+    assert open_dataset(data.root).fingerprint == data.fingerprint
+    short = tiny.replaced({"stages.1.epochs": 0, "optimizer.batch_size": 8})
+    result = train_two_stage(short, data, compute=CPU)
+    assert result.header.channels == data.channels
+    test = evaluate_model(Predictor.of(result, CPU), data).test
+    assert test.counts[PLAIN].sum() == sum(mask.size for mask in test.true)
+
+
+def test_values_that_are_no_bytes_are_rescaled_over_the_patient(tmp_path: Path) -> None:
+    data = open_dataset(_write(tmp_path / "data", _volumes))
+    first = np.stack([data.image(index) for index in range(4)])
+    for channel in (0, 1):  # the scale of the file does not matter
+        assert np.percentile(first[..., channel], 99.9) == 255
+    assert np.abs(first[..., 0].astype(int) - first[..., 1]).max() <= 1
+
+
+def test_further_columns_of_a_manifest_describe_patients(tmp_path: Path) -> None:
+    rows = describe_patients(open_dataset(_write(tmp_path / "data", _manifest)))
+    assert {row["scanner"] for row in rows} == {"A"}
+
+
+def test_what_is_not_used_and_what_is_assumed_is_said(tmp_path: Path) -> None:
+    root = _write(tmp_path / "data", _pairs)
+    (root / "images" / "P0_9.bmp").write_bytes(b"x")
+    (notes,) = open_dataset(root).notes
+    assert "1 files match no pattern and are not used: images/P0_9.bmp" in notes
+    _write(root, _pairs, images="images/{name}.png", masks="masks/{name}.png")
+    data = open_dataset(root)
+    assert "each image is taken as a patient of its own" in data.notes[0]
+    assert len(data.patients) == 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"imges": "a"}, "did you mean images?"),
+        ({"images": "../{name}.png"}, "leaves the folder"),
+        ({"images": "/data/{name}.png"}, "leaves the folder"),
+        ({"images": "{patiënt}/{name}.png"}, "expected {patient} or {name}"),
+        ({"channels": None}, "name the channels"),
+        ({"masks": None}, "give images and masks, or a manifest"),
+        ({"patient_pattern": "["}, "no regular expression"),
+        ({"channels": ["a", "b"]}, "1 channels; dataset.yaml names 2: a, b"),
+        ({"images": "pictures/{name}.png"}, "its image pictures/"),
+        ({"manifest": "list.csv", "images": None, "masks": None}, "cannot read"),
+    ],
+)
+def test_a_faulty_description_is_refused_by_key(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    root = _write(tmp_path / "data", _pairs, **changes)
+    with pytest.raises(DataError) as error:
+        open_dataset(root)
+    assert said in " ".join([str(error.value), *error.value.problems])
+
+
+def _break(root: Path, fault: str) -> None:
+    first, mask = root / "images" / "P0_1.png", root / "masks" / "P0_1.png"
+    if fault == "image gone":
+        first.unlink()
+    elif fault == "mask gone":
+        mask.unlink()
+    elif fault == "other size":
+        _save(mask, np.zeros((20, 20), np.uint8))
+    elif fault == "grey mask":
+        _save(mask, np.arange(1440, dtype=np.uint8).reshape(40, 36))
+    elif fault == "no image":
+        first.write_bytes(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("image gone", "its image images/P0_1.png is missing"),
+        ("mask gone", "its mask masks/P0_1.png is missing"),
+        ("other size", "but its image 1x40x36"),
+        ("grey mask", "name the tumour's in dataset.yaml"),
+        ("no image", "that are no image"),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path: Path, fault: str, said: str) -> None:
+    root = _write(tmp_path / "data", _pairs)
+    _break(root, fault)
+    with pytest.raises(DataError) as error:
+        open_dataset(root)
+    assert any("P0_1.png" in problem and said in problem for problem in error.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("../x.png,masks/P0_0.png,P0", "is no path below"),
+        ("/x.png,masks/P0_0.png,P0", "is no path below"),
+        ("images/none.png,masks/P0_0.png,P0", "there is no file images/none.png"),
+        ("images/P0_0.png,masks/P0_0.png,", "no patient"),
+    ],
+)
+def test_a_faulty_line_of_a_manifest_is_named(tmp_path: Path, line: str, said: str) -> None:
+    root = _write(tmp_path / "data", _manifest)
+    with (root / "list.csv").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DataError) as error:
+        open_dataset(root)
+    assert any(said in problem and "line 32" in problem for problem in error.value.problems)
+
+
+def test_the_check_describes_a_dataset_and_lists_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = _write(tmp_path / "data", _jpegs, licence="CC0")
+    assert explore.main(["--data", str(root), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "slices      30, 30 with tumour" in out
+    assert "40 x 36: 10, 39 x 36: 10, 38 x 36: 10 px" in out
+    assert "red, green, blue" in out
+    (root / "P3_20200101" / "s1.jpg").write_bytes(b"")
+    (root / "P4_20200101" / "s1_mask.png").unlink()
+    assert explore.main(["--data", str(root), "--check"]) == 1
+    assert "P4_20200101/s1.jpg: its mask P4_20200101/s1_mask.png" in capsys.readouterr().err
+    assert explore.main(["--data", str(_write(tmp_path / "b", _pairs)), "--out", "x"]) == 1
+    assert "--check describes any dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "files"), [("png pairs", "images"), ("one volume", "v.nii.gz")])
+def test_files_of_another_dataset_are_predicted(
+    kind: str, files: str, tmp_path: Path, tiny: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    data = open_dataset(_write(root, _pairs))
+    short = tiny.replaced({"stages.1.epochs": 0})
+    model = train_two_stage(short, data, compute=CPU).save(tmp_path / "model.safetensors")
+    volume = np.stack([_slice("P1", n)[0].squeeze() for n in range(3)], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), root / "v.nii.gz")
+    assert run_predict(model, root / files, out=tmp_path / "out") == 0
+    assert len(read_rows(tmp_path / "out" / "predictions.csv")) == (30 if "images" in files else 3)
+    _save(root / "rgb.png", np.zeros((40, 40, 3), np.uint8))
+    assert run_predict(model, root / "rgb.png", out=tmp_path / "none") == 3
+    assert "expected one channel of uint8 (FLAIR)" in capsys.readouterr().err
