@@ -46,6 +46,8 @@ def segmentation_loss(
         loss = loss + config.tversky_weight * tversky
     if config.focal_weight:
         each = binary_cross_entropy_with_logits(logits_BHW, masks_BHW, reduction="none")
-        focal = ((1 - torch.exp(-each)) ** config.focal_gamma * each).mean()
+        # Below 1, the power's gradient is infinite at 0, where sure and right pixels are.
+        wrong = (-torch.expm1(-each)).clamp_min(_EPSILON)
+        focal = (wrong**config.focal_gamma * each).mean()
         loss = loss + config.focal_weight * focal
     return loss

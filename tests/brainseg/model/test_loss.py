@@ -37,6 +37,15 @@ def test_perfect_is_zero_and_wrong_is_one() -> None:
     assert float(segmentation_loss(-sure, masks, DICE)) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [0, 0.2, 0.5, 1, 2])
+def test_sure_and_right_pixels_have_a_finite_focal_gradient(gamma: float) -> None:
+    logits = torch.tensor([[[12.0, 30.0, 200.0]]], requires_grad=True)
+    config = LossConfig(dice_weight=0, bce_weight=0, focal_weight=1, focal_gamma=gamma)
+    segmentation_loss(logits, torch.ones((1, 1, 3)), config).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_empty_masks_give_a_finite_loss_and_gradient() -> None:
     logits = torch.full((2, 4, 4), -200.0, requires_grad=True)
     loss = segmentation_loss(logits, torch.zeros((2, 4, 4)), LossConfig())
