@@ -24,12 +24,13 @@ VARIANT = "variant"
 _REFUSED = {
     **dict.fromkeys(("seed", "fold", "inner_fold"), "the search sets it"),
     **dict.fromkeys(("data.size", "data.split_seed"), "scores would no longer compare"),
+    **dict.fromkeys(("stopping.patience", "stopping.minutes"), "it holds for all variants"),
 }
 _NETWORK_KEYS = {
     f"model.{key}" for key in ("architecture", "decoder_attention", "encoder", "encoder_weights")
 }
 _NEAR = 0.03
-Value = bool | int | float | str
+Value = bool | int | float | str | None
 
 
 class Range(BaseModel):
@@ -39,7 +40,7 @@ class Range(BaseModel):
         low: The lowest value.
         high: The highest value.
         log: Draw uniformly on a logarithmic scale.
-        choices: The values, instead of low and high.
+        choices: The values, instead of low and high; null switches off a key that may be null.
         value: The only value, for all candidates; the grid's own trials keep theirs.
         when: Key that must be true for this one to matter, or `KEY=VALUE`: the key must have this
             value, or hold it if it is a list; otherwise this one is not varied.
@@ -51,7 +52,7 @@ class Range(BaseModel):
     high: float | None = None
     log: bool = False
     choices: tuple[Value, ...] | None = None
-    value: Value | None = None
+    value: Value = None
     when: str | None = None
 
     @model_validator(mode="after")
@@ -304,12 +305,14 @@ def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experimen
             raise ConfigError(f"{key} is {now!r}, which is not a number: give choices")
         if isinstance(now, int) and not all(float(end).is_integer() for end in values.ends):
             raise ConfigError(f"{key}: low and high must be whole numbers")
+    name, _, wanted = (values.when or "").partition("=")
+    # Some values are allowed only where the key matters, as a warm-up is with a schedule.
+    where = {name: wanted} if wanted and isinstance(base.value(name), str) else {}
     for end in values.ends:
         is_whole = isinstance(now, int) and isinstance(end, float) and end.is_integer()
-        base.replaced({key: int(end) if is_whole else end})
+        base.replaced({**where, key: int(end) if is_whole else end})
     if values.when is None:
         return
-    name, _, wanted = values.when.partition("=")
     if not wanted and not isinstance(base.value(name), bool):
         raise ConfigError(
             f"{key}: when names {name}, which is not true or false: give when: {name}=VALUE"

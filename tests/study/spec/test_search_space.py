@@ -97,6 +97,27 @@ def test_a_value_is_that_of_all_candidates_and_not_of_the_grid(tmp_path: Path) -
     assert space.record()["stages.0.epochs"].value == 1
 
 
+def test_a_key_that_may_be_null_is_searched_with_null_among_its_choices(tmp_path: Path) -> None:
+    space = _space(tmp_path, "data.tumour_share: {choices: [null, 0.3, 0.6]}")
+    assert space.baseline("raw-lite0") == {VARIANT: "raw-lite0", "data.tumour_share": None}
+    drawn = _suggest(space, variant="raw-lite0", **{"data.tumour_share": 0.6})
+    assert BASE.replaced(drawn).data.tumour_share == 0.6
+    assert space.edges("raw-lite0", {"data.tumour_share": 0.6}) == []
+
+
+def test_a_warm_up_is_searched_where_the_schedule_has_one(tmp_path: Path) -> None:
+    text = (
+        "optimizer.schedule: {choices: [plateau, cosine]}\n"
+        "optimizer.warmup_epochs: {low: 0.0, high: 2.0, when: optimizer.schedule=cosine}"
+    )
+    space = _space(tmp_path, text)
+    cosine = {"optimizer.schedule": "cosine", "optimizer.warmup_epochs": 1.5}
+    drawn = _suggest(space, variant="raw-lite0", **cosine)
+    assert BASE.replaced(drawn).optimizer.warmup_epochs == 1.5
+    drawn = _suggest(space, variant="raw-lite0", **{"optimizer.schedule": "plateau"})
+    assert "optimizer.warmup_epochs" not in drawn
+
+
 def test_the_longest_stages_are_found(tmp_path: Path) -> None:
     text = "stages.0.epochs: {choices: [2, 8, 5]}\nstages.1.epochs: {low: 10, high: 30}"
     assert _space(tmp_path, text).stage_epochs() == (8, 38)
@@ -144,6 +165,8 @@ def test_a_winner_at_an_edge_says_that_the_range_is_too_narrow(
         ("model.encoder: {low: 1, high: 2}", "give choices"),
         ("seed: {low: 1, high: 9}", "the search sets it"),
         ("data.size: {choices: [64, 128]}", "no longer compare"),
+        ("stopping.patience: {choices: [null, 3]}", "it holds for all variants"),
+        ("optimizer.warmup_epochs: {low: 0.0, high: 2.0}", "needs constant or cosine"),
         ("augment.strength: {low: 0.5, high: 1.0, when: threshold}", "not true or false"),
         ("augment.strength: {low: 0.5, high: 1.0, when: thresh=1}", "unknown key thresh"),
         ("model.encoder: {choices: [resnet18, resnet50]}", "nothing that the grid leaves"),
