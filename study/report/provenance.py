@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from brainseg.config import load_experiment
 from brainseg.data.about import LGG
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
 from study.report.results import SYNTHETIC, StudyResults
+from study.storage.trial_folder import Row
 
 _HOUR = 3600
 
@@ -141,10 +143,21 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
         finished = [row for row in results.trials if row["status"] == "finished"]
         epochs = [int(row["epochs"]) for row in finished]
         between = f"{min(epochs)} to {max(epochs)}" if epochs else "no"
+        early = sum(
+            ran < _planned_epochs(results, row) for ran, row in zip(epochs, finished, strict=True)
+        )
         yield Paragraph(
             f"Every training ended {' or '.join(rules)}, at the latest after its last epoch; the "
-            f"trials ran {between} epochs. The rule is the same for all variants."
+            f"trials ran {between} epochs, {early} of {len(finished)} ended before their last. "
+            "The rule is the same for all variants."
         )
+
+
+def _planned_epochs(results: StudyResults, row: Row) -> int:
+    """Return the epochs that a trial has if nothing ends it early."""
+    name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
+    folder = results.folder / "trials" / name
+    return sum(stage.epochs for stage in load_experiment(folder / "experiment.yaml").stages)
 
 
 def _published(results: StudyResults) -> Iterator[Block]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from generated import EPOCHS
 
+from brainseg.config import Experiment
 from brainseg.document import Listing, Paragraph, Section, Table
 from study.report.provenance import (
     check_split,
@@ -41,6 +42,23 @@ def test_trials_with_smaller_batches_are_named(small: Path) -> None:
     section = _sections(small)["trials"]
     assert isinstance(section.blocks[-1], Paragraph)
     assert section.blocks[-1].text.endswith("which changes numbers: raw-lite0 fold 0 seed 44.")
+
+
+def test_the_rule_that_ends_trainings_early_is_said_with_how_many_it_ended(small: Path) -> None:
+    about = json.loads((small / "study.json").read_text())
+    about["experiment"]["stopping"] = {"patience": 3, "minutes": 45.0}
+    (small / "study.json").write_text(json.dumps(about))
+    trained = sum(EPOCHS)
+    trials = sorted((small / "trials").iterdir())
+    for number, trial in enumerate(trials):  # all but the first were to train one epoch more
+        second = EPOCHS[1] + bool(number)
+        stages = {"stages.0.epochs": EPOCHS[0], "stages.1.epochs": second}
+        (trial / "experiment.yaml").write_text(Experiment().replaced(stages).to_yaml())
+    text = _sections(small)["trials"].blocks[1]
+    assert isinstance(text, Paragraph)
+    assert "after 3 epochs of the last stage without a lower val loss" in text.text
+    assert "after 45 minutes of epochs, so that the numbers depend on the machine" in text.text
+    assert f"ran {trained} to {trained} epochs, {len(trials) - 1} of {len(trials)} " in text.text
 
 
 def test_published_numbers_are_no_results(generated: Path, small: Path) -> None:
