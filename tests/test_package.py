@@ -29,7 +29,7 @@ IMPORTS = {
     "tensorboard": "torch.utils.tensorboard",
 }
 """Distributions whose packages have another name."""
-SCRIPTS = ("study", "fetch", "explore", "predict", "export", "demo", "check")
+SCRIPTS = ("study", "fetch", "compare", "explore", "predict", "export", "demo", "check")
 
 
 @pytest.fixture(scope="module")

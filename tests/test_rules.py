@@ -15,7 +15,7 @@ from brainseg import check, export, predict
 from brainseg.config import Experiment, load_experiment
 from brainseg.demo import __main__ as demo
 from brainseg.explore import __main__ as explore
-from study import fetch, run
+from study import compare, fetch, run
 from study.cli import build_parser
 from study.spec.grid import load_grid, shipped_grids
 from study.spec.search_space import load_space
@@ -29,7 +29,7 @@ ARROWS = (
     "brainseg.inference brainseg.explore brainseg.demo brainseg.predict brainseg.export",
     "brainseg.check brainseg",
     "study.spec study.storage study.analysis study.report study.cli study.tune",
-    "study.resolve study.estimate study.pipeline study.run study.fetch",
+    "study.resolve study.estimate study.pipeline study.run study.fetch study.compare",
 )
 ORDER = " ".join(ARROWS).split()
 """What may import what: a package or a module at the top imports from its left."""
@@ -37,7 +37,7 @@ LIGHT = (
     *("brainseg.document", "study.spec", "study.storage"),
     *("study.analysis", "study.report", "study.cli"),
 )
-COMMANDS = (run, fetch, explore, predict, export, demo, check)
+COMMANDS = (run, fetch, compare, explore, predict, export, demo, check)
 MODULES = [
     path
     for package in ("brainseg", "study")

@@ -45,11 +45,13 @@ def publish(sync: StudySync, console: Console) -> None:
     with console.status("writing the report"):
         results = write_report(sync.folder)
         sync.commit()
-    _print(ranked_rows(results), "Test scores, by Dice/patient", describe_study(about), console)
+    print_rows(
+        ranked_rows(results), "Test scores, by Dice/patient", describe_study(about), console
+    )
     published = published_rows(results)
     if published:
         note = "Published by others on another split, not measured here; Dice is the global one."
-        _print(published, "Published", note, console)
+        print_rows(published, "Published", note, console)
     console.print(f"{results.conclusion.sentence}\n")
     if sync.is_remote:
         console.print(f"study: {sync.location}")
@@ -92,7 +94,9 @@ def write_report(folder: Path) -> StudyResults:
     return results
 
 
-def _print(rows: Sequence[Mapping[str, str]], title: str, caption: str, console: Console) -> None:
+def print_rows(
+    rows: Sequence[Mapping[str, str]], title: str, caption: str, console: Console
+) -> None:
     """Print a table with fewer columns, decimals and intervals than in the report."""
     printed = table.Table(title=title, caption=caption, title_justify="left")
     printed.caption_justify, printed.box = "left", box.SIMPLE_HEAD

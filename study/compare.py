@@ -1,0 +1,306 @@
+"""Compare two studies on the patients that both tested: `python -m study.compare A B`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+
+from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.config import differences
+from brainseg.document import Block, Bullets, Document, Paragraph, Section, to_html, to_markdown
+from brainseg.errors import ConfigError, StudyError
+from brainseg.storage.files import write_csv, write_text
+from brainseg.storage.urls import is_url
+from study.analysis.conclusion import patients_of
+from study.analysis.scores import Floats, ScoreMatrix
+from study.report.build import print_rows
+from study.report.figures import FigureWriter
+from study.report.results import StudyResults, read_results
+from study.report.sections import describe_findings, ranked_rows
+from study.spec.grid import LEAKY
+from study.spec.study_spec import StudySpec
+from study.storage.study_folder import read_spec
+from study.storage.sync import StudySync
+from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
+from study.storage.trial_folder import Row
+
+_PAIR_COLUMNS = ("first", "second", "patients", "difference", "low", "high", "p", "p_holm")
+_WRITTEN = ("comparison.html", "comparison.md", "comparison.csv", "figures")
+_EXAMPLES = """\
+Puts the variants of two studies of one dataset side by side, on the patients that both tested.
+Variants get the name of their study in front. LEAKY variants are left out.
+
+examples:
+  python -m study.compare results/lite results/architectures
+      writes compare-lite-architectures/comparison.html, .md and .csv
+  python -m study.compare results/lite s3://BUCKET/studies/lite-256 --out sizes
+      a study at a URL; the comparison goes to sizes/
+
+exit codes:
+  0  the comparison is written     2  usage: an unknown flag, or a folder that is not its own
+  1  a known error, in a line      130  stopped by Ctrl-C
+"""
+
+
+@dataclass(frozen=True)
+class _Study:
+    """One of the two studies.
+
+    Attributes:
+        name: Stands before its variants.
+        spec: What it asks.
+        results: Its tables.
+    """
+
+    name: str
+    spec: StudySpec
+    results: StudyResults
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_args(argv)
+    return run_command(lambda: _compare(args.first, args.second, args.out))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = build_parser("study.compare", "Compare two studies.", _EXAMPLES)
+    parser.add_argument("first", metavar="A", help="folder or URL of a study")
+    parser.add_argument("second", metavar="B", help="folder or URL of another study")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: compare-A-B)"
+    )
+    return parser
+
+
+def _compare(first: str, second: str, out: Path | None) -> int:
+    one, other = _read(first), _read(second)
+    if one.name == other.name:
+        one = _Study(f"{one.name}.A", one.spec, one.results)
+        other = _Study(f"{other.name}.B", other.spec, other.results)
+    _check_comparable(one, other)
+    folder = out or Path(f"compare-{one.name}-{other.name}")
+    _check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = _join(one, other, folder)
+    title = f"Comparison of {one.name} and {other.name}"
+    document = Document(
+        title=title,
+        facts=f"{len(results.matrix.patients)} patients that both studies tested",
+        labels=results.labels,
+        sentence=results.conclusion.sentence,
+        points=(*results.conclusion.caveats, *_seen_by_searches(one, other, results.matrix)),
+        sections=[
+            Section("specification", "How the studies differ", list(_describe(one, other))),
+            *describe_findings(results, FigureWriter(results)),
+        ],
+    )
+    write_text(folder / "comparison.html", to_html(document, folder))
+    write_text(folder / "comparison.md", to_markdown(document))
+    write_csv(folder / "comparison.csv", _pair_rows(results), _PAIR_COLUMNS)
+    console = Console()
+    print_rows(ranked_rows(results), title, document.facts, console)
+    console.print(f"{document.sentence}\n")
+    console.print(f"comparison: {folder / 'comparison.html'}")
+    return FINISHED
+
+
+def _read(location: str) -> _Study:
+    sync = StudySync(location if is_url(location) else Path(location), read_only=True)
+    if not sync.exists():
+        raise StudyError(f"{location} is no study: name the folder or URL that holds study.json")
+    sync.fetch()
+    spec = read_spec(sync.folder)
+    if not (sync.folder / "trials.csv").exists():
+        raise StudyError(f"{location} has no trials.csv yet: run the study to its end")
+    results = read_results(sync.folder)
+    return _Study(results.about["name"], spec, results)
+
+
+def _check_comparable(one: _Study, other: _Study) -> None:
+    """Refuse studies whose scores on one patient do not mean the same.
+
+    Raises:
+        StudyError: With the reason.
+    """
+    a, b = one.spec, other.spec
+    why = ""
+    if a.synthetic != b.synthetic:
+        why = "one has generated phantoms, the other has real data"
+    elif a.fingerprint != b.fingerprint:
+        why = f"their datasets differ ({a.fingerprint[:12]}, {b.fingerprint[:12]})"
+    elif a.experiment.data.split != b.experiment.data.split:
+        why = f"their splits differ ({a.experiment.data.split}, {b.experiment.data.split})"
+    else:
+        x, y = one.results.matrix, other.results.matrix
+        shared = sorted(set(x.patients) & set(y.patients))
+        if not shared:
+            why = "no patient was tested with honest variants of both"
+        elif not np.array_equal(_folds(x, shared), _folds(y, shared)):
+            why = "they tested the same patients in other rotations, after other training patients"
+        elif not np.array_equal(_pixels(x, shared), _pixels(y, shared)):
+            why = "they counted the pixels of the same patients at different resolutions"
+    if why:
+        raise StudyError(
+            f"{one.name} and {other.name} cannot be compared: {why}. Compare two studies of one "
+            "dataset with one split, scored by the same version of this program"
+        )
+
+
+def _indices(matrix: ScoreMatrix, patients: Sequence[str]) -> list[int]:
+    return [matrix.patients.index(patient) for patient in patients]
+
+
+def _folds(matrix: ScoreMatrix, patients: Sequence[str]) -> NDArray[np.int64]:
+    """Return the rotation that tested each patient, (P,)."""
+    return np.asarray(matrix.folds.max(axis=0)[_indices(matrix, patients)])
+
+
+def _pixels(matrix: ScoreMatrix, patients: Sequence[str]) -> Floats:
+    """Return the number of pixels that each patient's counts add up to, (P,)."""
+    totals = matrix.counts.sum(axis=-1)[..., _indices(matrix, patients)]
+    return np.asarray(np.nanmax(totals, axis=(0, 1)))
+
+
+def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
+    """Return the results of both studies on the patients that both tested."""
+    x, y = one.results.matrix, other.results.matrix
+    patients = tuple(sorted(set(x.patients) & set(y.patients)))
+    # Without a common seed nothing pairs the trainings: each study's mean stands for one.
+    seeds = tuple(sorted(set(x.seeds) & set(y.seeds)))
+    parts = [_select(matrix, seeds, patients) for matrix in (x, y)]
+    folds = _folds(x, patients)
+    trials = [
+        row | {"variant": f"{study.name}/{row['variant']}"}
+        for study in (one, other)
+        for row in study.results.trials
+        if not row["variant"].startswith(LEAKY)
+        and int(row["fold"]) in folds
+        and (not seeds or int(row["seed"]) in seeds)
+    ]
+    num_seeds = len(seeds) or 1
+    values = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
+    matrix = ScoreMatrix(
+        variants=tuple(f"{s.name}/{v}" for s in (one, other) for v in s.results.matrix.variants),
+        seeds=seeds or (0,),
+        patients=patients,
+        folds=np.tile(folds, (num_seeds, 1)),
+        counts=values[0],
+        dice=values[1],
+        hd95=values[2],
+        num_trials=len(trials),
+        missing=tuple(_name(row) for row in trials if row["status"] != TRIAL_FINISHED),
+    )
+    abouts = [study.results.about for study in (one, other)]
+    return StudyResults(
+        folder=folder,
+        about={
+            "synthetic": one.spec.synthetic,
+            "weights": "; ".join(dict.fromkeys(str(about["weights"]) for about in abouts)),
+        },
+        split={},
+        trials=trials,
+        patients={p: row for p, row in one.results.patients.items() if p in patients},
+        postprocessing=(),
+        calibration=(),
+        examples=(),
+        slices=pd.DataFrame(),
+        history=pd.DataFrame(),
+        matrix=matrix,
+    )
+
+
+def _select(
+    matrix: ScoreMatrix, seeds: Sequence[int], patients: Sequence[str]
+) -> tuple[Floats, Floats, Floats]:
+    """Return counts, Dice and HD95 of some seeds and patients; without seeds, of their mean."""
+    chosen = [matrix.seeds.index(seed) for seed in seeds]
+
+    def select(values: Floats) -> Floats:
+        values = values[:, :, _indices(matrix, patients)]
+        if chosen:
+            return np.asarray(values[:, chosen])
+        mean = np.ma.masked_invalid(values).mean(axis=1, keepdims=True)
+        return np.asarray(np.ma.filled(mean, np.nan))
+
+    return select(matrix.counts), select(matrix.dice), select(matrix.hd95)
+
+
+def _name(row: Row) -> str:
+    return f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
+
+
+def _describe(one: _Study, other: _Study) -> list[Block]:
+    """Return what differs between the specifications of the studies, and how seeds are paired."""
+    fields = ("grid", "variants", "folds", "seeds", "weights_hash", "files")
+    lines = [
+        f"{key}: {getattr(one.spec, key)} -> {getattr(other.spec, key)}"
+        for key in fields
+        if getattr(one.spec, key) != getattr(other.spec, key)
+    ]
+    lines += differences(other.spec.experiment, one.spec.experiment)
+    commits = [study.results.about["starts"][-1]["commit"] for study in (one, other)]
+    if commits[0] != commits[1]:
+        lines.append(f"commit of the code: {commits[0]} -> {commits[1]}")
+    seeds = sorted(set(one.results.matrix.seeds) & set(other.results.matrix.seeds))
+    paired = (
+        f"Trainings are paired by seed ({', '.join(map(str, seeds))}); other seeds are left out."
+        if seeds
+        else "The studies share no seed, so that each patient's scores are averaged over seeds: "
+        "the intervals do not cover the variation between trainings."
+    )
+    return [
+        Paragraph(f"Each line gives a key, its value in {one.name} and that in {other.name}."),
+        Bullets(lines or ["Nothing differs: the studies ask the same."]),
+        Paragraph(paired),
+    ]
+
+
+def _seen_by_searches(one: _Study, other: _Study, matrix: ScoreMatrix) -> list[str]:
+    """Say which studies have a search that used some of these patients."""
+    caveats = []
+    for study in (one, other):
+        _, used = patients_of(study.results.split.get("search", ()))
+        seen = len(used & set(matrix.patients))
+        if seen:
+            caveats.append(
+                f"The search of {study.name} used {seen} of these patients to choose settings: "
+                "its winner's scores are too high by an unknown amount."
+            )
+    return caveats
+
+
+def _pair_rows(results: StudyResults) -> list[Row]:
+    return [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "patients": pair.num_patients,
+            "difference": pair.difference.point,
+            "low": pair.difference.low,
+            "high": pair.difference.high,
+            "p": pair.p,
+            "p_holm": pair.p_holm,
+        }
+        for pair in results.comparison.pairs
+    ]
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds other things than an earlier comparison."""
+    if folder.exists() and (
+        not folder.is_dir() or any(path.name not in _WRITTEN for path in folder.iterdir())
+    ):
+        raise ConfigError(f"{folder} is there already and holds other things: name another --out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

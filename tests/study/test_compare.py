@@ -1,0 +1,117 @@
+"""Two studies side by side: the same numbers as within one study, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from generated import generate_study
+
+from brainseg.cli import FINISHED, KNOWN_ERROR, USAGE
+from brainseg.storage.files import read_csv, write_csv, write_text
+from study.compare import main as compare
+from study.report.results import read_results
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A study of other variants on the patients of `small`, with one rotation."""
+    return generate_study(tmp_path / "other", grid="baseline", folds=1)
+
+
+def _edit(study: Path, **changes: object) -> None:
+    about = json.loads((study / "study.json").read_text())
+    write_text(study / "study.json", json.dumps(about | changes))
+
+
+def test_two_studies_are_paired_on_the_patients_that_both_tested(
+    small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert compare([str(small), str(other), "--out", str(out)]) == FINISHED
+    assert "small/" in capsys.readouterr().out
+    pairs = read_csv(out / "comparison.csv")
+    assert len(pairs) == 15  # of 2 + 4 variants
+    shared = set(read_results(small).matrix.patients) & set(read_results(other).matrix.patients)
+    assert {int(pair["patients"]) for pair in pairs} == {len(shared)}
+    for pair in pairs:
+        means = []
+        for side in (pair["first"], pair["second"]):
+            name, variant = side.split("/")
+            scores = [
+                float(row["Dice"])
+                for row in read_csv(tmp_path / name / "scores.csv")
+                if row["variant"] == variant and row["patient"] in shared
+            ]
+            means.append(sum(scores) / len(scores))
+        assert float(pair["difference"]) == pytest.approx(means[0] - means[1], abs=1e-6)
+    page = (out / "comparison.md").read_text()
+    assert re.search(r"folds: 2 -> 1", page)
+    assert page.index("How the studies differ") < page.index("Test scores")
+    assert "SYNTHETIC" in page
+    assert compare([str(small), str(other), "--out", str(out)]) == FINISHED  # its own folder
+
+
+def test_studies_without_a_common_seed_are_averaged(
+    small: Path, other: Path, tmp_path: Path
+) -> None:
+    for name in ("scores", "trials"):
+        rows = read_csv(other / f"{name}.csv")
+        shifted = [row | {"seed": int(row["seed"]) + 10} for row in rows]
+        write_csv(other / f"{name}.csv", shifted, tuple(rows[0]))
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == FINISHED
+    assert "share no seed" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"synthetic": False}, "real data"),
+        ({"fingerprint": "0" * 64}, "datasets differ"),
+    ],
+)
+def test_other_data_are_refused(
+    changes: dict[str, object], reason: str, small: Path, other: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    _edit(other, **changes)
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "reason"),
+    [("TN", 1, "resolutions"), ("fold", 1, "rotations")],
+)
+def test_other_resolutions_and_rotations_are_refused(
+    column: str, change: int, reason: str, small: Path, other: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = read_csv(other / "scores.csv")
+    changed = [row | {column: int(row[column]) + change} for row in rows]
+    write_csv(other / "scores.csv", changed, tuple(rows[0]))
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert reason in capsys.readouterr().err
+
+
+def test_a_leaky_split_is_not_compared_with_an_honest_one(
+    small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = json.loads((other / "study.json").read_text())
+    about["experiment"]["data"]["split"] = "slice"
+    _edit(other, experiment=about["experiment"])
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert "splits differ (patient, slice)" in capsys.readouterr().err
+
+
+def test_a_folder_with_other_things_is_not_written(small: Path, other: Path) -> None:
+    assert compare([str(small), str(other), "--out", str(small)]) == USAGE
+
+
+def test_what_is_no_study_is_refused(small: Path, tmp_path: Path) -> None:
+    assert compare([str(small), str(tmp_path / "absent")]) == KNOWN_ERROR
