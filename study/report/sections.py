@@ -82,7 +82,8 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         "averaged over test patients. Global Dice, IoU, precision and recall are computed from "
         "the pixel counts of all patients together. Dice/slice is the mean over slices with "
         "tumour. HD95 is the 95th percentile of the distance between the true and the predicted "
-        "outline, in pixels at the network's input size, over slices where both exist. Each trial "
+        "outline, in pixels of the slice, over slices where both exist. All is counted at the "
+        "slice's own size, against the original mask. Each trial "
         "was tested once, after training, with the weights of its lowest validation loss. "
         "Intervals come from resampling patients and seeds."
     )
@@ -356,8 +357,8 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
         row = {"": str(rank), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
         rows.append(row | {v: _wrong_pixels(results, v, name) for v in results.variants})
     yield Table(
-        "Wrong pixels of each slice by variant, false positives and false negatives together, at "
-        "the network's input size; mean over seeds.",
+        "Wrong pixels of each slice by variant, false positives and false negatives together; "
+        "mean over seeds.",
         rows,
     )
     yield from _galleries(results, groups)

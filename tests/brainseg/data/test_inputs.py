@@ -126,7 +126,7 @@ def test_an_unknown_channel_is_named(data: SliceStore) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in ("all", "zscore") else pytest.param(name, marks=SLOW) for name in KEYS],
+    [name if name == "all" else pytest.param(name, marks=SLOW) for name in KEYS],
 )
 def test_prediction_from_files_is_what_the_study_scores(
     name: str, data: SliceStore, tiny: Experiment, tmp_path: Path
