@@ -344,6 +344,11 @@ class Experiment(_Section):
         if not any(stage.epochs for stage in self.stages):
             raise ValueError("stages.0.epochs and stages.1.epochs cannot both be 0")
         for index, stage in enumerate(self.stages):
+            if 0 < stage.epochs < self.optimizer.warmup_epochs:
+                raise ValueError(
+                    f"optimizer.warmup_epochs is {self.optimizer.warmup_epochs:g}, more than "
+                    f"stages.{index}.epochs, {stage.epochs}"
+                )
             if stage.epochs and stage.freeze_encoder and self.model.encoder == "none":
                 raise ValueError(
                     f"stages.{index}.freeze_encoder is true, but model.encoder is none: set "

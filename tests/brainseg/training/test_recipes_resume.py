@@ -103,6 +103,9 @@ def test_warm_up_rises_in_equal_steps_and_needs_a_schedule_that_has_it() -> None
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02, 0.02])
     with pytest.raises(ConfigError, match="it needs constant or cosine"):
         Experiment().replaced({"optimizer.warmup_epochs": 1})
+    long = {"optimizer.warmup_epochs": 6, "optimizer.schedule": "cosine"}
+    with pytest.raises(ConfigError, match=r"more than stages\.0\.epochs, 5"):
+        Experiment().replaced(long)
 
 
 def test_slices_with_tumour_have_their_share(data: SliceStore, tiny: Experiment) -> None:
@@ -143,12 +146,14 @@ def test_loss_terms_by_hand() -> None:
 def test_patience_ends_the_last_stage_and_a_resume_does_not_go_on(
     data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:
-    hopeless = {"stages.1.epochs": 6, "stages.1.learning_rate": 1e-12, "stopping.patience": 2}
-    experiment = tiny.replaced({**hopeless, "stages.0.epochs": 2})
+    # Steps that are too small for float32, and statistics that stay: the val loss is constant.
+    still = {"stages.1.learning_rate": 1e-30, "model.batchnorm_momentum": 1e-12}
+    experiment = tiny.replaced({**still, "stages.1.epochs": 6, "stopping.patience": 2})
     result = train_two_stage(experiment, data, compute=CPU, checkpoints=tmp_path)
     losses = [row["val_loss"] for row in result.history if row["stage"] == 2]
-    assert len(losses) - 1 - losses.index(min(losses)) == 2 or len(losses) == 6
-    assert [row["stage"] for row in result.history][:2] == [1, 1]
+    assert len(losses) < 6
+    assert len(losses) - 1 - losses.index(min(losses)) == 2
+    assert len(result.history) == 1 + 3
     again = train_two_stage(experiment, data, compute=CPU, checkpoints=tmp_path)
     assert _rows(again) == _rows(result)
 
