@@ -66,9 +66,11 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.grid = load_grid(args.grid) if args.grid else ONE
     if args.price_per_hour is not None and not args.plan:
         parser.error("--price-per-hour needs --plan: it is the price in the plan")
-    for flag in ("space", "sampler", "scheduler", "search_folds"):
-        if args.search is None and getattr(args, flag) is not None:
-            parser.error(f"--{flag.replace('_', '-')} needs --search N")
+    for flag in ("space", "sampler", "scheduler", "search_folds", "search_seeds"):
+        if args.search is args.grid.search is None and getattr(args, flag) is not None:
+            parser.error(
+                f"--{flag.replace('_', '-')} needs --search N, or a grid that has a search"
+            )
     return args
 
 
@@ -178,13 +180,15 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "what is searched",
         "Candidates are trained in rotation 0 and judged by val Dice alone. The winner joins the\n"
-        "variants: it is trained in full with the same folds and seeds, tested and compared.",
+        "variants: it is trained in full with the same folds and seeds, tested and compared.\n"
+        "A grid file can give each variant, or each level of a factor, a search of its own.",
     )
     group.add_argument(
         "--search",
         type=_whole(1),
         metavar="N",
-        help="number of candidates, including the variants; a larger N continues a search",
+        help="number of candidates, including the variants; a larger N continues a search "
+        "(default: the grid's, mostly no search)",
     )
     group.add_argument(
         "--space",
@@ -210,9 +214,14 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--search-folds",
         type=_whole(1, NUM_INNER_FOLDS),
         metavar="K",
-        help="trainings per candidate, 1 to 9, each validated on another pair of folds; the mean "
-        "counts "
+        help="pairs of folds that each candidate is validated on, 1 to 9; the mean counts "
         "(default: 1)",
+    )
+    group.add_argument(
+        "--search-seeds",
+        type=_whole(1),
+        metavar="N",
+        help="trainings of each candidate on each of them, with seeds counted up (default: 1)",
     )
 
 

@@ -22,6 +22,7 @@ from study.resolve import Study
 from study.spec.resources import Cluster, TrialResources, trials_on
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
+from study.storage.leaderboard import count_open
 from study.storage.trial_folder import FINISHED, TrialFolder
 
 Line = tuple[str, str]
@@ -66,7 +67,7 @@ def measure_disk(
     needed = _BYTES_PER_WEIGHT * (sum(weights) + sum(exported.values()) + running)
     needed += maps // _PIXELS_PER_BYTE
     if study.spec.search is not None:
-        trainings = study.spec.search.folds * resources.concurrent
+        trainings = study.spec.search.trainings * resources.concurrent
         checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * trainings
         needed = max(needed, _BYTES_PER_WEIGHT * checkpoints * max(study.sizes.values()))
     return needed, shutil.disk_usage(existing).free
@@ -157,8 +158,8 @@ def describe_hours(
         per_epoch = fmean(
             (trainings[name] or 0.0) / job.num_epochs for name, job in needed.items()
         )
-        each = per_epoch * study.spec.search.folds
-        searching = each * study.spec.halving.expected_epochs(candidates)
+        each = per_epoch * study.spec.search.trainings
+        searching = each * _expected_epochs(study)
     work = f"{sum(seconds) / _SECONDS_PER_HOUR:.2f} of trials"
     if searching:
         work += (
@@ -308,12 +309,16 @@ def _num_steps(study: Study, jobs: Sequence[TrialJob]) -> int:
 
 
 def _describe_search(study: Study) -> list[Line]:
-    """Return what a search would take, and what stopping is expected to save."""
+    """Return what the searches would take, and what stopping is expected to save."""
     spec, left = study.spec, study.num_open_candidates()
     if spec.search is None:
         return []
     search, halving, space = spec.search, spec.halving, spec.search_space
-    in_full, epochs = left * halving.longest, halving.expected_epochs(left)
+    many = [
+        f"{one.search.group}: {', '.join(one.variants)}" for one in spec.searches if one.search
+    ]
+    in_full = sum(count_open(study.folder, s) * s.halving.longest for s in spec.searches)
+    epochs = _expected_epochs(study)
     rungs = ", ".join(map(str, halving.rungs())) or "none"
     stops = {"none": "stops no candidate", "median": f"from epoch {halving.first} on"}
     how = stops.get(search.scheduler, f"rungs after epochs {rungs}")
@@ -322,15 +327,24 @@ def _describe_search(study: Study) -> list[Line]:
         saved = f"{epochs:,.0f} by halving alone ({epochs / in_full:.0%})"
         cost = f"{saved}, {cost}; more as the sampler learns"
     return [
-        ("search", f"{search.candidates} candidates, {left} of them to run"),
-        ("sampler", f"{search.sampler}; the first {len(space.variants)} are the variants"),
+        *[("search of", text) for text in many if search.per],
+        ("search", f"{search.candidates} candidates{' each' * bool(search.per)}, {left} to run"),
+        ("sampler", f"{search.sampler}; the first candidates are the variants, unchanged"),
         ("scheduler", f"{search.scheduler}: {how}"),
-        ("judged by", f"val Dice, {search.folds} training(s) each; never tested"),
+        ("judged by", f"val Dice, {search.trainings} training(s) each; never tested"),
         ("search epochs", cost),
         *[("varied", f"{key}: {values}") for key, values in space.ranges.items()],
         *[("all candidates", f"{key}: {value}") for key, value in space.values.items()],
         ("winner", "trained in full among the trials above"),
     ]
+
+
+def _expected_epochs(study: Study) -> float:
+    """Return the epochs that the searches are expected to train yet, per training."""
+    return sum(
+        search.halving.expected_epochs(count_open(study.folder, search))
+        for search in study.spec.searches
+    )
 
 
 def _describe_ways(

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from brainseg.cli import FINISHED, SOME_FAILED
 from brainseg.plugins import is_path
-from brainseg.storage.files import read_csv
 from brainseg.storage.urls import is_url
 from study.estimate import (
     describe_hours,
@@ -27,9 +26,15 @@ from study.report.examples import draw_examples
 from study.report.provenance import describe_study
 from study.resolve import Study, allocate, resolve, write_facts
 from study.spec.resources import Cluster, Node, TrialResources
-from study.spec.study_spec import SCORE
-from study.spec.trial_job import TrialJob, candidate_name
-from study.storage.leaderboard import CANDIDATES_TABLE, ranked, write_leaderboard
+from study.spec.study_spec import SCORE, StudySpec
+from study.spec.trial_job import TrialJob, candidate_name, search_path
+from study.storage.leaderboard import (
+    count_open,
+    leaderboard_folder,
+    ranked,
+    read_leaderboard,
+    write_leaderboard,
+)
 from study.storage.lease import hold
 from study.storage.probability_maps import collect_ensembles
 from study.storage.study_folder import check_folder, read_study
@@ -108,8 +113,11 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
         console.print(
             f"{resources.describe()}, each with {resources}; live curves: {_curves(study)}"
         )
+        for search in study.spec.searches:
+            if count_open(study.folder, search):
+                _search(args, study, search, resources, console)
         if study.num_open_candidates():
-            _search(args, study, resources, console)
+            console.print("The search is not over: the same command continues it.")
         jobs = study.jobs()
         open_jobs = left(jobs)
         console.print(f"Trials: {len(jobs)}, {len(open_jobs)} to run, in {study.sync.location}")
@@ -120,30 +128,36 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
 
 
 def _search(
-    args: argparse.Namespace, study: Study, resources: TrialResources, console: Console
+    args: argparse.Namespace,
+    study: Study,
+    spec: StudySpec,
+    resources: TrialResources,
+    console: Console,
 ) -> None:
-    """Run what is left of the search, and say what it found."""
-    spec, left = study.spec, study.num_open_candidates()
+    """Run what is left of one of the searches, and say what it found."""
     assert spec.search is not None
+    left, group = count_open(study.folder, spec), spec.search.group
+    journal = study.folder / search_path(group) / "journal.log"
+    of = f" of {group}" if group else ""
     console.print(
-        f"Search: {spec.search.candidates} candidates, {left} to run; live: "
-        f"optuna-dashboard {os.path.relpath(study.folder)}/search/journal.log"
+        f"Search{of}: {spec.search.candidates} candidates, {left} to run; live: "
+        f"optuna-dashboard {os.path.relpath(journal)}"
     )
-    names = [candidate_name(index) for index in range(left)]
+    names = [candidate_name(index, group) for index in range(left)]
     progress = Progress(names, round(spec.halving.expected_epochs(left)), console)
     run_search(spec, study.sync, resources, progress, args.retries)
-    full = ranked(_write_leaderboard(study))
-    if study.num_open_candidates():
-        console.print("The search is not over: the same command continues it.")
-    elif not full:
-        console.print("The search has no winner: no candidate ran in full.")
-    elif spec.search_space.is_variant(read_params(study.folder)[full[0]["candidate"]]):
-        console.print(f"The search found nothing better than {full[0]['variant']}, unchanged.")
+    full = ranked(write_leaderboard(study.folder, spec, _heading(study)))
+    if count_open(study.folder, spec):
+        return
+    if not full:
+        console.print(f"The search{of} has no winner: no candidate ran in full.")
+    elif spec.search_space.is_variant(read_params(study.folder, group)[full[0]["candidate"]]):
+        console.print(f"The search{of} found nothing better than {full[0]['variant']}, unchanged.")
     else:
         console.print(
-            f"Winner: candidate {full[0]['candidate']}, val Dice {full[0][SCORE]:.4f}; "
+            f"Winner{of}: candidate {full[0]['candidate']}, val Dice {full[0][SCORE]:.4f}; "
             f"{len(full)} of {spec.search.candidates} ran in full. "
-            f"Settings: {study.folder}/best.yaml"
+            f"Settings: {leaderboard_folder(study.folder, spec)}/best.yaml"
         )
 
 
@@ -151,7 +165,8 @@ def _collect(study: Study) -> list[Row]:
     """Write the study's tables, models and pictures; return the rows of trials.csv."""
     study.sync.commit()
     study.sync.fetch()
-    _write_leaderboard(study)
+    for search in study.spec.searches:
+        write_leaderboard(study.folder, search, _heading(study))
     jobs = study.jobs()
     study.sync.fetch_models(job.path for job in jobs_to_export(study.folder, jobs))
     rows = collect(study.folder, jobs)
@@ -160,11 +175,8 @@ def _collect(study: Study) -> list[Row]:
     return rows
 
 
-def _write_leaderboard(study: Study) -> list[Row]:
-    if study.spec.search is None:
-        return []
-    heading = describe_study(read_study(study.folder))
-    return write_leaderboard(study.folder, study.spec, heading)
+def _heading(study: Study) -> str:
+    return describe_study(read_study(study.folder))
 
 
 def _require_shared(study: Study) -> None:
@@ -207,8 +219,7 @@ def _exit_code(study: Study, rows: Sequence[Row]) -> int:
         print(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)
     if any(row["status"] in FAILURES for row in failed):
         print("the same command with --retry-failed runs failed trials again", file=sys.stderr)
-    if study.spec.search is None:
-        return SOME_FAILED if failed else FINISHED
-    has_winner = bool(ranked(read_csv(study.folder / CANDIDATES_TABLE)))
-    is_over = has_winner and not study.num_open_candidates()
+    searches = study.spec.searches
+    have_winners = all(ranked(read_leaderboard(study.folder, search)) for search in searches)
+    is_over = have_winners and not study.num_open_candidates()
     return FINISHED if is_over and not failed else SOME_FAILED

@@ -58,13 +58,17 @@ class Study:
         return self.sync.folder
 
     def num_open_candidates(self) -> int:
-        """Return how many candidates of the search have yet to end; 0 without a search."""
-        return count_open(self.folder, self.spec)
+        """Return how many candidates of all searches have yet to end; 0 without a search."""
+        return sum(count_open(self.folder, search) for search in self.spec.searches)
 
     def jobs(self) -> list[TrialJob]:
-        """Return all trials: the grid's and, once the search is over, its winner's."""
+        """Return all trials: the grid's and, once all searches are over, their winners'."""
         jobs = self.spec.jobs()
-        return jobs if self.num_open_candidates() else jobs + winner_jobs(self.folder, self.spec)
+        if self.num_open_candidates():
+            return jobs
+        return jobs + [
+            job for search in self.spec.searches for job in winner_jobs(self.folder, search)
+        ]
 
     def expected_jobs(self, *, begun: bool = True) -> list[TrialJob]:
         """Return all trials, with placeholders for those of a winner that is not known yet.
@@ -75,8 +79,15 @@ class Study:
         if self.spec.search is None or (begun and not self.num_open_candidates()):
             return self.jobs()
         jobs = self.spec.jobs()
-        first = [job for job in jobs if job.variant == jobs[0].variant]
-        return jobs + [job.model_copy(update={"variant": WINNER}) for job in first]
+        for search in self.spec.searches:
+            expected = WINNER + (search.search.group if search.search else "")
+            first = next(iter(search.variants))
+            jobs += [
+                job.model_copy(update={"variant": expected})
+                for job in self.spec.jobs()
+                if job.variant == first
+            ]
+        return jobs
 
     def open_jobs(self, jobs: Sequence[TrialJob], *, retry_failed: bool) -> list[TrialJob]:
         """Return the trials that have not ended, and on request those that failed."""
@@ -186,27 +197,47 @@ def _build_spec(
 ) -> StudySpec:
     grid, experiment, files = _resolve_files(args.grid, experiment)
     grid.check_variants(experiment)
-    search = None
-    if args.search is not None:
-        path = args.space or shipped("search.yaml")
-        space = load_space(path, grid.variants, experiment)
-        for key in space.fixed:
-            say(f"Note: {path}: the grid {grid.name} decides {key}, so it is not varied")
-        search = SearchSpec(
-            candidates=args.search,
-            sampler=args.sampler or SAMPLERS[0],
-            scheduler=args.scheduler or SCHEDULERS[0],
-            folds=args.search_folds or 1,
-            space=space.record(),
-        )
-    return StudySpec.of(
+    spec = StudySpec.of(
         grid,
         folds=args.folds or grid.folds,
         seeds=args.seeds or grid.seeds,
         files=files,
         experiment=experiment,
-        search=search,
+        search=_build_search(args),
     )
+    if spec.search is None:
+        return spec
+    return spec.model_copy(update={"search": _check_space(args, spec, say)})
+
+
+def _build_search(args: argparse.Namespace) -> SearchSpec | None:
+    """Return the search of the flags or else of the grid, with an empty space."""
+    default = args.grid.search
+    candidates = args.search or (default and default.candidates)
+    if candidates is None:
+        return None
+    return SearchSpec(
+        candidates=candidates,
+        per=(default and default.per) or "",
+        sampler=args.sampler or (default and default.sampler) or SAMPLERS[0],
+        scheduler=args.scheduler or (default and default.scheduler) or SCHEDULERS[0],
+        folds=args.search_folds or (default and default.folds) or 1,
+        seeds=args.search_seeds or (default and default.seeds) or 1,
+        space={},
+    )
+
+
+def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchSpec:
+    """Return the search with its space, which leaves every search something to vary."""
+    assert spec.search is not None
+    source = args.space or (args.grid.search and args.grid.search.space) or shipped("search.yaml")
+    where = str(source) if isinstance(source, Path) else f"grid {spec.grid}, search.space"
+    space = load_space(source, spec.variants, spec.experiment, where)
+    for key in space.fixed:
+        say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
+    for search in spec.searches:
+        load_space(source, search.variants, spec.experiment, where)
+    return spec.search.model_copy(update={"space": space.record()})
 
 
 def _load_base(args: argparse.Namespace, changes: Changes, *, synthetic: bool) -> Experiment:

@@ -99,9 +99,9 @@ def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequenc
         return ""
     new = len(matrix.patients) - judged - used
     return (
-        f" The search that chose the settings of {winners[-1]} judged candidates on {judged} of "
-        f"these patients and trained them on {used}: only {new} are new to it; the section on the "
-        "search compares the variants on these alone."
+        f" The search that chose the settings of {_join(winners)} judged candidates on {judged} "
+        f"of these patients and trained them on {used}: only {new} are new to it; the section on "
+        "the search compares the variants on these alone."
     )
 
 

@@ -21,22 +21,23 @@ from brainseg.document import (
     format_number,
     format_p,
 )
-from brainseg.storage.files import read_csv
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import Pair, compare
 from study.analysis.conclusion import patients_of
 from study.analysis.scores import ScoreMatrix
 from study.report.figures import STYLE, FigureWriter
 from study.report.results import StudyResults, format_estimate
-from study.spec.grid import WINNER, Changes
+from study.spec.grid import Changes, parse_winner
 from study.spec.search_space import VARIANT
 from study.spec.study_spec import SCORE, StudySpec
+from study.spec.trial_job import search_path
 from study.storage.leaderboard import (
-    CANDIDATES_TABLE,
     TOP,
+    leaderboard_folder,
     measure_agreement,
     measure_spent,
     ranked,
+    read_leaderboard,
 )
 from study.storage.study_folder import read_spec
 from study.storage.trial_folder import FINISHED, Row, candidate_folder, read_params
@@ -55,19 +56,29 @@ _HOUR = 3600
 
 
 def describe_search(results: StudyResults, figures: FigureWriter) -> list[Section]:
-    """Return the section on a study's search; empty if the study has none."""
-    rows = read_csv(results.folder / CANDIDATES_TABLE)
-    if not results.about.get("search") or not rows:
+    """Return a section on each search of a study; empty if the study has none."""
+    if not results.about.get("search"):
         return []
-    spec, params = read_spec(results.folder), read_params(results.folder)
-    blocks = [
-        *_summary(spec, rows, params),
-        *_best(spec, rows, params),
-        *_winner(results),
-        *_early_stopping(results, spec, rows),
-        *_figures(results, spec, rows, params, figures),
-    ]
-    return [Section("search", "Search", blocks)]
+    sections = []
+    for spec in read_spec(results.folder).searches:
+        rows, group = read_leaderboard(results.folder, spec), _group(spec)
+        if not rows:
+            continue
+        params = read_params(results.folder, group)
+        blocks = [
+            *_summary(spec, rows, params),
+            *_best(results, spec, rows, params),
+            *_winner(results, group),
+            *_early_stopping(results, spec, rows),
+            *_figures(results, spec, rows, params, figures),
+        ]
+        name = f"search-{group}".rstrip("-")
+        sections.append(Section(name, f"Search{group and f' of {group}'}", blocks))
+    return sections
+
+
+def _group(spec: StudySpec) -> str:
+    return spec.search.group if spec.search else ""
 
 
 def restrict(matrix: ScoreMatrix, patients: Collection[str]) -> ScoreMatrix:
@@ -133,16 +144,20 @@ def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) ->
     else:
         text += "No candidate was trained in full, so there is no winner."
     yield Paragraph(text)
+    folds, seeds = spec.search.folds, spec.search.seeds
+    mean = f", the mean over {folds} inner fold(s) x {seeds} seed(s)" if folds * seeds > 1 else ""
     yield Paragraph(
         "Candidates are trained and validated in rotation 0; the search never opens its test "
-        "part. Candidates are compared by their highest val Dice (global) so far, the mean over "
-        "inner folds. The first candidates are the grid's variants with their own settings. "
+        "part. Candidates are compared by their highest val Dice (global) so far"
+        f"{mean}. The first candidates are the grid's variants with their own settings. "
         "Candidates that were stopped early are not ranked against those trained in full. Where "
         "loss weights vary, val losses do not compare, but Dice does."
     )
 
 
-def _best(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
+def _best(
+    results: StudyResults, spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]
+) -> Iterator[Block]:
     full = ranked(rows)
     if not full:
         return
@@ -156,9 +171,11 @@ def _best(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) -> It
         for rank, row in enumerate(full[:TOP], 1)
     ]
     yield Table(f"The best {len(table)} of {len(full)} candidates trained in full.", table)
+    folder = leaderboard_folder(results.folder, spec).relative_to(results.folder)
+    best_file, top = folder / "best.yaml", search_path(_group(spec)) / "top-1.yaml"
     yield Listing(
-        "Each is a configuration file: search/top-1.yaml and so on. The first is also best.yaml:",
-        "python -m study.run --config best.yaml",
+        f"Each is a configuration file: {top} and so on. The first is also {best_file}:",
+        f"python -m study.run --config {best_file}",
     )
     best = params[int(full[0]["candidate"])]
     narrow = spec.search_space.edges(best[VARIANT], best)
@@ -173,9 +190,10 @@ def _shorten(text: str) -> str:
         return text or NONE
 
 
-def _winner(results: StudyResults) -> Iterator[Block]:
+def _winner(results: StudyResults, group: str) -> Iterator[Block]:
     """Compare the retrained winner on all test patients and on those new to the search."""
-    winners = [name for name in results.matrix.variants if name.startswith(WINNER)]
+    found = {name: parse_winner(name) for name in results.matrix.variants}
+    winners = [name for name, winner in found.items() if winner and winner[0] == group]
     splits = results.split.get("search", [])
     if not winners or not splits:
         return
@@ -183,14 +201,14 @@ def _winner(results: StudyResults) -> Iterator[Block]:
     judges, seen = patients_of(splits)
     everyone = set(results.matrix.patients)
     rows = []
-    for group, patients in (
+    for part, patients in (
         ("all", everyone),
         ("not used to judge candidates", everyone - judges),
         ("never seen by the search", everyone - seen),
     ):
         for pair in compare(restrict(results.matrix, patients)).pairs:
             if winner in (pair.first, pair.second):
-                rows.append(_pair_row(winner, group, pair))
+                rows.append(_pair_row(winner, part, pair))
     if rows:
         yield Table(
             f"{winner}, trained in full with other seeds than in the search: difference from each "
@@ -200,12 +218,12 @@ def _winner(results: StudyResults) -> Iterator[Block]:
         )
 
 
-def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
+def _pair_row(winner: str, part: str, pair: Pair) -> dict[str, str]:
     found, is_first = pair.difference, pair.first == winner
     if not is_first:
         found = Estimate(-found.point, -found.high, -found.low)
     return {
-        "test patients": group,
+        "test patients": part,
         "patients": str(pair.num_patients),
         "against": pair.second if is_first else pair.first,
         "difference in Dice/patient": format_estimate(found, "+.3f"),
@@ -216,7 +234,7 @@ def _pair_row(winner: str, group: str, pair: Pair) -> dict[str, str]:
 def _early_stopping(
     results: StudyResults, spec: StudySpec, rows: Sequence[Row]
 ) -> Iterator[Block]:
-    spent = measure_spent(results.folder, rows)
+    spent = measure_spent(results.folder, rows, _group(spec))
     if not spent.epochs_in_full:
         return
     table = [
@@ -265,7 +283,7 @@ def _figures(
 ) -> Iterator[Block]:
     import matplotlib
 
-    curves = [_read_curve(results, row) for row in rows]
+    curves = [_read_curve(results, row, _group(spec)) for row in rows]
     if not any(curves):
         return
     finals = [float(row[SCORE]) if row["status"] == FINISHED else None for row in rows]
@@ -280,19 +298,21 @@ def _figures(
     with matplotlib.rc_context(STYLE | _OPTUNA_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
         study = to_optuna(spec, params, finals, curves)
-        yield from _progress_figures(study, spec.halving.rungs(), figures)
+        prefix = f"search_{_group(spec)}".rstrip("_")
+        yield from _progress_figures(study, spec.halving.rungs(), prefix, figures)
         if varied and any(score is not None for score in scores):
             study = to_optuna(spec, params, scores)
-            yield from _parameter_figures(study, varied, name, spec.experiment.seed, figures)
+            seed = spec.experiment.seed
+            yield from _parameter_figures(study, varied, name, seed, prefix, figures)
 
 
-def _read_curve(results: StudyResults, row: Row) -> dict[int, float]:
-    history = candidate_folder(results.folder, int(row["candidate"])).read_history()
+def _read_curve(results: StudyResults, row: Row, group: str) -> dict[int, float]:
+    history = candidate_folder(results.folder, int(row["candidate"]), group).read_history()
     return {int(epoch["step"]): epoch[SCORE] for epoch in history}
 
 
 def _progress_figures(
-    study: Study, rungs: Sequence[int], figures: FigureWriter
+    study: Study, rungs: Sequence[int], prefix: str, figures: FigureWriter
 ) -> Iterator[Figure]:
     from optuna.visualization import matplotlib as plots
 
@@ -300,7 +320,7 @@ def _progress_figures(
         axes = plots.plot_optimization_history(study, target_name="val Dice")
         axes.set_xlabel("candidate")
         yield Figure(
-            _save(axes, "search_history", figures),
+            _save(axes, f"{prefix}_history", figures),
             "Scatter plot: val Dice of each candidate, with a line for the best so far",
             "Candidates trained in full, in the order in which they were drawn.",
         )
@@ -310,14 +330,14 @@ def _progress_figures(
     for rung in rungs:
         axes.axvline(rung, color="0.4", linestyle=":", lw=1)
     yield Figure(
-        _save(axes, "search_curves", figures),
+        _save(axes, f"{prefix}_curves", figures),
         "Curves: best val Dice so far of each candidate by epoch",
         "Each curve is a candidate. Curves that end at a rung were stopped there.",
     )
 
 
 def _parameter_figures(
-    study: Study, names: list[str], score: str, seed: int, figures: FigureWriter
+    study: Study, names: list[str], score: str, seed: int, prefix: str, figures: FigureWriter
 ) -> Iterator[Figure]:
     from optuna.importance import FanovaImportanceEvaluator, PedAnovaImportanceEvaluator
     from optuna.visualization import matplotlib as plots
@@ -332,7 +352,7 @@ def _parameter_figures(
             axes.set(xlabel=f"importance for {score}", ylabel="")
             axes.legend_ = None
             yield Figure(
-                _save(axes, f"search_importance_{method.replace('-', '_').lower()}", figures),
+                _save(axes, f"{prefix}_importance_{method.replace('-', '_').lower()}", figures),
                 f"Bars: the importance of each parameter by {method}",
                 f"Importance by {method}: a rough guide, because candidates are few and not "
                 f"spread evenly. All candidates are compared by {score}.",
@@ -341,13 +361,13 @@ def _parameter_figures(
         shown = names[first : first + _SLICES_PER_FIGURE]
         panels = plots.plot_slice(study, params=shown, target_name=score)
         yield Figure(
-            _save(panels, f"search_slices_{number}", figures),
+            _save(panels, f"{prefix}_slices_{number}", figures),
             f"Scatter plots: {score} against {', '.join(shown)}",
             "Each point is a candidate. The other parameters vary as well.",
         )
     axes = plots.plot_parallel_coordinate(study, params=names, target_name=score)
     yield Figure(
-        _save(axes, "search_parallel", figures),
+        _save(axes, f"{prefix}_parallel", figures),
         "Parallel coordinates: a line per candidate through its parameters, coloured by score",
         "Each line is a candidate. `None` marks a parameter that the candidate does not have.",
     )

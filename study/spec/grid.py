@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from brainseg.config import NUM_FOLDS, Experiment
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
 from brainseg.errors import ConfigError
 from study.spec.configs import shipped
 
@@ -30,13 +30,17 @@ Levels = dict[str, str]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+PER_VARIANT = "variant"
+"""The `per` of a grid whose variants have a search each."""
+
 LEAKY = "LEAKY-"
 """Prefix of the variants whose split lets slices of one patient train and test."""
 
-WINNER = "winner-c"
-"""Prefix of the variant that is a search's winner; the index of its candidate follows."""
+WINNER = "winner-"
+"""Prefix of the variant that is a search's winner, see `winner_name`."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_WINNER_NAME = re.compile(rf"{WINNER}(?:(?P<group>.+)-)?c(?P<index>\d{{4,}})")
 _MAX_VARIANTS = 1_000
 _INHERITS, _SHARED = "inherits", "shared"
 _DECIDED = {
@@ -44,6 +48,17 @@ _DECIDED = {
     "seed": "--seeds N counts up from the seed of the configuration",
     "inner_fold": "it belongs to a search",
 }
+
+
+def winner_name(index: int, group: str = "") -> str:
+    """Return the name under which a search's candidate is trained in full."""
+    return f"{WINNER}{group and f'{group}-'}c{index:04d}"
+
+
+def parse_winner(variant: str) -> tuple[str, int] | None:
+    """Return the group and the candidate's index of a winner, or None for another variant."""
+    found = _WINNER_NAME.fullmatch(variant)
+    return (found["group"] or "", int(found["index"])) if found else None
 
 
 class Published(BaseModel):
@@ -69,6 +84,31 @@ class _Defaults(BaseModel):
     seeds: int = Field(default=1, ge=1, le=1_000)
 
 
+class SearchDefaults(BaseModel):
+    """The search that belongs to a grid; flags of the command line override all but `per`.
+
+    Attributes:
+        per: `variant` or a factor's name: each variant, or each level of the factor, has a search
+            of its own with the same budget. None: one search for all variants.
+        candidates: Per search, including the variants, unchanged.
+        folds: Inner folds per candidate.
+        seeds: Seeds per candidate.
+        sampler: Draws candidates.
+        scheduler: Stops poor candidates.
+        space: What varies, or the path of its file, relative to the grid's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    candidates: int = Field(ge=1)
+    per: str | None = None
+    folds: int | None = Field(default=None, ge=1, le=NUM_INNER_FOLDS)
+    seeds: int | None = Field(default=None, ge=1, le=1_000)
+    sampler: Literal["tpe", "random", "gp"] | None = None
+    scheduler: Literal["asha", "hyperband", "median", "none"] | None = None
+    space: Path | dict[str, Any] | None = None
+
+
 class _GridFile(BaseModel):
     """The keys of a grid file."""
 
@@ -77,6 +117,7 @@ class _GridFile(BaseModel):
     description: str
     published: str | None = None
     defaults: _Defaults = _Defaults()
+    search: SearchDefaults | None = None
     shared: dict[str, Any] = {}
     names: str | None = None
     factors: dict[str, dict[str, dict[str, Any] | None]] = {}
@@ -95,6 +136,7 @@ class Grid:
         factors: Variant -> factor -> level; a variant that is no combination of levels is absent.
         folds: Rotations to run where the command line does not say.
         seeds: Seeds to run where the command line does not say.
+        search: The search to run, if the grid has one.
         published: The published table to compare with, if there is one.
     """
 
@@ -105,6 +147,7 @@ class Grid:
     factors: dict[str, Levels] = field(default_factory=dict)
     folds: int = 1
     seeds: int = 1
+    search: SearchDefaults | None = None
     published: Published | None = None
 
     def refuse_decided(self, changes: Changes) -> None:
@@ -198,6 +241,7 @@ def _read_grid(path: Path) -> Grid:
             factors=factors,
             folds=file.defaults.folds,
             seeds=file.defaults.seeds,
+            search=_checked_search(file.search, variants, factors, path),
             published=_read_published(file.published, path),
         )
     except ConfigError as error:
@@ -211,7 +255,7 @@ def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
 
     def add(name: str, changes: Changes, levels: Levels) -> None:
         if _checked_name(name, "a variant").startswith(WINNER):
-            raise ConfigError(f"variant {name}: {WINNER} begins the name of a search's winner")
+            raise ConfigError(f"variant {name}: {WINNER} begins the names of searches' winners")
         if name in variants:
             raise ConfigError(f"there are two variants {name}")
         if len(variants) == _MAX_VARIANTS:
@@ -339,6 +383,31 @@ def _checked_name(name: str, what: str) -> str:
             "first a letter or digit"
         )
     return name
+
+
+def _checked_search(
+    search: SearchDefaults | None,
+    variants: Mapping[str, Changes],
+    factors: Mapping[str, Levels],
+    path: Path,
+) -> SearchDefaults | None:
+    """Check what a grid's searches are per, and find the file of their space."""
+    if search is None:
+        return None
+    if search.per not in (None, PER_VARIANT):
+        without = [name for name in variants if search.per not in factors.get(name, {})]
+        known = dict.fromkeys(factor for levels in factors.values() for factor in levels)
+        if len(without) == len(variants):
+            raise ConfigError(
+                f"search: per is {search.per}; it must be {', '.join([PER_VARIANT, *known])}"
+            )
+        if without:
+            raise ConfigError(
+                f"search: per is {search.per}, but the variant {without[0]} has no level of it"
+            )
+    if isinstance(search.space, Path):
+        return search.model_copy(update={"space": path.parent / search.space.expanduser()})
+    return search
 
 
 def _read_published(name: str | None, grid: Path) -> Published | None:

@@ -245,54 +245,65 @@ class SearchSpace:
         return int(self.base.replaced(self.shared(variant)).value(key))
 
 
-def load_space(path: Path, variants: Mapping[str, Changes], base: Experiment) -> SearchSpace:
+def load_space(
+    source: Path | Mapping[str, Any],
+    variants: Mapping[str, Changes],
+    base: Experiment,
+    where: str = "",
+) -> SearchSpace:
     """Read and check what a search may vary.
 
     Args:
-        path: YAML: dotted keys, each with `low`, `high` and perhaps `log`, or with `choices`, or
-            with `value`; and perhaps `when`.
+        source: A YAML file, or its content: dotted keys, each with `low`, `high` and perhaps
+            `log`, or with `choices`, or with `value`; and perhaps `when`.
         variants: Of the grid. A key that all of them decide is not varied.
         base: The experiment that all candidates share; its own values must be in the ranges.
+        where: What messages call the source (default: its path).
 
     Raises:
-        ConfigError: Naming the file and the key.
+        ConfigError: Naming the source and the key.
     """
-    ranges = _parse(path)
+    where = where or str(source)
+    ranges = _parse(source, where)
     try:
         for key, values in ranges.items():
             _check(key, values, ranges, base)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix('--set: ')}") from error
+        raise ConfigError(f"{where}: {str(error).removeprefix('--set: ')}") from error
     space = SearchSpace.of(variants, base, ranges)
     if not space.ranges:
-        raise ConfigError(f"{path} names nothing that the grid leaves to vary")
+        raise ConfigError(
+            f"{where} names nothing that the grid leaves to vary in {', '.join(variants)}"
+        )
     for variant in variants:
         for key, value in space.baseline(variant).items():
             if key != VARIANT and not space.ranges[key].holds(value):
                 raise ConfigError(
-                    f"{path}: {key}: the experiment's own value {value} cannot be drawn, but the "
+                    f"{where}: {key}: the experiment's own value {value} cannot be drawn, but the "
                     "first candidates are the grid's variants, unchanged: widen the range, or "
                     f"give --set {key}=VALUE"
                 )
     return space
 
 
-def _parse(path: Path) -> dict[str, Range]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the search space {path}: {error}") from error
-    if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
-        raise ConfigError(f"{path} holds no ranges by key; compare configs/search.yaml")
+def _parse(source: Path | Mapping[str, Any], where: str) -> dict[str, Range]:
+    tree: Any = source
+    if isinstance(source, Path):
+        try:
+            tree = yaml.safe_load(source.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read the search space {where}: {error}") from error
+    if not isinstance(tree, Mapping) or not all(isinstance(v, dict) for v in tree.values()):
+        raise ConfigError(f"{where} holds no ranges by key; compare configs/search.yaml")
     ranges = {}
     for key, values in tree.items():
         try:
             ranges[str(key)] = Range.model_validate(values)
         except ValidationError as error:
             problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"])
+            field = ".".join(str(part) for part in problem["loc"])
             reason = problem["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{path}: {key}: {where and f'{where}: '}{reason}") from error
+            raise ConfigError(f"{where}: {key}: {field and f'{field}: '}{reason}") from error
     return ranges
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, differences
 from brainseg.data.about import CHANNELS, LGG, About
-from study.spec.grid import WINNER, Changes, Grid, Levels, Published
+from study.spec.grid import PER_VARIANT, Changes, Grid, Levels, Published, winner_name
 from study.spec.halving import BRACKETS, Halving
 from study.spec.search_space import VARIANT, Range, SearchSpace
 from study.spec.trial_job import TrialJob, inner_folds
@@ -35,8 +35,12 @@ class SearchSpec(BaseModel):
         candidates: How many are drawn, including the grid's variants, unchanged.
         sampler: One of `SAMPLERS`; draws candidates.
         scheduler: One of `SCHEDULERS`; stops poor candidates.
-        folds: Inner folds, and so trainings, per candidate.
+        folds: Inner folds per candidate.
+        seeds: Trainings per candidate and inner fold.
+        per: `variant` or a factor: each variant, or each level of it, has a search of its own with
+            this specification. Empty: one search for all variants.
         space: Dotted key -> what it may be, without the keys that the grid decides.
+        group: In `StudySpec.searches`: the variant or level that is searched; not stored.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,7 +49,15 @@ class SearchSpec(BaseModel):
     sampler: str = SAMPLERS[0]
     scheduler: str = SCHEDULERS[0]
     folds: int = Field(default=1, ge=1, le=NUM_INNER_FOLDS)
+    seeds: int = Field(default=1, ge=1)
+    per: str = ""
     space: dict[str, Range]
+    group: str = Field(default="", exclude=True)
+
+    @property
+    def trainings(self) -> int:
+        """Trainings per candidate."""
+        return self.folds * self.seeds
 
     @field_serializer("space")
     def _dump_space(self, space: dict[str, Range]) -> dict[str, Any]:
@@ -56,7 +68,7 @@ class SearchSpec(BaseModel):
         ours, theirs = self.model_dump(), other.model_dump()
         lines = [
             f"search {key}: {ours[key]} -> {theirs[key]}"
-            for key in ("sampler", "scheduler", "folds")
+            for key in ("per", "sampler", "scheduler", "folds", "seeds")
             if ours[key] != theirs[key]
         ]
         for key in dict.fromkeys((*self.space, *other.space)):
@@ -155,22 +167,50 @@ class StudySpec(BaseModel):
             params: As `SearchSpace.suggest` draws them.
         """
         assert self.search is not None
+        search = self.search
         # The scheduler stops candidates; a rule of their own would end inner folds apart.
         stopping = {"stopping.patience": None, "stopping.minutes": None}
         changes = {"fold": 0, "seed": self.training_seed, **stopping}
         experiment = self.search_space.experiment(params).replaced(changes)
         job = self._job(params[VARIANT], experiment)
-        return job.model_copy(
-            update={"candidate": index, "num_inner_folds": self.search.folds},
-        )
+        counts = {"num_inner_folds": search.folds, "num_search_seeds": search.seeds}
+        return job.model_copy(update={"candidate": index, "group": search.group, **counts})
 
     def retrained(self, index: int, params: Changes) -> list[TrialJob]:
         """Return the trials in which a candidate is trained in full, as one more variant."""
+        assert self.search is not None
+        name = winner_name(index, self.search.group)
         experiment = self.search_space.experiment(params)
         return [
-            self._job(f"{WINNER}{index:04d}", experiment.replaced({"fold": fold, "seed": seed}))
+            self._job(name, experiment.replaced({"fold": fold, "seed": seed}))
             for seed in self._seeds
             for fold in range(self.folds)
+        ]
+
+    @property
+    def searches(self) -> list[StudySpec]:
+        """One study per search, with the variants that it starts from; none without a search.
+
+        With `per`, each of them has its `group`, which names the folder and the winner.
+        """
+        if self.search is None:
+            return []
+        if not self.search.per:
+            return [self]
+        groups: dict[str, dict[str, Changes]] = {}
+        for variant, changes in self.variants.items():
+            levels = {PER_VARIANT: variant, **self.factors.get(variant, {})}
+            groups.setdefault(levels[self.search.per], {})[variant] = changes
+        return [
+            # Not model_copy, which would copy the cached search space of all variants.
+            StudySpec(
+                **{
+                    **dict(self),
+                    "variants": variants,
+                    "search": self.search.model_copy(update={"per": "", "group": group}),
+                }
+            )
+            for group, variants in groups.items()
         ]
 
     @cached_property
@@ -203,7 +243,7 @@ class StudySpec(BaseModel):
     def networks(self) -> list[Experiment]:
         """Return an experiment for every network, with its weights, that the study may train."""
         found = [self._experiment(variant, {}) for variant in self.variants]
-        found += self.search_space.networks() if self.search else []
+        found += [one for search in self.searches for one in search.search_space.networks()]
         return list({(e.model, e.input_channels, e.data.size): e for e in found}.values())
 
     def differences(self, other: StudySpec) -> list[str]:

@@ -10,7 +10,7 @@ from brainseg.config import NUM_INNER_FOLDS, Experiment
 from brainseg.storage.urls import Location
 from study.spec.resources import TrialResources
 
-CANDIDATES = Path("search") / "candidates"
+_SEEDS = 2**32
 
 
 class TrialJob(BaseModel):
@@ -23,7 +23,9 @@ class TrialJob(BaseModel):
         experiment: The resolved experiment, with this fold and seed.
         candidate: Index of a search's candidate, in the order of drawing; None for a trial of the
             grid. A candidate is trained and validated in rotation 0 and never tested.
-        num_inner_folds: Trainings of a candidate, each validated on another pair of folds.
+        group: The search that the candidate belongs to, see `StudySpec.searches`.
+        num_inner_folds: Pairs of folds that a candidate is validated on.
+        num_search_seeds: Trainings of a candidate on each of them, with seeds counted up.
         data: Folder or URL of the dataset, as text.
         fingerprint: Of the dataset.
         synthetic: Whether the slices are generated.
@@ -39,7 +41,9 @@ class TrialJob(BaseModel):
     seed: int
     experiment: Experiment
     candidate: int | None = None
+    group: str = ""
     num_inner_folds: int = 1
+    num_search_seeds: int = 1
     data: str = ""
     fingerprint: str = ""
     synthetic: bool = False
@@ -52,7 +56,7 @@ class TrialJob(BaseModel):
     def name(self) -> str:
         """Name of the trial; it does not depend on how many folds and seeds the study has."""
         if self.candidate is not None:
-            return candidate_name(self.candidate)
+            return candidate_name(self.candidate, self.group)
         return f"{self.variant}-fold{self.fold}-seed{self.seed}"
 
     @computed_field  # type: ignore[prop-decorator]
@@ -60,7 +64,7 @@ class TrialJob(BaseModel):
     def path(self) -> Path:
         """Folder of the trial, relative to the study's."""
         if self.candidate is not None:
-            return candidate_path(self.candidate)
+            return candidate_path(self.candidate, self.group)
         return Path("trials") / self.name
 
     @property
@@ -70,11 +74,16 @@ class TrialJob(BaseModel):
 
     @property
     def experiments(self) -> list[Experiment]:
-        """What is trained: for a candidate one experiment per inner fold, otherwise one."""
+        """What is trained: for a candidate one per inner fold and seed, otherwise one."""
         if self.candidate is None:
             return [self.experiment]
         folds = inner_folds(self.experiment, self.num_inner_folds)
-        return [self.experiment.replaced({"inner_fold": fold}) for fold in folds]
+        seeds = [(self.seed + step) % _SEEDS for step in range(self.num_search_seeds)]
+        return [
+            self.experiment.replaced({"inner_fold": fold, "seed": seed})
+            for seed in seeds
+            for fold in folds
+        ]
 
     @property
     def num_epochs(self) -> int:
@@ -91,11 +100,16 @@ def inner_folds(experiment: Experiment, count: int) -> list[int]:
     return [(experiment.inner_fold + step) % NUM_INNER_FOLDS for step in range(count)]
 
 
-def candidate_name(index: int) -> str:
+def candidate_name(index: int, group: str = "") -> str:
     """Return the name of a candidate, as it is printed."""
-    return f"candidate-{index:04d}"
+    return f"{group and f'{group}-'}candidate-{index:04d}"
 
 
-def candidate_path(index: int) -> Path:
+def search_path(group: str = "") -> Path:
+    """Return the folder of a search, relative to the study's."""
+    return Path("search") / group
+
+
+def candidate_path(index: int, group: str = "") -> Path:
     """Return the folder of a candidate, relative to the study's."""
-    return CANDIDATES / f"{index:04d}"
+    return search_path(group) / "candidates" / f"{index:04d}"

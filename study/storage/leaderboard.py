@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from statistics import fmean
 
 from scipy import stats
 
-from brainseg.storage.files import write_csv, write_text
-from study.spec.grid import WINNER, Changes
+from brainseg.storage.files import read_csv, write_csv, write_text
+from study.spec.grid import WINNER, Changes, parse_winner
 from study.spec.search_space import VARIANT
 from study.spec.study_spec import SCORE, StudySpec
-from study.spec.trial_job import TrialJob
+from study.spec.trial_job import TrialJob, search_path
 from study.storage.trial_folder import (
     FINISHED,
     STOPPED,
@@ -25,9 +24,7 @@ from study.storage.trial_folder import (
     read_params,
 )
 
-CANDIDATES_TABLE = "candidates.csv"
 TOP = 5
-_WINNER = re.compile(rf"{WINNER}(\d+)-fold")
 
 
 @dataclass(frozen=True)
@@ -67,25 +64,40 @@ class Agreement:
     rank: int
 
 
+def leaderboard_folder(study: Path, spec: StudySpec) -> Path:
+    """Return where candidates.csv and best.yaml of a search are: the study's folder if it is the
+    only search, otherwise its own.
+    """
+    assert spec.search is not None
+    return study / search_path(spec.search.group) if spec.search.group else study
+
+
+def read_leaderboard(study: Path, spec: StudySpec) -> list[Row]:
+    """Return the rows of candidates.csv; none if it was not written yet."""
+    return read_csv(leaderboard_folder(study, spec) / "candidates.csv")
+
+
 def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
-    """Write candidates.csv, best.yaml and search/top-1.yaml to top-5.yaml.
+    """Write candidates.csv, best.yaml and top-1.yaml to top-5.yaml of a search.
 
     Args:
         study: The study's folder.
-        spec: What was asked.
+        spec: One of `StudySpec.searches`.
         heading: What a reader must know beside a score; written into the YAML files.
 
     Returns:
         A row per candidate that was drawn, in order, with the columns of `columns`.
     """
-    all_params = read_params(study)
+    assert spec.search is not None
+    folder, group = leaderboard_folder(study, spec), spec.search.group
+    all_params = read_params(study, group)
     rows = [_row(study, spec, index, params) for index, params in enumerate(all_params)]
-    write_csv(study / CANDIDATES_TABLE, rows, columns(spec))
+    write_csv(folder / "candidates.csv", rows, columns(spec))
     for rank, row in enumerate(ranked(rows)[:TOP], 1):
         text = _to_yaml(spec, row, all_params[row["candidate"]], rank, heading)
-        write_text(study / "search" / f"top-{rank}.yaml", text)
+        write_text(study / search_path(group) / f"top-{rank}.yaml", text)
         if rank == 1:
-            write_text(study / "best.yaml", text)
+            write_text(folder / "best.yaml", text)
     return rows
 
 
@@ -111,17 +123,18 @@ def winner_jobs(study: Path, spec: StudySpec) -> list[TrialJob]:
 
     Args:
         study: The study's folder.
-        spec: What was asked; without a search there is no winner.
+        spec: One of `StudySpec.searches`.
     """
-    if spec.search is None:
-        return []
-    all_params = read_params(study)
+    assert spec.search is not None
+    group = spec.search.group
+    all_params = read_params(study, group)
     best = ranked([_row(study, spec, index, params) for index, params in enumerate(all_params)])
     current = best[0]["candidate"] if best else None
     if current is not None and spec.search_space.is_variant(all_params[current]):
         current = None
-    names = [path.name for path in (study / "trials").glob(f"{WINNER}*")]
-    former = {int(found[1]) for name in names if (found := _WINNER.match(name))}
+    names = {path.name.rpartition("-fold")[0] for path in (study / "trials").glob(f"{WINNER}*")}
+    winners = [found for found in map(parse_winner, names) if found]
+    former = {index for name, index in winners if name == group}
     return [
         job
         for index in [*sorted(former - {current}), *([] if current is None else [current])]
@@ -131,25 +144,26 @@ def winner_jobs(study: Path, spec: StudySpec) -> list[TrialJob]:
 
 
 def count_open(study: Path, spec: StudySpec) -> int:
-    """Return how many candidates of the search have yet to end; 0 without a search."""
-    if spec.search is None:
-        return 0
-    drawn = range(len(read_params(study)))
-    ended = sum(candidate_folder(study, index).status != UNFINISHED for index in drawn)
+    """Return how many candidates of one of `StudySpec.searches` have yet to end."""
+    assert spec.search is not None
+    group = spec.search.group
+    drawn = range(len(read_params(study, group)))
+    ended = sum(candidate_folder(study, index, group).status != UNFINISHED for index in drawn)
     return spec.search.candidates - ended
 
 
-def measure_spent(study: Path, rows: Sequence[Row]) -> Spent:
+def measure_spent(study: Path, rows: Sequence[Row], group: str = "") -> Spent:
     """Add up what the candidates took.
 
     Args:
         study: The study's folder.
         rows: Of candidates.csv.
+        group: The search that the candidates belong to.
     """
     epochs = full = 0
     seconds = seconds_full = 0.0
     for row in rows:
-        history = candidate_folder(study, int(row["candidate"])).read_history()
+        history = candidate_folder(study, int(row["candidate"]), group).read_history()
         missing = int(row["planned_epochs"]) - len(history) if row["status"] == STOPPED else 0
         took = sum(epoch["seconds"] for epoch in history)
         unfrozen = [epoch["seconds"] for epoch in history if epoch["stage"] == 2]
@@ -186,7 +200,8 @@ def measure_agreement(rows: Sequence[Row], rungs: Sequence[int]) -> list[Agreeme
 
 
 def _row(study: Path, spec: StudySpec, index: int, params: Changes) -> Row:
-    folder = candidate_folder(study, index)
+    assert spec.search is not None
+    folder = candidate_folder(study, index, spec.search.group)
     result = folder.read() or {"status": UNFINISHED, "error": "stopped before its end"}
     history = {int(epoch["step"]): epoch[SCORE] for epoch in folder.read_history()}
     row = {
@@ -202,8 +217,10 @@ def _row(study: Path, spec: StudySpec, index: int, params: Changes) -> Row:
 
 def _to_yaml(spec: StudySpec, row: Row, params: Changes, rank: int, heading: str) -> str:
     assert spec.search is not None
+    group = f" of {spec.search.group}" if spec.search.group else ""
     return (
-        f"# Rank {rank} of {spec.search.candidates} candidates: candidate {row['candidate']}, "
+        f"# Rank {rank} of {spec.search.candidates} candidates{group}: "
+        f"candidate {row['candidate']}, "
         f"val Dice {float(row[SCORE]):.4f} (global, best epoch: an optimistic figure).\n"
         f"# {heading}\n"
         "# Chosen by validation alone; run it with: python -m study.run --config THIS_FILE\n"

@@ -21,7 +21,7 @@ from brainseg.storage.urls import Location, is_url, join_location, name_of
 from study.storage.study_folder import default_name, move_aside
 from study.storage.trial_folder import ELSEWHERE, STOPPED, TrialFolder
 
-_OF_TRIALS = ("trials/*", "search/candidates/*")
+_OF_TRIALS = ("trials/*", "search/candidates/*", "search/*/candidates/*")
 _CHECKPOINTS = "*/checkpoints*/*"
 _WORKERS_ONLY = (_CHECKPOINTS, "trials/*/model.safetensors", "tensorboard/*")
 _NEVER_SENT = ("tune/*",)

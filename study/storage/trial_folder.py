@@ -16,7 +16,7 @@ from typing import Any
 from brainseg.storage.files import read_csv, write_csv, write_text
 from study.spec.grid import Changes
 from study.spec.study_spec import SCORE
-from study.spec.trial_job import CANDIDATES, TrialJob, candidate_path
+from study.spec.trial_job import TrialJob, candidate_path, search_path
 
 Row = dict[str, Any]
 """Column -> value of one line of a CSV file."""
@@ -45,7 +45,7 @@ class TrialFolder:
     """The folder in which one trial leaves everything.
 
     Args:
-        path: `<study>/trials/<trial>` or `<study>/search/candidates/<index>`.
+        path: `<study>/trials/<trial>` or `<study>/search/[<group>/]candidates/<index>`.
         commit: Sends what was written to the study's location; does nothing if that is here.
     """
 
@@ -173,12 +173,12 @@ def describe_job(job: TrialJob) -> Row:
     }
 
 
-def candidate_folder(study: Path, index: int) -> TrialFolder:
+def candidate_folder(study: Path, index: int, group: str = "") -> TrialFolder:
     """Return the folder of a candidate."""
-    return TrialFolder(study / candidate_path(index))
+    return TrialFolder(study / candidate_path(index, group))
 
 
-def read_params(study: Path) -> list[Changes]:
-    """Return the parameters of all candidates that were drawn, in order."""
-    paths = sorted((study / CANDIDATES).glob("*/params.json"))
+def read_params(study: Path, group: str = "") -> list[Changes]:
+    """Return the parameters of all candidates of a search that were drawn, in order."""
+    paths = sorted((study / search_path(group) / "candidates").glob("*/params.json"))
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

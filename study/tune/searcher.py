@@ -1,9 +1,10 @@
 """The searcher: Optuna draws candidates for Tune, and its history lies in the study's folder.
 
-`search/journal.log` is Optuna's own journal storage: `optuna-dashboard` shows it, also while the
-search runs. A new start continues it: candidates that had not ended are suggested again with the
-same parameters and index, and Optuna is told the results of those that ended in the meantime. What
-is drawn depends on the seed, the candidate's index and the results told before, never on restarts.
+`journal.log` in a search's folder is Optuna's own journal storage: `optuna-dashboard` shows it,
+also while the search runs. A new start continues it: candidates that had not ended are suggested
+again with the same parameters and index, and Optuna is told the results of those that ended in the
+meantime. What is drawn depends on the seed, the candidate's index and the results told before,
+never on restarts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ray.tune.search import Searcher
 from study.spec.resources import TrialResources
 from study.spec.search_space import VARIANT
 from study.spec.study_spec import MODE, SCORE, StudySpec
-from study.spec.trial_job import candidate_path
+from study.spec.trial_job import candidate_path, search_path
 from study.storage.sync import StudySync
 from study.storage.trial_folder import FINISHED, STOPPED, UNFINISHED, TrialFolder, read_params
 from study.tune.progress import Progress
@@ -43,7 +44,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     """Optuna as Tune's searcher, with candidates that outlive the process.
 
     Args:
-        spec: What the study asks, with a search.
+        spec: One of `StudySpec.searches`.
         sync: The study, held by this process.
         resources: What each candidate asks for.
         decisions: Of the scheduler: which candidates it has stopped.
@@ -58,7 +59,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._spec, self._space = spec, spec.search_space
         self._num_candidates = spec.search.candidates
         self._sync, self._resources, self._decisions = sync, resources, decisions
-        self._journal = sync.folder / "search" / "journal.log"
+        self._group = spec.search.group
+        self._journal = sync.folder / search_path(self._group) / "journal.log"
         self._storage = open_journal(self._journal)
         self._study = optuna.create_study(
             storage=self._storage,
@@ -149,7 +151,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _restore_lost(self) -> None:
         """Add candidates that have a folder but are not in the journal, which was lost."""
-        for params in read_params(self._sync.folder)[len(self._trials()) :]:
+        for params in read_params(self._sync.folder, self._group)[len(self._trials()) :]:
             fixed = FixedTrial(params)
             self._space.suggest(fixed)
             trial = create_trial(
@@ -158,7 +160,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._study.add_trial(trial)
 
     def _folder(self, index: int) -> TrialFolder:
-        return self._sync.trial(candidate_path(index))
+        return self._sync.trial(candidate_path(index, self._group))
 
     def _id_of(self, index: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, index)
@@ -181,7 +183,7 @@ def run_search(
     """Run a search until all the candidates asked for have ended.
 
     Args:
-        spec: What the study asks, with a search.
+        spec: One of `StudySpec.searches`.
         sync: The study, held by this process.
         resources: What each candidate asks for.
         progress: Prints every epoch.
@@ -194,8 +196,9 @@ def run_search(
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
-    folder = sync.folder / "search"
-    folder.mkdir(exist_ok=True)
+    assert spec.search is not None
+    folder = sync.folder / search_path(spec.search.group)
+    folder.mkdir(parents=True, exist_ok=True)
     decisions = Decisions(folder / "decisions.csv", sync.commit_file)
     searcher = OptunaSearcher(spec, sync, resources, decisions)
     if searcher.num_left:

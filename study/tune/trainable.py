@@ -129,15 +129,15 @@ def report_epochs(
 
 
 def average(reports: Sequence[EpochReport], best: float) -> EpochReport:
-    """Return the mean of an epoch over a candidate's inner folds.
+    """Return the mean of an epoch over a candidate's trainings.
 
     Args:
-        reports: Of one epoch, one per inner fold.
+        reports: Of one epoch, one per inner fold and seed.
         best: The highest mean val Dice of the epochs before.
 
     Returns:
-        A report whose `best_val_dice` is the highest mean so far, not the mean of each fold's
-        highest, which would choose an epoch per fold; `seconds` are the sum.
+        A report whose `best_val_dice` is the highest mean so far, not the mean of each
+        training's highest, which would choose an epoch per training; `seconds` are the sum.
     """
     first = reports[0]
     row = {key: fmean(report.row[key] for report in reports) for key in first.row}
@@ -166,7 +166,7 @@ def _run(job: TrialJob, folder: TrialFolder) -> None:
             Training(experiment, data, compute=compute, checkpoints=path)
             for experiment, path in zip(job.experiments, _checkpoints(job, folder), strict=True)
         ]
-        # With several inner folds, an epoch of each comes before the next epoch of any.
+        # With several trainings, an epoch of each comes before the next epoch of any.
         return zip(*(training.epochs() for training in trainings), strict=True)
 
     history = report_epochs(job, folder, begin)
@@ -182,7 +182,10 @@ def _checkpoints(job: TrialJob, folder: TrialFolder) -> list[Path]:
     if job.candidate is None:
         return [folder.checkpoints]
     retry_storage(lambda: folder.checkpoints.mkdir(exist_ok=True), f"{folder.checkpoints}")
-    return [folder.checkpoints / f"inner{item.inner_fold}" for item in job.experiments]
+    names = [f"inner{item.inner_fold}" for item in job.experiments]
+    if job.num_search_seeds > 1:
+        names = [f"{n}-seed{e.seed}" for n, e in zip(names, job.experiments, strict=True)]
+    return [folder.checkpoints / name for name in names]
 
 
 def _report(

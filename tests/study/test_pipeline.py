@@ -16,8 +16,9 @@ FAILED = TRIAL | {"status": "diverged", "error": "the loss is nan"}
 
 
 def _study(folder: Path, *, searching: bool = False, left: int = 0) -> Study:
-    search = object() if searching else None
-    found: Any = SimpleNamespace(folder=folder, spec=SimpleNamespace(search=search))
+    one = SimpleNamespace(search=SimpleNamespace(group=""))
+    spec = SimpleNamespace(searches=[one] if searching else [])
+    found: Any = SimpleNamespace(folder=folder, spec=spec)
     found.num_open_candidates = lambda: left
     return cast("Study", found)
 

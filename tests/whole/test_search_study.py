@@ -82,3 +82,61 @@ def test_a_killed_search_goes_on_to_the_same_winner_and_the_same_bits(
     for name in ("candidates.csv", "search/decisions.csv", "best.yaml"):
         assert (searching.results / name).read_bytes() == (quiet.results / name).read_bytes()
     assert_equal(searching, quiet)
+
+
+OWN = """
+description: Two learning rates, each with a search of its own over two seeds.
+names: "{rate}"
+factors:
+  rate:
+    low: {stages.1.learning_rate: 1.0e-5}
+    high: {stages.1.learning_rate: 1.0e-3}
+search:
+  per: rate
+  candidates: 2
+  seeds: 2
+  scheduler: none
+  sampler: random
+  space: {augment.strength: {low: 0.0, high: 2.0}}
+"""
+
+
+@pytest.mark.exhaustive
+def test_each_level_has_a_search_and_a_winner_of_its_own_killed_or_not(
+    tmp_path: Path, phantom_root: Path, tiny: Experiment
+) -> None:
+    studies = []
+    for name in ("quiet", "killed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.yaml").write_text(OWN)
+        study = Study(tmp_path / name, phantom_root, tiny)
+        study.command[study.command.index("lite")] = "own.yaml"
+        study.command += LIMITS
+        study.results = study.results.with_name("own-synthetic")
+        studies.append(study)
+    quiet, killed = studies
+    quiet.finish()
+    killed.start()
+    folder = killed.results / "search" / "high" / "candidates" / "0001"
+    wait_until((folder / "history.csv").exists)
+    killed.kill()
+    killed.finish()
+    for level in ("low", "high"):
+        for file in ("candidates.csv", "best.yaml"):
+            name = f"search/{level}/{file}"
+            assert (killed.results / name).read_bytes() == (quiet.results / name).read_bytes()
+        rows = read_csv(quiet.results / "search" / level / "candidates.csv")
+        assert [row["status"] for row in rows] == ["finished", "finished"]
+        assert {row["variant"] for row in rows} == {level}
+    assert_equal(killed, quiet)
+    best = {
+        level: ranked(read_csv(quiet.results / f"search/{level}/candidates.csv"))[0]
+        for level in ("low", "high")
+    }
+    winners = {f"winner-{level}-c0001" for level, row in best.items() if row["candidate"] == "1"}
+    trials = {row["variant"] for row in read_csv(quiet.results / "trials.csv")}
+    assert trials == {"low", "high"} | winners
+    report = (quiet.results / "report.md").read_text()
+    assert "## Search of low" in report
+    assert "## Search of high" in report
+    assert "the mean over 1 inner fold(s) x 2 seed(s)" in report

@@ -86,7 +86,7 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
         ("description: x\nvariants: {a: {treshold: 0.4}}", "variant a: unknown key treshold; did"),
         ("description: x\nvariants: {a: {threshold: 4}}", "variant a: threshold is 4"),
         ("description: x\nvariants: {../a: {threshold: 0.4}}", "named '../a'"),
-        ("description: x\nvariants: {winner-c1: {threshold: 0.4}}", "a search's winner"),
+        ("description: x\nvariants: {winner-c1: {threshold: 0.4}}", "names of searches' winners"),
         ("description: x\nvariants: {a: {fold: 3}}", "fold cannot vary in a grid"),
         ("description: x\nvariants: {a: {stopping.patience: 3}}", "put it under shared"),
         ("description: x\nvariants: {a: {inherits: b}}", "inherits from b"),
@@ -98,6 +98,14 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
         ),
         ("description: x\nnames: a\nfactors: {f: {a: , b: {threshold: 0.4}}}", "lacks {f}"),
         ("description: x\ndefaults: {folds: 11}\nvariants: {a: }", "defaults.folds"),
+        (ONE + "search: {per: variant}", "search.candidates"),
+        (ONE + "search: {candidates: 4, sampler: best}", "search.sampler"),
+        (ONE + "search: {candidates: 4, per: encoder}", "per is encoder; it must be variant"),
+        (
+            "description: x\nsearch: {candidates: 4, per: f}\n"
+            "factors: {f: {a: , b: {threshold: 0.4}}}\nvariants: {c: {threshold: 0.3}}",
+            "the variant c has no level of it",
+        ),
         (ONE + "published: nothing", "nothing.yaml"),
         (ONE + "published: ../x", "published is named"),
         (

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from stubs import BASE, RANGES, build_search
 
 from brainseg.config import Experiment
-from study.spec.grid import load_grid
+from study.spec.grid import load_grid, parse_winner
 from study.spec.study_spec import StudySpec
 
 SPEC = StudySpec(
@@ -146,8 +146,51 @@ def test_a_search_may_grow_and_nothing_else(spec: StudySpec, tmp_path: Path) -> 
         (ask(sampler="random"), "search sampler: tpe -> random"),
         (ask(scheduler="none"), "search scheduler: asha -> none"),
         (ask(folds=2), "search folds: 1 -> 2"),
+        (ask(seeds=2), "search seeds: 1 -> 2"),
+        (ask(per="variant"), "search per:  -> variant"),
         (ask(text=RANGES.replace("high: 2.0", "high: 1.5")), "search space augment.strength: "),
         (without, "search: 20 candidates -> none"),
     ):
         (line,) = spec.differences(changed)
         assert line.startswith(words)
+
+
+def test_each_variant_or_level_can_have_a_search_of_its_own(spec: StudySpec) -> None:
+    assert spec.search is not None
+    assert spec.searches == [spec]
+    for per, groups in (
+        ("variant", {name: [name] for name in spec.variants}),
+        ("filters", {"none": ["raw-lite0"], "both": ["preprocessed-lite0"]}),
+    ):
+        factors = {"raw-lite0": {"filters": "none"}, "preprocessed-lite0": {"filters": "both"}}
+        search = spec.search.model_copy(update={"per": per})
+        own = spec.model_copy(update={"search": search, "factors": factors})
+        assert {s.search.group: list(s.variants) for s in own.searches if s.search} == groups
+        read = StudySpec.model_validate(own.to_record())
+        assert read.searches == own.searches
+        assert own.differences(read) == []
+    raw, preprocessed = own.searches
+    params = raw.search_space.baseline("raw-lite0")
+    assert "preprocess.clip_limit" not in params
+    job = raw.candidate(3, params)
+    assert (job.name, str(job.path)) == ("none-candidate-0003", "search/none/candidates/0003")
+    assert job.experiment == spec.candidate(3, params).experiment
+    assert {job.variant for job in raw.retrained(3, params)} == {"winner-none-c0003"}
+    assert parse_winner("winner-none-c0003") == ("none", 3)
+    assert parse_winner("winner-c0003") == ("", 3)
+    assert parse_winner("winner-c1-c0003") == ("c1", 3)
+    assert parse_winner("raw-lite0") is None
+    assert len(preprocessed.variants) == 1
+
+
+def test_a_candidate_can_be_trained_with_several_seeds_on_several_folds(
+    spec: StudySpec,
+) -> None:
+    assert spec.search is not None
+    several = spec.search.model_copy(update={"folds": 2, "seeds": 3})
+    spec = spec.model_copy(update={"search": several})
+    job = spec.candidate(0, spec.search_space.baseline("raw-lite0"))
+    first = spec.training_seed
+    cells = [(item.inner_fold, item.seed) for item in job.experiments]
+    assert cells == [(fold, first + seed) for seed in range(3) for fold in spec.inner_folds]
+    assert several.trainings == 6
