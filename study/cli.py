@@ -13,7 +13,7 @@ from rich.table import Table
 from brainseg.cli import build_parser as command_parser
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.storage.urls import to_location
-from study.spec.grid import ONE, load_grid, shipped_grids
+from study.spec.grid import ONE, is_name, load_grid, shipped_grids
 from study.spec.study_spec import SAMPLERS, SCHEDULERS
 
 _EXAMPLES = """\
@@ -162,6 +162,15 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         "YAML or JSON file of patients; sets the key data.split",
     )
     group.add_argument(
+        "--predictions",
+        type=_prediction,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="masks that another tool predicted for the test patients, compared as the variant "
+        "NAME; may be given again",
+    )
+    group.add_argument(
         "--folds",
         type=_whole(1, NUM_FOLDS),
         metavar="N",
@@ -174,6 +183,15 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seeds per variant and fold (default: the grid's, mostly 1)",
     )
+
+
+def _prediction(text: str) -> tuple[str, Path]:
+    name, mark, folder = text.partition("=")
+    if not mark or not folder or not is_name(name):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=DIR, with a name of letters, digits, '.', '_' and '-'"
+        )
+    return name, Path(folder).expanduser()
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

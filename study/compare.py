@@ -29,8 +29,8 @@ from study.spec.grid import LEAKY
 from study.spec.study_spec import StudySpec
 from study.storage.study_folder import read_spec
 from study.storage.sync import StudySync
+from study.storage.trial_folder import EXTERNAL, Row
 from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
-from study.storage.trial_folder import Row
 
 _PAIR_COLUMNS = ("first", "second", "patients", "difference", "low", "high", "p", "p_holm")
 _WRITTEN = ("comparison.html", "comparison.md", "comparison.csv", "figures")
@@ -197,7 +197,9 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         dice=values[1],
         hd95=values[2],
         num_trials=len(trials),
-        missing=tuple(_name(row) for row in trials if row["status"] != TRIAL_FINISHED),
+        missing=tuple(
+            _name(row) for row in trials if row["status"] not in (TRIAL_FINISHED, EXTERNAL)
+        ),
     )
     abouts = [study.results.about for study in (one, other)]
     return StudyResults(

@@ -39,7 +39,7 @@ from study.storage.lease import hold
 from study.storage.probability_maps import collect_ensembles
 from study.storage.study_folder import check_folder, read_study
 from study.storage.tables import collect, jobs_to_export
-from study.storage.trial_folder import FAILURES, Row, read_params
+from study.storage.trial_folder import EXTERNAL, FAILURES, Row, read_params
 from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
 from study.tune.cluster import require_shared, start_cluster
 from study.tune.progress import Progress
@@ -102,7 +102,8 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
     def left(jobs: Sequence[TrialJob]) -> list[TrialJob]:
         return study.open_jobs(jobs, retry_failed=args.retry_failed)
 
-    if not study.num_open_candidates() and not left(study.jobs()):
+    has_work = study.num_open_candidates() or left(study.jobs())
+    if not has_work and not study.has_new_predictions():
         return
     with start_cluster(args.address) as nodes:
         resources = allocate(args, study, nodes)
@@ -169,7 +170,7 @@ def _collect(study: Study) -> list[Row]:
         write_leaderboard(study.folder, search, _heading(study))
     jobs = study.jobs()
     study.sync.fetch_models(job.path for job in jobs_to_export(study.folder, jobs))
-    rows = collect(study.folder, jobs)
+    rows = collect(study.folder, jobs, study.spec.external)
     collect_ensembles(study.folder, jobs)
     draw_examples(study.folder, jobs, study.data)
     return rows
@@ -213,7 +214,7 @@ def _measure_nodes(address: str | None) -> Cluster:
 
 
 def _exit_code(study: Study, rows: Sequence[Row]) -> int:
-    failed = [row for row in rows if row["status"] != TRIAL_FINISHED]
+    failed = [row for row in rows if row["status"] not in (TRIAL_FINISHED, EXTERNAL)]
     for row in failed:
         name = f"{row['variant']} fold {row['fold']} seed {row['seed']}"
         print(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)

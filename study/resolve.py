@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from brainseg.plugins import absolute, fingerprint
 from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
+from study.external import ExternalVariant, score_external
 from study.spec.configs import shipped
 from study.spec.grid import LEAKY, WINNER, Changes, Grid
 from study.spec.resources import Cluster, TrialResources, share_cluster
@@ -29,7 +30,7 @@ from study.spec.search_space import load_space
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SearchSpec, StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
-from study.storage.study_folder import default_name, read_study, write_study
+from study.storage.study_folder import default_name, read_spec, read_study, write_study
 from study.storage.sync import StudySync
 from study.storage.trial_folder import FAILURES, TrialFolder
 
@@ -45,17 +46,26 @@ class Study:
         data: The dataset, checked.
         sync: Where the study is or will be.
         sizes: `Experiment.network` -> its number of weights.
+        external: Other tools' predictions, scored.
     """
 
     spec: StudySpec
     data: SliceStore
     sync: StudySync
     sizes: dict[str, int]
+    external: tuple[ExternalVariant, ...] = ()
 
     @property
     def folder(self) -> Path:
         """The study's folder on this machine."""
         return self.sync.folder
+
+    def has_new_predictions(self) -> bool:
+        """Return whether predictions were given that study.json does not have yet."""
+        if not self.spec.external:
+            return False
+        is_new = not (self.folder / "study.json").exists()
+        return is_new or read_spec(self.folder).external != self.spec.external
 
     def num_open_candidates(self) -> int:
         """Return how many candidates of all searches have yet to end; 0 without a search."""
@@ -134,8 +144,23 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     _check_splits(spec, data)
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
+    external = tuple(_read_predictions(args, spec, data, say))
+    spec = spec.model_copy(update={"external": {one.name: one.patients for one in external}})
     sizes = _check_networks(spec.networks(), download=not args.plan)
-    return Study(spec, data, _find_storage(args, data.synthetic), sizes)
+    return Study(spec, data, _find_storage(args, data.synthetic), sizes, external)
+
+
+def _read_predictions(
+    args: argparse.Namespace, spec: StudySpec, data: SliceStore, say: Say
+) -> Iterator[ExternalVariant]:
+    names = set(spec.variants)
+    for name, folder in args.predictions:
+        if name in names or name.startswith((WINNER, LEAKY)):
+            raise ConfigError(f"--predictions {name}={folder}: another variant has this name")
+        names.add(name)
+        found = score_external(name, folder, spec, data)
+        say(f"Predictions of {name}: {len(found.patients)} test patients, from {folder}")
+        yield found
 
 
 def allocate(args: argparse.Namespace, study: Study, nodes: Cluster) -> TrialResources:
@@ -166,6 +191,8 @@ def write_facts(study: Study, resources: TrialResources) -> None:
         "versions": versions(),
     }
     write_study(study.folder, spec, facts)
+    for external in study.external:
+        external.write(study.folder)
     (study.folder / "trials").mkdir(exist_ok=True)
     seed = experiment.data.split_seed
 

@@ -61,6 +61,11 @@ class PartEvaluation:
     bins: NDArray[np.float64]
 
     @property
+    def plain(self) -> Counts:
+        """The counts without post-processing, int64 (N, 4)."""
+        return self.counts[PLAIN]
+
+    @property
     def patients(self) -> list[str]:
         """The patient of each of the N slices."""
         return [item.patient for item in self.slices]
@@ -83,8 +88,8 @@ class Evaluation:
     def tables(self, data: SliceStore) -> dict[str, list[Row]]:
         """Return the rows of the CSV files `scores`, `slices`, `stages` and `calibration`."""
         return {
-            "scores": patient_rows(self),
-            "slices": slice_rows(self, data),
+            "scores": patient_rows(self.test),
+            "slices": slice_rows(self.test, data),
             "stages": postprocessing_rows(self),
             "calibration": calibration_rows(self),
         }
@@ -103,6 +108,29 @@ def evaluate_model(predictor: Predictor, data: SliceStore) -> Evaluation:
     val = _evaluate_part(predictor, data, "val", _THRESHOLDS)
     threshold = _best_threshold(val, predictor.experiment.threshold)
     return Evaluation(val, _evaluate_part(predictor, data, "test", (threshold,)), threshold)
+
+
+def evaluate_masks(
+    data: SliceStore, indices: Sequence[int], predicted: Sequence[Mask]
+) -> PartEvaluation:
+    """Count masks that were predicted elsewhere; there is no post-processing and no probability.
+
+    Args:
+        data: The dataset.
+        indices: Of its N slices.
+        predicted: bool (H, W) each, in each slice's own size.
+    """
+    true = [data.mask(index) > 0 for index in indices]
+    pairs = list(zip(predicted, true, strict=True))
+    return PartEvaluation(
+        slices=tuple(data.slices[index] for index in indices),
+        counts={PLAIN: np.stack([_count(*pair) for pair in pairs])},
+        by_threshold={},
+        levels=[],
+        true=true,
+        hd95=np.array([hausdorff_95(*pair) for pair in pairs]),
+        bins=np.zeros((NUM_BINS, 3)),
+    )
 
 
 def hausdorff_95(predicted: Mask, true: Mask) -> float:
@@ -141,13 +169,12 @@ def keep_largest(mask: Mask) -> Mask:
     return np.asarray(labels == largest)
 
 
-def slice_rows(evaluation: Evaluation, data: SliceStore) -> list[Row]:
+def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
     """Return a row per test slice: patient, slice, TP, FP, FN, TN, Dice, hd95 and content.
 
     `tumour_pixels` counts the slice as stored, before resizing; `missing` names the sequences that
     are a copy of FLAIR.
     """
-    test = evaluation.test
     index_of = {item.name: index for index, item in enumerate(data.slices)}
     return [
         {
@@ -158,19 +185,18 @@ def slice_rows(evaluation: Evaluation, data: SliceStore) -> list[Row]:
             "tumour_pixels": item.tumour_pixels,
             "missing": missing_in(data, index_of[item.name]),
         }
-        for item, counts, distance in zip(test.slices, test.counts[PLAIN], test.hd95, strict=True)
+        for item, counts, distance in zip(test.slices, test.plain, test.hd95, strict=True)
     ]
 
 
-def patient_rows(evaluation: Evaluation) -> list[Row]:
+def patient_rows(test: PartEvaluation) -> list[Row]:
     """Return a row per test patient: TP, FP, FN, TN, Dice, and the mean hd95 of its slices.
 
     Slices without an hd95 are left out of the mean; the cell is empty if no slice has one.
     """
-    test = evaluation.test
     names = np.array(test.patients)
     rows = []
-    for patient, counts in sum_by_patient(test.counts[PLAIN], test.patients).items():
+    for patient, counts in sum_by_patient(test.plain, test.patients).items():
         distances = test.hd95[names == patient]
         known = distances[~np.isnan(distances)]
         hd95 = float(known.mean()) if len(known) else ""

@@ -8,7 +8,7 @@ differences (`sign_flip_test`), corrected for the number of pairs (`correct_by_h
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -142,7 +142,10 @@ class Comparison:
 
 
 def compare(
-    matrix: ScoreMatrix, factors: Mapping[str, Mapping[str, str]] | None = None, seed: int = 44
+    matrix: ScoreMatrix,
+    factors: Mapping[str, Mapping[str, str]] | None = None,
+    seed: int = 44,
+    external: Collection[str] = (),
 ) -> Comparison:
     """Compare the variants of a study by Dice/patient.
 
@@ -152,10 +155,12 @@ def compare(
         matrix: Test scores.
         factors: Variant -> factor -> its level; variants without factors have no effects.
         seed: Seed of the resamples and sign flips; equal seeds give equal numbers.
+        external: Variants that were not trained here. They do not count in the variance
+            components, because their training runs are not known.
     """
     if not matrix.patients:
         nothing = tuple(VariantScores(variant, 0, {}, ()) for variant in matrix.variants)
-        return Comparison(nothing, 0, (), (), decompose(matrix))
+        return Comparison(nothing, 0, (), (), decompose(matrix.without(external)))
     rng = np.random.default_rng(seed)
     draws = draw(len(matrix.patients), len(matrix.seeds), rng)
     ranked, shared = _rankable(matrix)
@@ -169,7 +174,7 @@ def compare(
         num_shared=int(shared.any(axis=0).sum()),
         pairs=tuple(replace(q, p_holm=float(p)) for q, p in zip(pairs, corrected, strict=True)),
         effects=_effects(matrix, factors or {}, draws, rng),
-        variance=decompose(matrix),
+        variance=decompose(matrix.without(external)),
     )
 
 

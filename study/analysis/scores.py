@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -51,6 +51,17 @@ class ScoreMatrix:
     def tested(self) -> NDArray[np.bool_]:
         """Cells that have scores, bool (V, S, P)."""
         return ~np.isnan(self.dice)
+
+    def without(self, variants: Collection[str]) -> ScoreMatrix:
+        """Return the scores of all other variants."""
+        kept = [v for v, variant in enumerate(self.variants) if variant not in variants]
+        return replace(
+            self,
+            variants=tuple(self.variants[v] for v in kept),
+            counts=self.counts[kept],
+            dice=self.dice[kept],
+            hd95=self.hd95[kept],
+        )
 
     def index(self, variant: str) -> int:
         """Return the index of a variant."""

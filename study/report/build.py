@@ -78,7 +78,7 @@ def write_report(folder: Path) -> StudyResults:
         facts=facts,
         labels=results.labels,
         sentence=results.conclusion.sentence,
-        points=results.conclusion.caveats,
+        points=results.points,
         sections=[
             *describe_findings(results, figures),
             *describe_search(results, figures),

@@ -11,7 +11,7 @@ from brainseg.config import load_experiment
 from brainseg.data.about import LGG
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
 from study.report.results import SYNTHETIC, StudyResults
-from study.storage.trial_folder import Row
+from study.storage.trial_folder import EXTERNAL, Row
 
 _HOUR = 3600
 
@@ -111,9 +111,10 @@ def check_split(results: StudyResults) -> list[tuple[str, bool]]:
 
 
 def _trials(results: StudyResults) -> Iterator[Block]:
-    failed = [row for row in results.trials if row["status"] != "finished"]
+    trained = [row for row in results.trials if row["status"] != EXTERNAL]
+    failed = [row for row in trained if row["status"] != "finished"]
     halved = [row for row in results.trials if row.get("batch_parts") not in (None, "", "1")]
-    total = len(results.trials)
+    total = len(trained)
     yield Paragraph(f"{total - len(failed)} of {total} trials finished.")
     yield from _stopping(results)
     if failed:
@@ -172,13 +173,15 @@ def _published(results: StudyResults) -> Iterator[Block]:
 
 
 def _cost(results: StudyResults) -> Iterator[Block]:
-    rows = [_cost_row(results, variant) for variant in (*results.variants, None)]
+    own = [variant for variant in results.variants if variant not in results.external]
+    rows = [_cost_row(results, variant) for variant in (*own, None)]
     yield Table("Cost of training; preparation, testing and waiting are not counted.", rows)
     yield Paragraph("Energy was not measured.")
 
 
 def _cost_row(results: StudyResults, variant: str | None) -> dict[str, str]:
     rows = results.trials if variant is None else results.trials_of(variant)
+    rows = [row for row in rows if row["status"] != EXTERNAL]
     seconds = sum(float(row["seconds"] or 0) for row in rows)
     epochs = sum(int(row["epochs"] or 0) for row in rows)
     gpus = float(results.about["gpus_per_trial"])

@@ -71,7 +71,7 @@ class StudyResults:
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison of the variants."""
-        return compare(self.matrix, self.about.get("factors"))
+        return compare(self.matrix, self.about.get("factors"), external=self.external)
 
     @cached_property
     def conclusion(self) -> Conclusion:
@@ -103,6 +103,24 @@ class StudyResults:
     def calibrations(self) -> list[Calibration]:
         """The calibration of each variant's probabilities."""
         return calibrate(self.calibration)
+
+    @property
+    def external(self) -> list[str]:
+        """The variants that were not trained here: other tools' predictions."""
+        return list(self.about.get("external", ()))
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """What limits the conclusion, a sentence each."""
+        if not self.external:
+            return self.conclusion.caveats
+        return (
+            *self.conclusion.caveats,
+            f"External, not trained here: {', '.join(self.external)}. The masks were read from "
+            "files and scored like all others. That these patients did not train the tool cannot "
+            "be checked here; its interval covers the choice of patients, not another training "
+            "of it.",
+        )
 
     @property
     def variants(self) -> list[str]:

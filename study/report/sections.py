@@ -66,11 +66,13 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
         rows.append(
             {
                 "": str(1 + ranked.index(variant)) if variant in ranked else NONE,
-                "variant": variant,
+                "variant": f"{variant} (external)" if variant in results.external else variant,
                 **{name: format_estimate(scores.get(name), f) for name, f in _SCORES.items()},
                 "val loss": format_number(fmean(losses)) if losses else NONE,
                 "patients": str(item.num_patients),
-                "trials": f"{len(finished)}/{len(results.trials_of(variant))}",
+                "trials": NONE
+                if variant in results.external
+                else f"{len(finished)}/{len(results.trials_of(variant))}",
             }
         )
     return rows

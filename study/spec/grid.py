@@ -375,9 +375,13 @@ def _flat(tree: Mapping[str, Any], where: str) -> Changes:
     return changes
 
 
+def is_name(name: str) -> bool:
+    """Return whether a variant can have a name, which must be safe in paths and tables."""
+    return bool(_NAME.fullmatch(name))
+
+
 def _checked_name(name: str, what: str) -> str:
-    """Return a name that is safe in paths and tables."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(
             f"{what} is named {name!r}; use at most 60 letters, digits, '.', '_' and '-', the "
             "first a letter or digit"

@@ -104,6 +104,7 @@ class StudySpec(BaseModel):
         files: File of a user's code or split that the study uses -> its fingerprint.
         experiment: The base experiment, which the variants share.
         search: The search that extends the grid, if there is one.
+        external: Variant that was not trained here -> test patient -> fingerprint of its masks.
         data: Folder or URL of the dataset, as text; not compared.
         synthetic: Whether the slices are generated.
         channels: Names of the channels of the dataset's images; told by the fingerprint.
@@ -129,6 +130,7 @@ class StudySpec(BaseModel):
     files: dict[str, str] = {}
     experiment: Experiment
     search: SearchSpec | None = None
+    external: dict[str, dict[str, str]] = {}
     data: str = ""
     synthetic: bool = False
     channels: tuple[str, ...] = CHANNELS
@@ -249,8 +251,9 @@ class StudySpec(BaseModel):
     def differences(self, other: StudySpec) -> list[str]:
         """Return a line for each way in which a later study of the same name differs.
 
-        Folds, seeds and candidates may grow, and a search may be added. The location of the data
-        may change, and so may the path of the encoder's weights if the weights are the same.
+        Folds, seeds and candidates may grow, a search and external variants may be added. The
+        location of the data may change, and so may the path of the encoder's weights if the
+        weights are the same.
         """
         experiment = self.experiment
         if self.weights_hash and self.weights_hash == other.weights_hash:
@@ -266,10 +269,23 @@ class StudySpec(BaseModel):
             before, now = getattr(self, key), getattr(other, key)
             if now < before:
                 lines.append(f"{key}: {before} -> {now}{_ONLY_GROW}")
+        lines += self._changed_predictions(other)
         if self.search and other.search:
             lines += self.search.differences(other.search)
         elif self.search:
             lines.append(f"search: {self.search.candidates} candidates -> none")
+        return lines
+
+    def _changed_predictions(self, other: StudySpec) -> list[str]:
+        lines = []
+        for name, patients in self.external.items():
+            now_has = other.external.get(name)
+            if now_has is None:
+                lines.append(f"external {name}: give --predictions {name}=DIR again")
+                continue
+            changed = [p for p in patients if now_has.get(p, patients[p]) != patients[p]]
+            if changed:
+                lines.append(f"external {name}: other masks of {', '.join(changed[:3])}")
         return lines
 
     def to_record(self) -> dict[str, Any]:

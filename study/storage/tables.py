@@ -6,12 +6,13 @@ trials.csv has a row for every trial, also for failed ones; the other tables hav
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from brainseg.storage.files import write_atomically, write_csv
+from brainseg.storage.files import read_csv, write_atomically, write_csv
 from study.spec.trial_job import TrialJob
 from study.storage.trial_folder import (
+    EXTERNAL,
     FINISHED,
     TABLES,
     UNFINISHED,
@@ -28,15 +29,30 @@ TRIAL_COLUMNS = (
     *("test_dice_global", "test_iou", "test_accuracy", "test_precision", "test_recall"),
     *("test_dice_patient", "test_dice_slice", "seconds", "wall_seconds"),
 )
+EXTERNAL_TABLES = {
+    "trials": ("fold", *(column for column in TRIAL_COLUMNS if column.startswith("test_"))),
+    **{
+        name: tuple(c for c in TABLES[name] if c not in ("variant", "seed"))
+        for name in ("scores", "slices")
+    },
+}
+"""Tables of the predictions of another tool -> their columns; see `study.external`."""
+
 _NOT_ENDED = {"status": UNFINISHED, "error": "stopped before its end"}
 
 
-def collect(study: Path, jobs: Sequence[TrialJob]) -> list[Row]:
+def collect(study: Path, jobs: Sequence[TrialJob], external: Iterable[str] = ()) -> list[Row]:
     """Write trials.csv, the joined tables and models/ from the trials' folders.
+
+    Args:
+        study: The study's folder.
+        jobs: The trials.
+        external: Variants that were not trained here. Each has a row for every fold and seed of
+            the study, with the same scores for all seeds, so that it pairs with trained variants.
 
     Returns:
         A row per trial of the study, ordered by variant, fold and seed; one without a result has
-        the status `unfinished`.
+        the status `unfinished`. Rows of external variants come last.
     """
     ordered = _in_order(jobs)
     rows: list[Row] = []
@@ -48,12 +64,34 @@ def collect(study: Path, jobs: Sequence[TrialJob]) -> list[Row]:
         if row["status"] == FINISHED:
             for name, joined in tables.items():
                 joined += folder.read_table(name)
-    write_csv(study / "trials.csv", rows, TRIAL_COLUMNS)
+    others = [row for name in external for row in _read_external(study, name, jobs, tables)]
+    write_csv(study / "trials.csv", [*rows, *others], TRIAL_COLUMNS)
     for name, joined in tables.items():
         write_csv(study / f"{name}.csv", joined, TABLES[name])
     for job in _best_of_each(ordered, rows):
         _export_model(TrialFolder(study / job.path).model, study / "models", job.variant)
-    return rows
+    return [*rows, *others]
+
+
+def _read_external(
+    study: Path, variant: str, jobs: Sequence[TrialJob], tables: Mapping[str, list[Row]]
+) -> list[Row]:
+    """Add the scores of an external variant to the tables; return its rows of trials.csv."""
+    seeds, folder = sorted({job.seed for job in jobs}), external_folder(study, variant)
+
+    def read(name: str) -> list[Row]:
+        rows = read_csv(folder / f"{name}.csv")
+        return [{**row, "variant": variant, "seed": seed} for seed in seeds for row in rows]
+
+    for name in EXTERNAL_TABLES.keys() & TABLES.keys():
+        tables[name].extend(read(name))
+    about = {"status": EXTERNAL, "error": "", "network": "not trained here"}
+    return [row | about for row in read("trials")]
+
+
+def external_folder(study: Path, variant: str) -> Path:
+    """Return the folder of a variant that was not trained here."""
+    return study / "external" / variant
 
 
 def jobs_to_export(study: Path, jobs: Sequence[TrialJob]) -> list[TrialJob]:

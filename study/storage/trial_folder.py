@@ -31,6 +31,9 @@ TABLES = {
 """Name of a CSV file -> its columns; each finished trial writes one, the study joins them."""
 
 FINISHED, STOPPED, UNFINISHED = "finished", "stopped", "unfinished"
+EXTERNAL = "external"
+"""The status of a variant that was not trained here: its masks were read from files."""
+
 FAILURES = ("failed", "diverged")
 """How a trial can end without a score. A stopped candidate was ended by the scheduler; an
 unfinished trial has not ended."""

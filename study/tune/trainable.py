@@ -29,7 +29,7 @@ from brainseg.errors import (
     StorageError,
     WeightsError,
 )
-from brainseg.inference.evaluation import PLAIN, evaluate_model
+from brainseg.inference.evaluation import evaluate_model
 from brainseg.inference.predictor import Predictor
 from brainseg.metrics import summarise
 from brainseg.model.device import Compute
@@ -231,7 +231,7 @@ def _test(
 ) -> None:
     """Evaluate on the test part, for the only time, with the weights that validation chose."""
     judged = evaluate_model(Predictor.of(result, compute), data)
-    summary = summarise(judged.test.counts[PLAIN], judged.test.patients)
+    summary = summarise(judged.test.plain, judged.test.patients)
     scores = {f"test_{key}": value for key, value in summary.items()}
     header = result.header.model_copy(update={"metrics": result.header.metrics | scores})
     TrainResult(result.weights, result.history, header).save(folder.model)

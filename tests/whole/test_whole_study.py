@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from brainseg.cli import FINISHED, SOME_FAILED
+from brainseg import predict
+from brainseg.cli import FINISHED, KNOWN_ERROR, SOME_FAILED
 from brainseg.config import Experiment
+from brainseg.data.layouts import patient_of
 from brainseg.model.model_file import load_model
 from brainseg.storage.files import read_csv
 from study.run import main
@@ -151,3 +154,40 @@ def test_an_equal_study_has_byte_equal_scores_and_equal_weights(
         weights = [load_model(path / "model.safetensors")[0] for path in scores]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     shutil.rmtree(folder)
+
+
+def test_predictions_read_back_score_like_the_variant_that_made_them(
+    study: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = shutil.copytree(study, tmp_path / "results" / study.name)
+    rotation = json.loads((study / "split.json").read_text())["rotations"][0]
+    root = Path(command[command.index("--data") + 1])
+    folders = [str(f) for f in root.glob("*/") if patient_of(f.name) in rotation["test"]]
+    assert len(folders) == len(rotation["test"])
+    model, out = study / "models" / "raw.safetensors", tmp_path / "predicted"
+    assert predict.main([str(model), *folders, "--out", str(out), "--device", "cpu"]) == FINISHED
+    again = [*command[:-1], str(tmp_path / "results"), "--predictions", f"other={out}"]
+    assert main(again) == SOME_FAILED  # the one that diverged
+    for table, but in (("scores", ()), ("slices", ())):
+        rows = read_csv(copied / f"{table}.csv")
+        (ours, theirs) = (
+            [
+                {k: v for k, v in r.items() if k not in ("variant", *but)}
+                for r in rows
+                if r["variant"] == variant
+            ]
+            for variant in ("raw", "other")
+        )
+        assert ours == theirs
+    trial = read_csv(copied / "trials.csv")[-1]
+    assert (trial["variant"], trial["status"]) == ("other", "external")
+    report = (copied / "report.md").read_text()
+    assert "other (external)" in report
+    assert "External, not trained here: other." in report
+    assert "3 of 4 trials finished" in report
+    capsys.readouterr()
+    next(out.rglob("*_mask.tif")).unlink()
+    assert main(again) == KNOWN_ERROR
+    assert ": no mask" in capsys.readouterr().err
+    assert main(again[:-2]) == KNOWN_ERROR
+    assert "give --predictions other=DIR again" in capsys.readouterr().err

@@ -170,7 +170,7 @@ def test_a_patients_hd95_is_the_mean_of_the_slices_that_have_one() -> None:
     part = PartEvaluation(
         slices, {PLAIN: counts}, {}, maps, [m > 0 for m in maps], hd95, np.zeros((20, 3))
     )
-    rows = patient_rows(Evaluation(part, part, 0.5))
+    rows = patient_rows(part)
     assert [(row["patient"], row["hd95"]) for row in rows] == [("a", 3.0), ("b", "")]
     assert rows[0]["Dice"] == float(dice(sum_by_patient(counts, ["a", "a", "a", "b"])["a"]))
     assert rows[1]["Dice"] == 1  # nothing there, nothing predicted

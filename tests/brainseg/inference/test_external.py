@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import nibabel
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from brainseg.data.slice_store import SliceStore
+from brainseg.errors import DataError
+from brainseg.inference.external import read_external
+
+
+def _write(path: Path, mask: NDArray[np.bool_], tumour: int = 255) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), mask.astype(np.uint8) * tumour)
+
+
+def _masks(data: SliceStore) -> list[NDArray[np.bool_]]:
+    """A mask for every slice of the first two patients, each another one."""
+    count = sum(item.patient in data.patients[:2] for item in data.slices)
+    rng = np.random.default_rng(5)
+    return [rng.random(data.shapes[index]) < 0.2 for index in range(count)]
+
+
+@pytest.mark.parametrize("layout", ["nnunet 2d", "predict", "nnunet 3d", "3d named as slices"])
+def test_masks_are_found_in_every_layout(tmp_path: Path, data: SliceStore, layout: str) -> None:
+    masks = _masks(data)
+    by_patient: dict[str, list[NDArray[np.bool_]]] = {}
+    for item, mask in zip(data.slices, masks, strict=False):
+        by_patient.setdefault(item.patient, []).append(mask)
+        if layout == "nnunet 2d":
+            _write(tmp_path / f"{item.name}.png", mask, tumour=1)
+        elif layout == "predict":
+            folder = tmp_path / "kaggle_3m" / f"{item.patient}_20000101"
+            _write(folder / f"{item.name}_mask.tif", mask)
+            _write(folder / f"{item.name}_outline.png", mask)
+    (tmp_path / "dataset.json").write_text("{}")
+    if "3d" in layout:
+        for patient, own in by_patient.items():
+            name = patient
+            if layout == "3d named as slices":
+                first = next(item for item in data.slices if item.patient == patient)
+                name = first.name.rpartition("_")[0]
+            volume = np.stack(own).transpose(2, 1, 0).astype(np.uint8)
+            # Axes to the left, to the back and up, as the program writes them.
+            affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+            nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
+    wanted = [0, 2, len(masks) - 1]
+    found = read_external(tmp_path, data, wanted)
+    assert list(found) == wanted
+    for index in wanted:
+        assert np.array_equal(found[index], masks[index])
+
+
+def test_everything_wrong_is_listed_at_once(tmp_path: Path, data: SliceStore) -> None:
+    masks, names = _masks(data), [item.name for item in data.slices]
+    with pytest.raises(DataError, match="no such folder"):
+        read_external(tmp_path / "nowhere", data, [0])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataError, match="no masks; expected PNG, TIFF or NIfTI"):
+        read_external(tmp_path, data, [0])
+    _write(tmp_path / f"{names[0]}.png", masks[0][:-2])
+    cv2.imwrite(
+        str(tmp_path / f"{names[1]}.png"),
+        np.arange(masks[1].size, dtype=np.uint8).reshape(masks[1].shape),
+    )
+    _write(tmp_path / f"{names[2]}.png", masks[2])
+    _write(tmp_path / f"{names[2]}.tif", masks[2])
+    _write(tmp_path / "stranger.png", masks[0])
+    (tmp_path / f"{names[3]}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="6 problems") as caught:
+        read_external(tmp_path, data, [0, 1, 2, 3, 4])
+    text = "\n".join(caught.value.problems)
+    for words in (
+        "the slice is",
+        "expected 0 and one other",
+        f"{names[2]}: several masks",
+        "that are no image",
+        f"{names[4]}: no mask",
+        "stranger.png: belongs to no slice",
+    ):
+        assert words in text
+
+
+def test_slices_of_one_name_are_told_apart_by_their_patients_folder(
+    tmp_path: Path, data: SliceStore
+) -> None:
+    mask, item = _masks(data)[0], data.slices[0]
+    _write(tmp_path / item.patient / f"{item.name}.png", mask)
+    _write(tmp_path / "elsewhere" / f"{item.name}.png", ~mask)
+    with pytest.raises(DataError) as caught:
+        read_external(tmp_path, data, [0])
+    assert "elsewhere" in "".join(caught.value.problems)
+    (tmp_path / "elsewhere" / f"{item.name}.png").unlink()
+    assert np.array_equal(read_external(tmp_path, data, [0])[0], mask)
