@@ -1,4 +1,4 @@
-"""The check command: tries a network against everything that a study asks of one."""
+"""The check command: tries a network or a filter against everything that a study asks of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from brainseg.cli import FINISHED, KNOWN_ERROR, build_parser, run_command
 from brainseg.config import Experiment, parse_changes
 from brainseg.data.phantom import generate_phantom
+from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.errors import BrainsegError, ConfigError
 from brainseg.inference.predictor import Predictor
@@ -41,14 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = build_parser(
         "brainseg.check",
-        "Try a network against everything that a study asks of one: shapes, gradients, freezing,\n"
-        "determinism, resume, model file, prediction. On generated slices, in about a minute.",
+        "Try a network, and with --set preprocess.filters a filter, against everything that a\n"
+        "study asks of them: shapes, gradients, freezing, determinism, resume, model file,\n"
+        "prediction. On generated slices, in about a minute.",
         _EPILOG,
     )
     parser.add_argument(
         "network",
+        nargs="?",
+        default="unet",
         metavar="NETWORK",
-        help="FILE.py:FUNCTION, an entry point's name, or an architecture such as unetplusplus",
+        help="FILE.py:FUNCTION, an entry point's name, or an architecture such as unetplusplus "
+        "(default: unet)",
     )
     parser.add_argument(
         "--set",
@@ -77,7 +83,7 @@ def _check(args: argparse.Namespace) -> int:
                 found, ok = describe(error), False
             failed += not ok
             print(f"{'ok    ' if ok else 'FAILED'}  {name:<12} {found}", flush=True)
-    print(f"{failed} of the checks failed" if failed else "A study can train this network.")
+    print(f"{failed} of the checks failed" if failed else "A study can train this.")
     return KNOWN_ERROR if failed else FINISHED
 
 
@@ -144,40 +150,56 @@ def _checks(
         )
         return "the seed decides the first weights"
 
-    def resume() -> str:
-        whole = train_two_stage(experiment, data, compute=_CPU)
-        path = folder / "checkpoints"
-        next(Training(experiment, data, compute=_CPU, checkpoints=path).epochs())
-        seen: list[EpochReport] = []
-        again = train_two_stage(experiment, data, seen.append, compute=_CPU, checkpoints=path)
-        rows = [
-            [{k: v for k, v in row.items() if k != "seconds"} for row in result.history]
-            for result in (whole, again)
-        ]
-        assert rows[0] == rows[1], "a resumed training gives other numbers"
-        assert all(torch.equal(whole.weights[k], again.weights[k]) for k in whole.weights), (
-            "a resumed training gives other weights"
-        )
-        saved = again.save(folder / "model.safetensors")
-        images = [data.image(index) for index in range(3)]
-        found = Predictor.load(saved, _CPU, allow_code=True).probabilities(images)
-        expected = Predictor.of(again, _CPU).probabilities(images)
-        assert all((a == b).all() for a, b in zip(found, expected, strict=True)), (
-            "a network read from its file predicts other maps"
-        )
-        return "stopped, resumed, saved and loaded: equal bits"
-
     yield "shapes", shapes
+    if experiment.preprocess.own_filters:
+        yield "filters", lambda: _check_filters(experiment, data)
     yield "gradients", gradients
     yield "freezing", freezing
     yield "determinism", determinism
-    yield "resume", resume
+    yield "resume", lambda: _check_resume(experiment, data, folder)
+
+
+def _check_filters(experiment: Experiment, data: SliceStore) -> str:
+    images = [data.image(index) for index in range(3)]
+    for channels in (1, 2, 3):
+        for image in images:
+            given = np.ascontiguousarray(image[:, :, :channels])
+            before = given.copy()
+            one, two = (apply_filters(given, experiment.preprocess) for _ in range(2))
+            assert np.array_equal(one, two), "a filter gives other bytes the second time"
+            assert np.array_equal(given, before), "a filter changes its input"
+    return "keep shape and type, give the same bytes twice"
+
+
+def _check_resume(experiment: Experiment, data: SliceStore, folder: Path) -> str:
+    whole = train_two_stage(experiment, data, compute=_CPU)
+    path = folder / "checkpoints"
+    next(Training(experiment, data, compute=_CPU, checkpoints=path).epochs())
+    seen: list[EpochReport] = []
+    again = train_two_stage(experiment, data, seen.append, compute=_CPU, checkpoints=path)
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in result.history]
+        for result in (whole, again)
+    ]
+    assert rows[0] == rows[1], "a resumed training gives other numbers"
+    assert all(torch.equal(whole.weights[k], again.weights[k]) for k in whole.weights), (
+        "a resumed training gives other weights"
+    )
+    saved = again.save(folder / "model.safetensors")
+    images = [data.image(index) for index in range(3)]
+    found = Predictor.load(saved, _CPU, allow_code=True).probabilities(images)
+    expected = Predictor.of(again, _CPU).probabilities(images)
+    assert all((a == b).all() for a, b in zip(found, expected, strict=True)), (
+        "a network read from its file predicts other maps"
+    )
+    return "stopped, resumed, saved and loaded: equal bits"
 
 
 _EPILOG = """\
 examples:
   python -m brainseg.check ./mine.py:build
   python -m brainseg.check unetplusplus --set model.encoder=resnet18
+  python -m brainseg.check --set 'preprocess.filters=[./mine.py:sharpen]'
 
 A function of your own takes the number of input channels and returns a torch.nn.Module, which maps
 float32 (B, channels, H, W) to logits (B, 1, H, W). Its attribute `encoder`, if it has one, is what

@@ -21,6 +21,8 @@ from pydantic import (
 )
 
 from brainseg.errors import ConfigError
+from brainseg.plugins import FILTERS as OWN_FILTERS
+from brainseg.plugins import installed, is_path
 from brainseg.storage.urls import name_of, to_location
 
 NUM_FOLDS = 10
@@ -28,6 +30,9 @@ NUM_FOLDS = 10
 
 LEAKY_SPLIT = "slice"
 """The value of `data.split` that lets slices of one patient train and test."""
+
+FILTERS = ("median", "clahe", "unsharp", "laplacian", "sobel")
+"""The filters that come with the program."""
 
 EDGES = "sobel"
 """The filter that adds a channel."""
@@ -96,8 +101,9 @@ class PreprocessConfig(_Section):
             foreground mean 0 and standard deviation 1 (both as in Buda et al. 2019).
         percentiles: The two percentiles, 0 to 100.
         filters: Names of filters in the order in which they are applied: `median`, `clahe`,
-            `unsharp`, `laplacian`; `sobel` adds the strength of edges as one more channel. The
-            published preprocessing is median, clahe.
+            `unsharp`, `laplacian`; `sobel` adds the strength of edges as one more channel;
+            `./mine.py:FUNCTION` or an entry point is your own. The published preprocessing is
+            median, clahe.
         median_kernel: Side of the median filter in pixels: 1 (no filter), 3 or 5.
         clip_limit: Clip limit of CLAHE on the L channel of LAB, as a multiple of the bin height of
             a flat histogram; above 0, at most 40.
@@ -110,13 +116,29 @@ class PreprocessConfig(_Section):
 
     intensities: Literal["none", "percentile", "zscore"] = "none"
     percentiles: tuple[Percent, Percent] = (1.0, 99.5)
-    filters: tuple[Literal["median", "clahe", "unsharp", "laplacian", "sobel"], ...] = ()
+    filters: tuple[str, ...] = ()
     median_kernel: Literal[1, 3, 5] = 3
     clip_limit: Annotated[float, Field(gt=0, le=40)] = 3.0
     tile_grid: Annotated[int, Field(ge=1, le=32)] = 8
     unsharp_amount: Annotated[float, Field(ge=0, le=10)] = 1.0
     unsharp_sigma: Annotated[float, Field(ge=0.5, le=20)] = 2.0
     crop: Literal["none", "brain"] = "none"
+
+    @field_validator("filters")
+    @classmethod
+    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [*FILTERS, *installed(OWN_FILTERS)]
+        for name in names:
+            if name not in known and not is_path(name):
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ValueError(f"{hint}Valid: {', '.join(known)}, or FILE.py:FUNCTION")
+        return names
+
+    @property
+    def own_filters(self) -> list[str]:
+        """The filters that are code of the user's."""
+        return [name for name in self.filters if name not in FILTERS]
 
     @model_validator(mode="after")
     def _in_order(self) -> PreprocessConfig:
@@ -374,6 +396,11 @@ class Experiment(_Section):
         if self.input_channels != 3:
             words.append(f"{self.input_channels} channels")
         return " ".join(words)
+
+    @property
+    def filters(self) -> str:
+        """The filters in a few words, for tables; a user's own by the name of its file."""
+        return ", ".join(Path(name).name for name in self.preprocess.filters) or "none"
 
     @property
     def input_channels(self) -> int:

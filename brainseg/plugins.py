@@ -1,4 +1,4 @@
-"""Plug-ins: a user's own code, by the path of a Python file or from an installed package.
+"""Plug-ins: a user's own networks, filters and layouts, from a Python file or a package.
 
 `./mine.py:build` names the function `build` of a file, `NAME` an entry point of an installed
 package. A reference in a configuration that the user wrote is trusted; one in a model file is not,
@@ -20,6 +20,12 @@ from brainseg.storage.files import hash_file
 
 NETWORKS = "brainseg.networks"
 """Group of entry points: `build(channels: int) -> torch.nn.Module`."""
+
+FILTERS = "brainseg.filters"
+"""Group of entry points: `filter(image) -> image`, both uint8 (H, W, C)."""
+
+LAYOUTS = "brainseg.layouts"
+"""Group of entry points: `find(root: Path) -> Iterable[dict]`, the rows of a manifest."""
 
 _MARK = ".py:"
 
@@ -54,7 +60,7 @@ def fingerprint(reference: str) -> str:
     """
     if is_path(reference):
         return hash_file(_parts(reference)[0])
-    for group in (NETWORKS,):
+    for group in (NETWORKS, FILTERS):
         for point in entry_points(group=group, name=reference):
             return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     raise ConfigError(f"{reference} is no entry point of an installed package")

@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from brainseg.config import Experiment, load_experiment, parse_changes
 from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.layouts import find_default_root
 from brainseg.data.patients import describe_patients
+from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import count_rotations, split_of
 from brainseg.errors import ConfigError
@@ -144,6 +146,9 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     _check_splits(spec, data)
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
+    for job in spec.jobs()[: len(spec.variants)]:
+        if job.experiment.preprocess.own_filters:
+            apply_filters(data.image(0), job.experiment.preprocess)
     external = tuple(_read_predictions(args, spec, data, say))
     spec = spec.model_copy(update={"external": {one.name: one.patients for one in external}})
     sizes = _check_networks(spec.networks(), download=not args.plan)
@@ -348,8 +353,9 @@ def _check_networks(experiments: Sequence[Experiment], *, download: bool) -> dic
 
 def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
     """Make the paths of a user's code and splits absolute, and take the fingerprint of each."""
-    find: dict[str, Callable[[str], str]] = {
+    find: dict[str, Callable[[Any], Any]] = {
         "model.architecture": absolute,
+        "preprocess.filters": lambda names: [absolute(name) for name in names],
         "data.split": lambda path: str(Path(path).expanduser().resolve()) if "." in path else path,
     }
     experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
@@ -359,7 +365,8 @@ def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment
     }
     found = [experiment.replaced(changes) for changes in variants.values()]
     networks = [e.model.architecture for e in found if names_code(e.model)]
-    files = {name: fingerprint(name) for name in networks}
+    filters = [name for e in found for name in e.preprocess.own_filters]
+    files = {name: fingerprint(name) for name in (*networks, *filters)}
     splits = [Path(e.data.split) for e in found if "." in e.data.split]
     files |= {str(path): hash_file(path) for path in splits if path.is_file()}
     return replace(grid, variants=variants), experiment, files

@@ -31,9 +31,11 @@ from brainseg.data.about import About
 from brainseg.data.layouts import decode, natural_key
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
-from brainseg.errors import DataError
+from brainseg.errors import ConfigError, DataError
+from brainseg.plugins import LAYOUTS, describe, load
+from brainseg.storage.files import write_csv, write_text
 
-FILE = "dataset.yaml"
+FILE, MANIFEST = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MAX_SIDE = 4096
@@ -170,6 +172,59 @@ def read_description(root: Path) -> Description | None:
             hint = f"; did you mean {near[0]}?" if near else ""
             reason = f"unknown key{hint} Valid: {', '.join(Description.model_fields)}"
         raise DataError(f"{path}: {f'{key}: ' if key else ''}{reason}") from error
+
+
+def describe_by(reference: str, root: object) -> Path:
+    """Let a user's function find the files of a dataset; write its manifest and description.
+
+    The function runs once, here: what it found is data, which every command, process and machine
+    reads without running anything.
+
+    Args:
+        reference: Of `find(root: Path)`, which yields a dictionary per image or volume: `image`
+            (or a key per channel), `mask`, `patient`, and perhaps covariates. Paths are absolute
+            or relative to the root, and lie below it.
+        root: The dataset's folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: If the function cannot be loaded, fails or finds nothing.
+        DataError: If the folder is none, or has one of the files already.
+    """
+    if not isinstance(root, Path) or not root.expanduser().is_dir():
+        raise DataError(f"--layout needs --data with a folder of this machine, not {root}")
+    folder = root.expanduser().resolve()
+    if there := [name for name in (FILE, MANIFEST) if (folder / name).exists()]:
+        raise DataError(f"{folder / there[0]} is there already: move it away to write it again")
+    find = load(reference, LAYOUTS, "--layout")
+    try:
+        rows = [{str(k): v for k, v in row.items()} for row in find(folder)]
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"--layout {reference} fails: {describe(error)}") from error
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    if not rows or not {"mask", "patient"} <= set(keys):
+        raise ConfigError(
+            f"--layout {reference} gave {len(rows)} rows with the keys "
+            f"{', '.join(keys) or 'none'}; expected image (or one per channel), mask and patient"
+        )
+    lines = []
+    for row in rows:
+        line = {key: "" if row.get(key) is None else row[key] for key in keys}
+        for key, value in line.items():
+            if isinstance(value, Path):
+                path = folder / value
+                line[key] = path.relative_to(folder) if path.is_relative_to(folder) else path
+        lines.append(line)
+    write_csv(folder / MANIFEST, lines, keys)
+    text = (
+        f"# Written by --layout {Path(reference).name}. Complete it: docs/data.md.\n"
+        f'name: {folder.name}\nsource: ""\nlicence: ""\nmanifest: {MANIFEST}\n'
+        "channels: [pre-contrast, FLAIR, post-contrast]\n"
+    )
+    write_text(folder / FILE, text)
+    return folder
 
 
 def find_files(root: Path, description: Description) -> Files:

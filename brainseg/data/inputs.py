@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -281,7 +282,9 @@ def describe_preparation(experiment: Experiment) -> str:
         "percentile": [f"each volume's channels rescaled from percentile {low:g} to {high:g}"],
         "zscore": ["z-scores of each volume's channels"],
     }
-    words = intensities[config.intensities] + [about[name] for name in config.filters]
+    words = intensities[config.intensities] + [
+        about.get(name, f"the filter {Path(name).name}") for name in config.filters
+    ]
     words += ["cut to the brain"] if config.crop == "brain" else []
     return ", then ".join(words) or "no filters"
 

@@ -6,14 +6,18 @@ batches into floats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg.config import PreprocessConfig
+from brainseg.config import FILTERS, PreprocessConfig
+from brainseg.errors import ConfigError
+from brainseg.plugins import FILTERS as OWN_FILTERS
+from brainseg.plugins import describe, load
 
 _RESCALED = (0.5, 99.5)
 
@@ -27,6 +31,9 @@ def apply_filters(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray
 
     Returns:
         uint8 (H, W, C).
+
+    Raises:
+        ConfigError: If a user's own filter fails, or returns another shape or type.
     """
     shape = image.shape
     for name in config.filters:
@@ -40,8 +47,29 @@ def apply_filters(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray
             image = np.asarray(cv2.addWeighted(image, 1 + amount, blurred, -amount, 0), np.uint8)
         elif name == "laplacian":
             image = _subtract_laplacian(image)
+        elif name not in FILTERS:
+            image = _apply_own(image, name)
         image = image.reshape(shape)  # OpenCV drops an axis of length 1
     return image
+
+
+@lru_cache(maxsize=32)
+def _load_own(name: str) -> Callable[..., Any]:
+    return load(name, OWN_FILTERS, "preprocess.filters")
+
+
+def _apply_own(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    function = _load_own(name)
+    try:
+        filtered = np.asarray(function(image.copy()))
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"preprocess.filters: {name} fails: {describe(error)}") from error
+    if filtered.shape != image.shape or filtered.dtype != np.uint8:
+        raise ConfigError(
+            f"preprocess.filters: {name} returns {filtered.dtype} {filtered.shape} for uint8 "
+            f"{image.shape}; it must keep both"
+        )
+    return filtered
 
 
 def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.data.description import FILE as DESCRIPTION
+from brainseg.data.description import MANIFEST, describe_by
 from brainseg.data.slice_store import open_default
 from brainseg.explore.exploration import explore
 from brainseg.explore.page import write_page
@@ -46,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         help="write no page: say what is wrong with the dataset, file by file, and what is unused",
     )
     parser.add_argument(
+        "--layout",
+        metavar="FILE.py:FUNCTION",
+        help="write no page: let a function of yours find the images and masks of --data, and "
+        "write a manifest.csv and a dataset.yaml there, which all commands read",
+    )
+    parser.add_argument(
         "--seed",
         type=int,
         default=44,
@@ -56,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explore(args: argparse.Namespace) -> int:
+    if args.layout:
+        folder = describe_by(args.layout, args.data)
+        print(f"written: {folder / DESCRIPTION} and {folder / MANIFEST}; complete the first")
+        return FINISHED
     if args.check:
         return _check(args)
     with new_folder(args.out) as folder:
@@ -91,6 +103,7 @@ _EPILOG = """\
 examples:
   python -m brainseg.explore --data data/kaggle_3m
   python -m brainseg.explore --data DIR --check    what is wrong with a dataset of your own
+  python -m brainseg.explore --data DIR --layout ./mine.py:find
   python -m brainseg.explore --out phantoms        without data: generated phantoms, SYNTHETIC
 
 DIR receives explore.html, one page that opens offline; its figures in figures/; and all numbers in

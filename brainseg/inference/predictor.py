@@ -55,7 +55,7 @@ class Predictor:
 
     Raises:
         CheckpointError: If the weights do not fit the network that the header names, or the
-            network needs code that is not allowed.
+            network or a filter needs code that is not allowed.
         ConfigError: If the network cannot be built here.
     """
 
@@ -67,10 +67,12 @@ class Predictor:
         *,
         allow_code: bool = False,
     ) -> None:
-        if names_code(header.experiment.model) and not allow_code:
+        model, code = header.experiment.model, [*header.experiment.preprocess.own_filters]
+        code += [model.architecture] if names_code(model) else []
+        if code and not allow_code:
             raise CheckpointError(
                 f"the model needs code that is not part of this program: "
-                f"{header.experiment.model.architecture}. It would be run with your rights; if "
+                f"{', '.join(code)}. It would be run with your rights; if "
                 "you trust it, give --allow-code, or allow_code=True in Python"
             )
         self.header = header

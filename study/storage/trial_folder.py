@@ -171,7 +171,7 @@ def describe_job(job: TrialJob) -> Row:
         "fold": job.fold,
         "seed": job.seed,
         "network": job.experiment.network,
-        "filters": ", ".join(job.experiment.preprocess.filters) or "none",
+        "filters": job.experiment.filters,
         "size": job.experiment.data.size,
     }
 

@@ -92,7 +92,7 @@ class LiveCurves:
             "seed": self._job.seed,
             "network": experiment.network,
             "encoder weights": name_of(experiment.model.encoder_weights),
-            "filters": ", ".join(experiment.preprocess.filters) or "none",
+            "filters": experiment.filters,
             "augment strength": experiment.augment.strength,
             "lr stage 1": experiment.stages[0].learning_rate,
             "lr stage 2": experiment.stages[1].learning_rate,

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from brainseg import check
-from brainseg.config import Experiment
-from brainseg.data.slice_store import SliceStore
+from brainseg.cli import FINISHED, KNOWN_ERROR, USAGE
+from brainseg.config import Experiment, PreprocessConfig
+from brainseg.data.inputs import describe_preparation
+from brainseg.data.preprocess import apply_filters
+from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.errors import CheckpointError, ConfigError
+from brainseg.explore import __main__ as explore
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 from brainseg.plugins import absolute, fingerprint, load
@@ -96,3 +102,104 @@ def test_a_changed_file_is_another_network(mine: str) -> None:
 def test_a_faulty_reference_is_refused(mine: str, reference: str) -> None:
     with pytest.raises(ConfigError, match="expected FILE"):
         absolute(reference)
+
+
+FILTER = """
+import numpy as np
+
+
+def invert(image):
+    return 255 - image
+
+
+def noisy(image):
+    return np.random.default_rng().integers(0, 255, image.shape, np.uint8)
+
+
+def grey(image):
+    return image.mean(axis=2)
+"""
+
+
+def test_a_filter_from_a_file_is_one_among_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: SliceStore, tiny: Experiment
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(FILTER)
+    image, path = data.image(0), absolute("./mine.py:invert")
+    config = PreprocessConfig(filters=("median", path))
+    plain = apply_filters(image, PreprocessConfig(filters=("median",)))
+    assert np.array_equal(apply_filters(image, config), 255 - plain)
+    experiment = tiny.replaced({"preprocess.filters": [path], "stages.1.epochs": 1})
+    assert experiment.filters == "mine.py:invert"
+    assert "the filter mine.py:invert" in describe_preparation(experiment)
+    result = train_two_stage(experiment, data, compute=CPU)
+    saved = result.save(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"mine\.py:invert\. It would be run"):
+        Predictor.load(saved, CPU)
+    found = Predictor.load(saved, CPU, allow_code=True).probabilities([image])
+    assert np.array_equal(found[0], Predictor.of(result, CPU).probabilities([image])[0])
+    for name, words in (("grey", "returns float64"), ("absent", "has no attribute")):
+        bad = PreprocessConfig(filters=(absolute(f"./mine.py:{name}"),))
+        with pytest.raises(ConfigError, match=words):
+            apply_filters(image, bad)
+    with pytest.raises(ConfigError, match="did you mean median"):
+        tiny.replaced({"preprocess.filters": ["medain"]})
+
+
+@pytest.mark.parametrize(("name", "code"), [("invert", 0), ("noisy", 1)])
+def test_a_filter_is_checked_against_all_that_a_study_asks_of_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(FILTER)
+    flags = [
+        "--set",
+        "model.encoder=mobilenet_v2",
+        "--set",
+        f"preprocess.filters=[./mine.py:{name}]",
+    ]
+    assert check.main(flags) == code
+    out = capsys.readouterr().out
+    assert ("gives other bytes the second time" in out) == bool(code)
+
+
+LAYOUT = """
+def find(root):
+    for image in sorted(root.glob("scans/*/*_t2.png")):
+        patient = image.parent.name
+        yield {"image": image, "mask": image.parent / "seg.png", "patient": patient, "age": 40}
+
+
+def nothing(root):
+    return []
+"""
+
+
+def test_a_layout_from_a_file_becomes_a_list_that_needs_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(LAYOUT)
+    rng = np.random.default_rng(3)
+    for number in range(12):
+        folder = Path("set/scans") / f"p{number:02d}"
+        folder.mkdir(parents=True)
+        image = rng.integers(0, 255, (48, 48, 3), np.uint8)
+        cv2.imwrite(str(folder / "a_t2.png"), image)
+        cv2.imwrite(str(folder / "seg.png"), (image[:, :, 0] > 250).astype(np.uint8) * 255)
+    command = ["--data", "set", "--layout"]
+    assert explore.main([*command, "./mine.py:nothing"]) == USAGE
+    assert "gave 0 rows" in capsys.readouterr().err
+    assert explore.main([*command, "./mine.py:find"]) == FINISHED
+    Path("mine.py").unlink()
+    assert explore.main(["--data", "set", "--check"]) == FINISHED
+    assert "patients    12" in capsys.readouterr().out
+    dataset = open_dataset(Path("set"))
+    assert dataset.covariates["p03"] == {"age": "40"}
+    assert explore.main([*command, "./mine.py:find"]) == KNOWN_ERROR
+    assert "is there already" in capsys.readouterr().err
