@@ -112,10 +112,11 @@ examples:
   python -m brainseg.predict model.safetensors data/kaggle_3m/TCGA_CS_4942_19970222 --out predicted
   python -m brainseg.predict model.safetensors volume.nii.gz --out predicted --tta
 
-Images have three channels of uint8: pre-contrast, FLAIR, post-contrast. Volumes have them on the
-fourth axis. Filters and size are those of the model file. A file NAME_mask beside NAME is its true
-mask; scores are computed against it. DIR receives masks in the size and format of the inputs,
-outlines as PNG, each patient's masks as one stack, predictions.csv and patients.csv.
+Images have the channels that the model was trained with, such as pre-contrast, FLAIR and
+post-contrast; volumes have them on the fourth axis. Filters and size are those of the model file.
+A file NAME_mask beside NAME is its true mask; scores are computed against it. DIR receives masks
+in the size and format of the inputs, outlines as PNG, each patient's masks as one stack,
+predictions.csv and patients.csv.
 
 exit codes:
   0  all files are predicted

@@ -289,7 +289,7 @@ def read_patient(
     images: list[NDArray[Any]] = []
     masks: list[NDArray[np.uint8]] = []
     for item in items:
-        values, mask_values = _read_image(item, description), _read_values(item.mask)
+        values, mask_values = _read_image(item, description), read_values(item.mask)
         if values.shape[:3] != mask_values.shape[:3] or mask_values.ndim != 3:
             raise DataError(
                 f"{item.mask.name}: {_shape(mask_values)} (slices, rows, columns), but its image "
@@ -300,12 +300,12 @@ def read_patient(
         names += [f"{item.name}_{n + 1}" if several else item.name for n in range(len(values))]
         images += list(values)
         masks += list(mask)
-    return list(zip(names, _to_bytes(images), masks, strict=True))
+    return list(zip(names, to_bytes(images), masks, strict=True))
 
 
 def _read_image(item: Item, description: Description) -> NDArray[Any]:
     """The values of an item, (N, H, W, C)."""
-    parts = [_read_values(path) for path in item.images]
+    parts = [read_values(path) for path in item.images]
     if len(parts) > 1:
         for path, part in zip(item.images, parts, strict=True):
             if part.ndim != 3 or part.shape != parts[0].shape:
@@ -324,8 +324,12 @@ def _read_image(item: Item, description: Description) -> NDArray[Any]:
     return values
 
 
-def _read_values(path: Path) -> NDArray[Any]:
-    """The values of a file, (N, H, W) or (N, H, W, C); N is 1 for an image."""
+def read_values(path: Path) -> NDArray[Any]:
+    """Return the values of a file, (N, H, W) or (N, H, W, C); N is 1 for an image.
+
+    Raises:
+        DataError: If the file is damaged, too large, or has other than 8 or 16 bits.
+    """
     if path.name.lower().endswith(VOLUME_SUFFIXES):
         return open_volume(path).read_values()
     if not path.name.lower().endswith(_IMAGES):
@@ -354,7 +358,12 @@ def _to_mask(values: NDArray[Any], tumour: tuple[int, ...] | None, name: str) ->
     return (values > 0).astype(np.uint8)
 
 
-def _to_bytes(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
+def to_bytes(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
+    """Return the images of one patient as bytes, rescaled together unless all are bytes already.
+
+    Args:
+        images: (H, W, C) each.
+    """
     if all(image.dtype == np.uint8 for image in images):
         return [np.ascontiguousarray(image) for image in images]
     return rescale(images)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from brainseg.data.description import to_bytes
 from brainseg.data.layouts import natural_key
 from brainseg.demo.catalog import TrainedModel
 from brainseg.demo.render import PredictedSlice, render, render_patient, render_slice
@@ -56,8 +57,9 @@ class Handlers:
         if not image:
             return render("alert", ["There is no slice yet: upload one, or take an example."])
         try:
-            item = _read(Path(image), Path(mask) if mask else None)
-            return self._render(self._predict([item], first, second)[0])
+            channels = self._channels(first, second)
+            item = _read(Path(image), Path(mask) if mask else None, channels)
+            return self._render(self._predict(_as_bytes([item]), first, second)[0])
         except BrainsegError as error:
             return render("alert", [str(error)])
 
@@ -76,8 +78,10 @@ class Handlers:
             patient's scores.
         """
         try:
-            items, problems = _read_patient([Path(file) for file in files or []])
-            items = self._predict(items, first, second)
+            items, problems = _read_patient(
+                [Path(file) for file in files or []], self._channels(first, second)
+            )
+            items = self._predict(_as_bytes(items), first, second)
         except BrainsegError as error:
             return [], render("alert", [str(error)])
         html = render("alert", problems) if problems else ""
@@ -106,6 +110,18 @@ class Handlers:
     def _chosen(self, first: str, second: str) -> list[str]:
         return [name for name in dict.fromkeys((first, second)) if name in self.models]
 
+    def _channels(self, first: str, second: str) -> tuple[str, ...]:
+        """Return the channels that a slice must have.
+
+        Raises:
+            DataError: If the two models were trained on slices of different channels.
+        """
+        kinds = {tuple(self.models[name].header.channels) for name in self._chosen(first, second)}
+        if len(kinds) != 1:
+            names = " and ".join(", ".join(kind) for kind in sorted(kinds))
+            raise DataError(f"the two models take slices of different channels: {names}")
+        return kinds.pop()
+
     def _predict(
         self, items: list[PredictedSlice], first: str, second: str
     ) -> list[PredictedSlice]:
@@ -124,12 +140,19 @@ class Handlers:
         return render_slice(item, self._synthetic)
 
 
-def _read(image: Path, mask: Path | None) -> PredictedSlice:
-    pixels = read_user_image(image)
+def _as_bytes(items: Sequence[PredictedSlice]) -> list[PredictedSlice]:
+    images = to_bytes([item.image for item in items])
+    return [replace(item, image=image) for item, image in zip(items, images, strict=True)]
+
+
+def _read(image: Path, mask: Path | None, channels: Sequence[str]) -> PredictedSlice:
+    pixels = read_user_image(image, channels)
     return PredictedSlice(image.name, pixels, read_user_mask(mask, pixels) if mask else None, {})
 
 
-def _read_patient(paths: Sequence[Path]) -> tuple[list[PredictedSlice], list[str]]:
+def _read_patient(
+    paths: Sequence[Path], channels: Sequence[str]
+) -> tuple[list[PredictedSlice], list[str]]:
     """Read slices in natural order; return a sentence for each that cannot be used."""
     masks = {path.stem: path for path in paths if path.stem.endswith(MASK_ENDING)}
     images = sorted((p for p in paths if p.stem not in masks), key=lambda p: natural_key(p.name))
@@ -142,11 +165,11 @@ def _read_patient(paths: Sequence[Path]) -> tuple[list[PredictedSlice], list[str
     num_pixels = 0
     for path in images:
         try:
-            items.append(_read(path, masks.get(path.stem + MASK_ENDING)))
+            items.append(_read(path, masks.get(path.stem + MASK_ENDING), channels))
         except DataError as error:
             problems.append(str(error))
             continue
-        num_pixels += items[-1].image.size // 3
+        num_pixels += items[-1].image.size // len(channels)
         if num_pixels > MAX_PIXELS:
             raise DataError(f"more than {MAX_PIXELS:,} pixels together: upload fewer slices")
     if not items:

@@ -6,19 +6,22 @@ checked before the file is decoded, so that a small file cannot fill the memory.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from brainseg.data.about import CHANNELS
-from brainseg.data.layouts import decode, natural_key, patient_of, read_image, read_mask
+from brainseg.data.description import read_values, to_bytes
+from brainseg.data.layouts import natural_key, patient_of, read_image, read_mask
 from brainseg.data.nifti import VOLUME_SUFFIXES, Volume, open_volume
 from brainseg.errors import DataError
 
@@ -27,8 +30,6 @@ MASK_ENDING = "_mask"
 MIN_SIDE, MAX_SIDE = 32, 4096
 MAX_BYTES = 64 * 2**20
 
-_EXPECTED = {1: "L", 3: "RGB"}
-_NUMBERS = {1: "one channel", 3: "three channels"}
 _MODES = {
     "1": "one channel of one bit",
     "L": "one grey channel",
@@ -73,7 +74,7 @@ class Slices:
     """The content of a file.
 
     Attributes:
-        images: uint8 (H, W, 3) each, channels pre-contrast, FLAIR, post-contrast.
+        images: uint8 (H, W, C) each; from `read_scan` perhaps uint16, see `to_bytes`.
         masks: bool (H, W) each, True where tumour; None without a true mask.
         volume: The volume that the slices come from, or None.
     """
@@ -126,14 +127,25 @@ def read_batches(
     for scan in scans:
         is_new = not batch or batch[-1][0].patient != scan.patient
         if is_new and sum(len(slices.images) for _, slices in batch) >= size:
-            yield batch
+            yield _rescaled(batch)
             batch = []
         try:
             batch.append((scan, read_scan(scan, channels)))
         except DataError as error:
             problems.append(f"{scan.path.parent}/{error}")
     if batch:
-        yield batch
+        yield _rescaled(batch)
+
+
+def _rescaled(batch: Sequence[tuple[Scan, Slices]]) -> list[tuple[Scan, Slices]]:
+    """Turn values of 16 bits into bytes, those of a patient together, as the slice store does."""
+    found = []
+    for _, group in itertools.groupby(batch, key=lambda item: item[0].patient):
+        own = list(group)
+        images = iter(to_bytes([image for _, slices in own for image in slices.images]))
+        for scan, slices in own:
+            found.append((scan, replace(slices, images=[next(images) for _ in slices.images])))
+    return found
 
 
 def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS) -> Slices:
@@ -164,7 +176,7 @@ def count_slices(scan: Scan) -> int:
         return 1
 
 
-def read_user_image(path: Path, channels: Sequence[str] = CHANNELS) -> NDArray[np.uint8]:
+def read_user_image(path: Path, channels: Sequence[str] = CHANNELS) -> NDArray[Any]:
     """Check the header of an image file, then decode it.
 
     Args:
@@ -172,29 +184,35 @@ def read_user_image(path: Path, channels: Sequence[str] = CHANNELS) -> NDArray[n
         channels: Names of the channels that it must have.
 
     Returns:
-        uint8 (H, W, C).
+        uint8 (H, W, C), with other channels than the LGG dataset's perhaps uint16.
 
     Raises:
-        DataError: If it is not an image, is too large, or has other channels than these of uint8.
+        DataError: If it is not an image, is too large, or has other channels or types.
     """
     mode = _check_header(path)
-    if mode != _EXPECTED.get(len(channels)):
-        kind = _MODES.get(mode, "one channel of 16 bits" if mode.startswith("I;16") else mode)
+    if tuple(channels) == CHANNELS:
+        if mode != "RGB":
+            kind = _MODES.get(mode, "one channel of 16 bits" if mode.startswith("I;16") else mode)
+            raise DataError(
+                f"{path.name}: {kind}; expected three channels of uint8 ({', '.join(channels)})"
+            )
+        return read_image(path)
+    found: NDArray[Any] = read_values(path)[0]
+    values = found[..., None] if found.ndim == 2 else found
+    if values.shape[2] != len(channels):
         raise DataError(
-            f"{path.name}: {kind}; expected {_NUMBERS.get(len(channels), len(channels))} of uint8 "
+            f"{path.name}: {values.shape[2]} channels; expected {len(channels)} "
             f"({', '.join(channels)})"
         )
-    if len(channels) == 1:
-        return np.asarray(decode(path), np.uint8)[:, :, None]
-    return read_image(path)
+    return values
 
 
-def read_user_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def read_user_mask(path: Path, image: NDArray[Any]) -> NDArray[np.bool_]:
     """Check the header of the file of a true mask, then decode it.
 
     Args:
         path: The file.
-        image: uint8 (H, W, 3), the slice that the mask belongs to.
+        image: (H, W, C), the slice that the mask belongs to.
 
     Returns:
         bool (H, W), True where tumour.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from numpy.typing import NDArray
-from predictions import read_rows, run_predict
+from predictions import read_pixels, read_rows, run_predict
 
 from brainseg.config import Experiment
 from brainseg.data.patients import describe_patients
@@ -282,4 +282,37 @@ def test_files_of_another_dataset_are_predicted(
     assert len(read_rows(tmp_path / "out" / "predictions.csv")) == (30 if "images" in files else 3)
     _save(root / "rgb.png", np.zeros((40, 40, 3), np.uint8))
     assert run_predict(model, root / "rgb.png", out=tmp_path / "none") == 3
-    assert "expected one channel of uint8 (FLAIR)" in capsys.readouterr().err
+    assert "rgb.png: 3 channels; expected 1 (FLAIR)" in capsys.readouterr().err
+
+
+def _four_channels(root: Path) -> dict[str, Any]:
+    for patient in PATIENTS:
+        for number in range(3):
+            image, mask = _slice(patient, number)
+            four = np.dstack(
+                [image[..., 0], image[..., 0] // 2, 255 - image[..., 0], image[..., 0]]
+            )
+            _save(root / patient / f"{number}.png", four)
+            _save(root / patient / f"{number}_mask.png", mask)
+    return {
+        "images": "{patient}/{name}.png",
+        "masks": "{patient}/{name}_mask.png",
+        "channels": ["T1", "T1c", "T2", "FLAIR"],
+    }
+
+
+@pytest.mark.parametrize("write", [_sixteen_bits, _four_channels])
+def test_files_of_sixteen_bits_or_four_channels_are_predicted_as_the_study_scores_them(
+    write: Write, tmp_path: Path, tiny: Experiment
+) -> None:
+    data = open_dataset(_write(tmp_path / "data", write))
+    named = tiny.replaced({"data.channels": list(data.channels), "stages.1.epochs": 1})
+    result = train_two_stage(named, data, compute=CPU)
+    model = result.save(tmp_path / "model.safetensors")
+    patient = PATIENTS[0]
+    assert run_predict(model, data.root / patient, out=tmp_path / "out") == 0
+    members = [n for n, item in enumerate(data.slices) if item.patient == patient]
+    masks = Predictor.of(result, CPU).masks([data.image(index) for index in members])
+    for number, mask in enumerate(masks):
+        (path,) = (tmp_path / "out").rglob(f"{number}_mask.*")
+        assert np.array_equal(read_pixels(path) > 0, mask)

@@ -11,6 +11,7 @@ from predictions import read_pixels, run_predict
 from brainseg.config import Experiment, PreprocessConfig
 from brainseg.data.about import CHANNELS
 from brainseg.data.inputs import StoreInputs, Volume
+from brainseg.data.layouts import patient_of
 from brainseg.data.preprocess import apply_filters, detect_edges
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from brainseg.model.device import Compute
 from brainseg.training.trainer import train_two_stage
 
 CPU = Compute("cpu")
-SLOW = pytest.mark.slow
+SLOW = [pytest.mark.slow, pytest.mark.exhaustive]
 Images = list[NDArray[np.uint8]]
 
 KEYS: dict[str, dict[str, object]] = {
@@ -141,7 +142,9 @@ def test_prediction_from_files_is_what_the_study_scores(
     tested = predictor.part_indices(data, "test").tolist()
     counts = evaluate_model(predictor, data).test.counts[PLAIN]
     model = result.save(tmp_path / "model.safetensors")
-    assert run_predict(model, data.root, out=tmp_path / "out") == 0
+    patients = {data.slices[index].patient for index in tested}
+    folders = [path for path in data.root.iterdir() if patient_of(path.name) in patients]
+    assert run_predict(model, *folders, out=tmp_path / "out") == 0
     for index, (tp, fp, _, _) in zip(tested, counts.tolist(), strict=True):
         (path,) = (tmp_path / "out").rglob(f"{data.slices[index].name}_mask.tif")
         mask, true = read_pixels(path) > 0, data.mask(index) > 0
