@@ -97,7 +97,7 @@ def _compare(first: str, second: str, out: Path | None) -> int:
         facts=f"{len(results.matrix.patients)} patients that both studies tested",
         labels=results.labels,
         sentence=results.conclusion.sentence,
-        points=(*results.conclusion.caveats, *_seen_by_searches(one, other, results.matrix)),
+        points=(*results.points, *_seen_by_searches(one, other, results.matrix)),
         sections=[
             Section("specification", "How the studies differ", list(_describe(one, other))),
             *describe_findings(results, FigureWriter(results)),
@@ -206,6 +206,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         folder=folder,
         about={
             "synthetic": one.spec.synthetic,
+            "external": [f"{s.name}/{v}" for s in (one, other) for v in s.results.external],
             "weights": "; ".join(dict.fromkeys(str(about["weights"]) for about in abouts)),
         },
         split={},

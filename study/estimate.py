@@ -30,7 +30,8 @@ Line = tuple[str, str]
 
 _BYTES_PER_WEIGHT = 4
 _CHECKPOINTS_KEPT = 2
-_COPIES_PER_CHECKPOINT = 4  # weights, AdamW's two moments, and the best weights so far
+# Weights, AdamW's two moments, and the best weights so far; one more with a moving average.
+_COPIES_PER_CHECKPOINT = 4
 _PIXELS_PER_BYTE = 3  # packed probabilities of an untrained network; trained ones pack 10 a byte
 _SECONDS_PER_HOUR = 3600
 
@@ -61,15 +62,17 @@ def measure_disk(
     weights = [study.sizes[job.experiment.network] for job in jobs]
     exported = {job.variant: size for job, size in zip(jobs, weights, strict=True)}
     largest = sum(sorted(weights, reverse=True)[: resources.concurrent])
-    running = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * largest
+    averaged = any(job.experiment.optimizer.average_decay for job in jobs)
+    copies = (_CHECKPOINTS_KEPT + 1) * (_COPIES_PER_CHECKPOINT + averaged)
+    running = copies * largest
     # Three of the ten folds are validated and tested.
     maps = sum(3 * study.spec.slices // NUM_FOLDS * job.experiment.data.size**2 for job in jobs)
     needed = _BYTES_PER_WEIGHT * (sum(weights) + sum(exported.values()) + running)
     needed += maps // _PIXELS_PER_BYTE
     if study.spec.search is not None:
         trainings = study.spec.search.trainings * resources.concurrent
-        checkpoints = (_CHECKPOINTS_KEPT + 1) * _COPIES_PER_CHECKPOINT * trainings
-        needed = max(needed, _BYTES_PER_WEIGHT * checkpoints * max(study.sizes.values()))
+        checkpoints = _BYTES_PER_WEIGHT * copies * trainings
+        needed = max(needed, checkpoints * max(study.sizes.values()))
     return needed, shutil.disk_usage(existing).free
 
 

@@ -34,6 +34,7 @@ from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
 from study.storage.study_folder import default_name, read_spec, read_study, write_study
 from study.storage.sync import StudySync
+from study.storage.tables import EXTERNAL_TABLES, external_folder
 from study.storage.trial_folder import FAILURES, TrialFolder
 
 Say = Callable[[str], None]
@@ -66,8 +67,15 @@ class Study:
         """Return whether predictions were given that study.json does not have yet."""
         if not self.spec.external:
             return False
-        is_new = not (self.folder / "study.json").exists()
-        return is_new or read_spec(self.folder).external != self.spec.external
+        if not (self.folder / "study.json").exists():
+            return True
+        tables = [
+            external_folder(self.folder, name) / f"{table}.csv"
+            for name in self.spec.external
+            for table in EXTERNAL_TABLES
+        ]
+        is_known = read_spec(self.folder).external == self.spec.external
+        return not (is_known and all(path.exists() for path in tables))
 
     def num_open_candidates(self) -> int:
         """Return how many candidates of all searches have yet to end; 0 without a search."""
@@ -159,9 +167,15 @@ def _read_predictions(
     args: argparse.Namespace, spec: StudySpec, data: SliceStore, say: Say
 ) -> Iterator[ExternalVariant]:
     names = set(spec.variants)
+    splits = {job.experiment.data.split for job in spec.jobs()} | {spec.experiment.data.split}
+    if args.predictions and (len(splits) > 1 or spec.experiment.is_leaky):
+        raise ConfigError(
+            f"--predictions: the variants have the splits {', '.join(sorted(splits))}; other "
+            "tools' predictions are compared under one split by patient"
+        )
     for name, folder in args.predictions:
-        if name in names or name.startswith((WINNER, LEAKY)):
-            raise ConfigError(f"--predictions {name}={folder}: another variant has this name")
+        if name in names or name.startswith((WINNER, LEAKY, "checkpoints")):
+            raise ConfigError(f"--predictions {name}={folder}: this name is taken")
         names.add(name)
         found = score_external(name, folder, spec, data)
         say(f"Predictions of {name}: {len(found.patients)} test patients, from {folder}")
@@ -195,9 +209,10 @@ def write_facts(study: Study, resources: TrialResources) -> None:
         "gpus_per_trial": resources.gpus,
         "versions": versions(),
     }
-    write_study(study.folder, spec, facts)
+    # Before study.json, which says that they are there.
     for external in study.external:
         external.write(study.folder)
+    write_study(study.folder, spec, facts)
     (study.folder / "trials").mkdir(exist_ok=True)
     seed = experiment.data.split_seed
 

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,21 +53,24 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
     own: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(data.slices):
         own[item.patient].append(index)
+    shared = _shared_names(data)
     masks: dict[int, Mask] = {}
     problems: list[str] = []
     used: set[Path] = set()
     wanted = set(indices)
     for patient, members in own.items():
         needed = [index for index in members if index in wanted]
-        names = [data.slices[index].name for index in members]
-        volume = next((volumes[key] for key in _volume_keys(patient, names) if key in volumes), ())
+        keys = {_of_volume(data.slices[index].name) for index in members} - shared
+        names = [patient, *keys] if len(keys) == 1 else [patient]
+        volume = next((volumes[name] for name in names if name in volumes), ())
         if volume:
             used.update(volume)
             if needed:
                 _read_volume(volume, data, members, masks, problems)
             continue
         for index in members:
-            found = _of_patient(images.get(data.slices[index].name, []), patient)
+            name = data.slices[index].name
+            found = _choose(images.get(name, []), patient, is_shared=name in shared)
             used.update(found)
             if index in wanted:
                 _read_image(found, data, index, masks, problems)
@@ -103,21 +107,35 @@ def _find(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     return images, volumes
 
 
-def _volume_keys(patient: str, slices: Sequence[str]) -> list[str]:
-    """Return the names that a patient's volume may have; slices are named after theirs."""
-    of_slices = {re.sub(r"_\d+$", "", name) for name in slices}
-    return [patient, *of_slices] if len(of_slices) == 1 else [patient]
+def _shared_names(data: SliceStore) -> set[str]:
+    """Return the names of slices, and of volumes that they may come from, of two patients."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for item in data.slices:
+        for name in {item.name, _of_volume(item.name)}:
+            owners[name].add(item.patient)
+    return {name for name, patients in owners.items() if len(patients) > 1}
 
 
-def _of_patient(paths: Sequence[Path], patient: str) -> list[Path]:
-    if len(paths) < 2:
+def _of_volume(name: str) -> str:
+    """Return the name of the volume that a slice may come from."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def _choose(paths: Sequence[Path], patient: str, *, is_shared: bool) -> list[Path]:
+    """Return the masks of a patient's slice among the files of its name.
+
+    Args:
+        paths: The files.
+        patient: The patient.
+        is_shared: Whether another patient has a slice of this name.
+    """
+    if len(paths) < 2 and not is_shared:
         return list(paths)
-    parents = [
-        path for path in paths if patient in (path.parent.name, patient_of(path.parent.name))
-    ]
+    own = [path for path in paths if patient in (path.parent.name, patient_of(path.parent.name))]
+    if not own and not is_shared:
+        own = list(paths)
     # An input image may lie beside its mask.
-    marked = [path for path in parents or paths if path.stem.endswith(_MASK)]
-    return marked or parents or list(paths)
+    return [path for path in own if path.stem.endswith(_MASK)] or own
 
 
 def _read_image(
@@ -141,9 +159,8 @@ def _read_image(
     if values.shape != (height, width):
         shape = "x".join(map(str, values.shape))
         problems.append(f"{paths[0].name}: {shape}; the slice is {height}x{width}, one channel")
-    elif len(found := np.unique(values)) > 2 or (len(found) == 2 and found[0] != 0):
-        shown = ", ".join(map(str, found[:4]))
-        problems.append(f"{paths[0].name}: values {shown} ...; expected 0 and one other")
+    elif not _is_mask(values):
+        problems.append(f"{paths[0].name}: {_show(values)}; expected 0 and one other")
     else:
         masks[index] = values != 0
 
@@ -158,10 +175,26 @@ def _read_volume(
     if len(paths) != 1:
         problems.append(f"several volumes of one patient: {', '.join(map(str, paths))}")
         return
-    like = np.empty((len(members), *data.shapes[members[0]], 1), np.uint8)
+    shapes = {data.shapes[index] for index in members}
     try:
-        volume = open_volume(paths[0]).read_mask(like)
+        values = open_volume(paths[0]).read_values()
     except DataError as error:
         problems.append(str(error))
         return
-    masks.update(zip(members, volume, strict=True))
+    if len(shapes) > 1 or values.shape != (len(members), *data.shapes[members[0]]):
+        found = "x".join(map(str, values.shape))
+        expected = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
+        problems.append(f"{paths[0].name}: {found}; expected {len(members)} slices of {expected}")
+    elif not _is_mask(values):
+        problems.append(f"{paths[0].name}: {_show(values)}; expected 0 and one other")
+    else:
+        masks.update(zip(members, values != 0, strict=True))
+
+
+def _is_mask(values: NDArray[Any]) -> bool:
+    found = np.unique(values)
+    return len(found) < 2 or (len(found) == 2 and found[0] == 0)
+
+
+def _show(values: NDArray[Any]) -> str:
+    return f"values {', '.join(map(str, np.unique(values)[:4]))} ..."

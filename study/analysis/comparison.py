@@ -163,7 +163,7 @@ def compare(
         return Comparison(nothing, 0, (), (), decompose(matrix.without(external)))
     rng = np.random.default_rng(seed)
     draws = draw(len(matrix.patients), len(matrix.seeds), rng)
-    ranked, shared = _rankable(matrix)
+    ranked, shared = _rankable(matrix, external)
     order = _order(matrix, ranked, shared)
     ranks = _rank_probabilities(matrix, ranked, shared, draws)
     scored = [matrix.variants[v] for v in order if matrix.tested[v].any()]
@@ -178,10 +178,16 @@ def compare(
     )
 
 
-def _rankable(matrix: ScoreMatrix) -> tuple[list[int], NDArray[np.bool_]]:
-    """Return the variants with at least half of all tested cells, and the cells they share."""
+def _rankable(
+    matrix: ScoreMatrix, external: Collection[str]
+) -> tuple[list[int], NDArray[np.bool_]]:
+    """Return the variants with at least half of all tested cells, and the cells they share.
+
+    External variants have all cells, whatever failed here, and so do not say which there are.
+    """
     tested = matrix.tested
-    cells = tested.any(axis=0).sum()
+    trained = matrix.without(external).tested
+    cells = (trained if trained.any() else tested).any(axis=0).sum()
     ranked = [v for v, own in enumerate(tested) if own.sum() >= _MIN_SHARE * cells]
     return ranked, np.asarray(tested[ranked].all(axis=0) & bool(ranked))
 

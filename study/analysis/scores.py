@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
 from brainseg.metrics import dice
-from study.storage.trial_folder import Row
+from study.storage.trial_folder import EXTERNAL, Row
 
 Floats = NDArray[np.float64]
 
@@ -104,8 +104,9 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
         for rows in (scores, chain(trials, scores))
     )
     missing = tuple(trial for trial in planned if trial not in scored)
+    num_trials = len(planned) - sum(row.get("status") == EXTERNAL for row in trials)
     counts, dice, hd95 = values[..., :4], values[..., 4], values[..., 5]
-    return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, len(planned), missing)
+    return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, num_trials, missing)
 
 
 def _values(row: Row) -> list[float]:

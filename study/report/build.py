@@ -112,6 +112,6 @@ def print_rows(
 
 
 def _shorten(column: str, value: str) -> str:
-    if column != "Dice/patient":
+    if column not in ("variant", "Dice/patient"):
         value = value.partition(" (")[0]
     return f"{float(value):.3f}" if re.fullmatch(r"\d\.\d{4}", value) else value

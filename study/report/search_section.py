@@ -60,6 +60,7 @@ def describe_search(results: StudyResults, figures: FigureWriter) -> list[Sectio
     if not results.about.get("search"):
         return []
     sections = []
+    parts = _compare_parts(results)
     for spec in read_spec(results.folder).searches:
         rows, group = read_leaderboard(results.folder, spec), _group(spec)
         if not rows:
@@ -68,11 +69,11 @@ def describe_search(results: StudyResults, figures: FigureWriter) -> list[Sectio
         blocks = [
             *_summary(spec, rows, params),
             *_best(results, spec, rows, params),
-            *_winner(results, group),
+            *_winner(results, group, parts),
             *_early_stopping(results, spec, rows),
             *_figures(results, spec, rows, params, figures),
         ]
-        name = f"search-{group}".rstrip("-")
+        name = f"search-{group}" if group else "search"
         sections.append(Section(name, f"Search{group and f' of {group}'}", blocks))
     return sections
 
@@ -190,25 +191,43 @@ def _shorten(text: str) -> str:
         return text or NONE
 
 
-def _winner(results: StudyResults, group: str) -> Iterator[Block]:
+def _compare_parts(results: StudyResults) -> dict[str, Sequence[Pair]]:
+    """Compare all variants on all test patients and on those new to the search.
+
+    Returns:
+        Part of the patients -> pairs; empty without winners.
+    """
+    splits = results.split.get("search", [])
+    if not splits or not any(map(parse_winner, results.matrix.variants)):
+        return {}
+    judges, seen = patients_of(splits)
+    everyone = set(results.matrix.patients)
+    parts = {
+        "all": everyone,
+        "not used to judge candidates": everyone - judges,
+        "never seen by the search": everyone - seen,
+    }
+    return {
+        part: compare(restrict(results.matrix, patients), external=results.external).pairs
+        for part, patients in parts.items()
+    }
+
+
+def _winner(
+    results: StudyResults, group: str, parts: Mapping[str, Sequence[Pair]]
+) -> Iterator[Block]:
     """Compare the retrained winner on all test patients and on those new to the search."""
     found = {name: parse_winner(name) for name in results.matrix.variants}
     winners = [name for name, winner in found.items() if winner and winner[0] == group]
-    splits = results.split.get("search", [])
-    if not winners or not splits:
+    if not winners or not parts:
         return
     winner = winners[-1]  # winners of earlier searches precede it
-    judges, seen = patients_of(splits)
-    everyone = set(results.matrix.patients)
-    rows = []
-    for part, patients in (
-        ("all", everyone),
-        ("not used to judge candidates", everyone - judges),
-        ("never seen by the search", everyone - seen),
-    ):
-        for pair in compare(restrict(results.matrix, patients)).pairs:
-            if winner in (pair.first, pair.second):
-                rows.append(_pair_row(winner, part, pair))
+    rows = [
+        _pair_row(winner, part, pair)
+        for part, pairs in parts.items()
+        for pair in pairs
+        if winner in (pair.first, pair.second)
+    ]
     if rows:
         yield Table(
             f"{winner}, trained in full with other seeds than in the search: difference from each "
@@ -298,7 +317,7 @@ def _figures(
     with matplotlib.rc_context(STYLE | _OPTUNA_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
         study = to_optuna(spec, params, finals, curves)
-        prefix = f"search_{_group(spec)}".rstrip("_")
+        prefix = f"search_{_group(spec)}" if _group(spec) else "search"
         yield from _progress_figures(study, spec.halving.rungs(), prefix, figures)
         if varied and any(score is not None for score in scores):
             study = to_optuna(spec, params, scores)

@@ -398,6 +398,9 @@ def _checked_search(
     """Check what a grid's searches are per, and find the file of their space."""
     if search is None:
         return None
+    reserved = [n for n in variants if search.per and n.startswith(("checkpoints", "candidates"))]
+    if reserved:
+        raise ConfigError(f"search: a variant named {reserved[0]} cannot have a search of its own")
     if search.per not in (None, PER_VARIANT):
         without = [name for name in variants if search.per not in factors.get(name, {})]
         known = dict.fromkeys(factor for levels in factors.values() for factor in levels)

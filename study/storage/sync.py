@@ -25,7 +25,7 @@ _OF_TRIALS = ("trials/*", "search/candidates/*", "search/*/candidates/*")
 _CHECKPOINTS = "*/checkpoints*/*"
 _WORKERS_ONLY = (_CHECKPOINTS, "trials/*/model.safetensors", "tensorboard/*")
 _NEVER_SENT = ("tune/*",)
-_SENT_LAST = ("*/manifest.json", "*/result.json")
+_SENT_LAST = ("*/manifest.json", "*/result.json", "study.json")
 
 
 class StudySync:
@@ -235,7 +235,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _by_rank(names: Iterable[str], *, reverse: bool = False) -> list[list[str]]:
     """Group names so that those that say that others are complete come last."""
-    ranks: list[list[str]] = [[], [], []]
+    ranks: list[list[str]] = [[] for _ in range(1 + len(_SENT_LAST))]
     for name in names:
         rank = next((n for n, p in enumerate(_SENT_LAST, 1) if fnmatch.fnmatch(name, p)), 0)
         ranks[rank].append(name)

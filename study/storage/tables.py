@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from brainseg.errors import StudyError
 from brainseg.storage.files import read_csv, write_atomically, write_csv
 from study.spec.trial_job import TrialJob
 from study.storage.trial_folder import (
@@ -81,6 +82,10 @@ def _read_external(
 
     def read(name: str) -> list[Row]:
         rows = read_csv(folder / f"{name}.csv")
+        if not rows:
+            raise StudyError(
+                f"{folder / name}.csv has no rows: give --predictions {variant}=DIR again"
+            )
         return [{**row, "variant": variant, "seed": seed} for seed in seeds for row in rows]
 
     for name in EXTERNAL_TABLES.keys() & TABLES.keys():

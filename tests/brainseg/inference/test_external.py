@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from brainseg.data.slice_store import SliceStore
+from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.errors import DataError
 from brainseg.inference.external import read_external
 
@@ -96,3 +96,43 @@ def test_slices_of_one_name_are_told_apart_by_their_patients_folder(
     assert "elsewhere" in "".join(caught.value.problems)
     (tmp_path / "elsewhere" / f"{item.name}.png").unlink()
     assert np.array_equal(read_external(tmp_path, data, [0])[0], mask)
+
+
+def test_a_mask_is_never_taken_for_another_patients(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    root = tmp_path / "data"
+    for patient in ("A", "B", "C"):
+        for number in range(3):
+            image = rng.integers(0, 255, (32, 40), np.uint8)
+            (root / "images" / patient).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / "images" / patient / f"slice_{number}.png"), image)
+            _write(root / "masks" / patient / f"slice_{number}.png", image > 200)
+    (root / "dataset.yaml").write_text(
+        "images: images/{patient}/{name}.png\nmasks: masks/{patient}/{name}.png\nchannels: [T2]\n"
+    )
+    data = open_dataset(root)
+    everything = range(len(data.slices))
+    for name, kind in (
+        ("one", "A/slice_{}.png"),
+        ("flat", "slice_{}.png"),
+        ("volume", "slice.nii.gz"),
+    ):
+        folder = tmp_path / name
+        for number in range(3):
+            if kind.endswith("png"):
+                _write(folder / kind.format(number), np.ones((32, 40), bool))
+        if kind.endswith("gz"):
+            folder.mkdir()
+            volume = np.ones((40, 32, 3), np.uint8)
+            nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), folder / kind)
+        with pytest.raises(DataError) as caught:
+            read_external(folder, data, everything)
+        assert sum(": no mask" in text for text in caught.value.problems) == (
+            6 if name == "one" else 9
+        )
+    for patient in ("A", "B", "C"):
+        volume = rng.integers(0, 2, (40, 32, 3), np.uint8) * 2
+        path = tmp_path / "own" / f"{patient}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), path)
+    assert len(read_external(tmp_path / "own", data, everything)) == 9

@@ -421,3 +421,16 @@ def test_equal_variants_are_seldom_shown_to_differ(
     text = f"a difference shown {np.mean(claims):.1%}, by p alone {np.mean(rejections):.1%}"
     print(f"\n4 equal variants, 40 patients, {num_seeds} seeds, runs {run}: {text}")
     assert np.mean(claims) <= most
+
+
+def test_an_external_variant_does_not_unrank_those_that_were_trained() -> None:
+    """It has all seeds; two of three seeds failed for the others."""
+    lost = [NAN] * 4
+    trained = [[0.9, 0.8, 0.85, 0.9], lost, lost]
+    external = [[0.6, 0.7, 0.5, 0.6]] * 3
+    matrix = matrix_of([trained, external])
+    assert not compare(matrix).variants[1].ranks
+    found = compare(matrix, external=["b"])
+    assert [item.variant for item in found.variants] == ["a", "b"]
+    assert all(item.ranks for item in found.variants)
+    assert np.isnan(found.variance["variant"])  # one trained variant is left

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from brainseg.config import Experiment
-from brainseg.storage.files import read_csv, write_text
+from brainseg.errors import StudyError
+from brainseg.storage.files import read_csv, write_csv, write_text
+from study.analysis.scores import read_matrix
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
-from study.storage.tables import collect
+from study.storage.tables import EXTERNAL_TABLES, collect, external_folder
 from study.storage.trial_folder import TABLES, Row, TrialFolder
 
 JOBS = StudySpec(
@@ -85,3 +87,27 @@ def test_a_half_written_result_is_no_result(study: Path) -> None:
     path = study / JOBS[0].path / "result.json"
     path.write_text(path.read_text()[:40])
     assert not TrialFolder(path.parent).is_finished()
+
+
+def test_an_external_variant_has_a_row_per_fold_and_seed_or_is_missed(study: Path) -> None:
+    with pytest.raises(StudyError, match="give --predictions nn=DIR again"):
+        collect(study, JOBS, ["nn"])
+    folder = external_folder(study, "nn")
+    folder.mkdir(parents=True)
+    counts = {"fold": 0, "patient": "p1", "TP": 1, "FP": 0, "FN": 1, "TN": 9, "Dice": 2 / 3}
+    for name, row in (
+        ("trials", {"fold": 0, "test_dice_global": 2 / 3}),
+        ("scores", counts),
+        ("slices", {**counts, "slice": "p1_1", "tumour_pixels": 2}),
+    ):
+        write_csv(folder / f"{name}.csv", [row], EXTERNAL_TABLES[name])
+    rows = collect(study, JOBS, ["nn"])
+    assert [(r["variant"], r["seed"], r["status"]) for r in rows[4:]] == [
+        ("nn", 44, "external"),
+        ("nn", 45, "external"),
+    ]
+    scores = [row for row in read_csv(study / "scores.csv") if row["variant"] == "nn"]
+    assert [(row["seed"], row["TP"]) for row in scores] == [("44", "1"), ("45", "1")]
+    matrix = read_matrix(read_csv(study / "scores.csv"), read_csv(study / "trials.csv"))
+    assert matrix.num_trials == 4
+    assert matrix.without(["nn"]).variants == ("raw-lite0", "preprocessed-lite0")
