@@ -14,10 +14,8 @@ from brainseg.config import NUM_FOLDS, DataConfig
 from brainseg.data.about import CHANNELS
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import SliceStore
-from brainseg.errors import DataError
 from brainseg.explore.measurements import (
     AIR,
-    SEQUENCES,
     Covariate,
     Measurements,
     compare_covariates,
@@ -97,19 +95,15 @@ def explore(data: SliceStore, seed: int) -> Exploration:
         seed: The seed of the random samples.
 
     Raises:
-        DataError: If its data.csv cannot be used, or its slices have several sizes or other than
-            three channels.
+        DataError: If its data.csv cannot be used.
     """
-    if len(set(data.shapes)) > 1 or data.image(0).shape[2] != len(CHANNELS):
-        raise DataError(
-            f"the page shows slices of one size with three channels; {data.root} has "
-            f"{len(set(data.shapes))} sizes and {len(data.channels)} channels. --check describes "
-            "any dataset"
-        )
     table = read_patient_table(data.root / "data.csv")
     found = measure_slices(data)
     patients = pd.DataFrame(describe_patients(data))
-    patients["tumour_share"] = patients["tumour_pixels"] / (patients["slices"] * data.size**2)
+    owner = pd.Series([item.patient for item in data.slices])
+    sizes = pd.Series([height * width for height, width in data.shapes]).groupby(owner).sum()
+    pixels = patients["patient"].map(sizes)
+    patients["tumour_share"] = patients["tumour_pixels"] / pixels
     by_patient = patients.set_index("patient")
     columns = by_patient[["site"]]
     if len(table):
@@ -140,12 +134,15 @@ def describe_dataset(data: SliceStore, found: Measurements, patients: pd.DataFra
         "fingerprint": data.fingerprint,
         "synthetic": data.synthetic,
         "side": data.size,
+        "sizes": len(set(data.shapes)),
         "patients": len(patients),
         "slices": num_slices,
         "tumour_slices": num_tumour,
         "tumour_free_slices": num_slices - num_tumour,
         "tumour_slice_share": num_tumour / num_slices,
-        "tumour_pixel_share": float(found.tumour_areas.sum() / (num_slices * data.size**2)),
+        "tumour_pixel_share": float(
+            found.tumour_areas.sum() / sum(height * width for height, width in data.shapes)
+        ),
         "slices_per_patient": _distribution(patients["slices"]),
         "sites": sites.value_counts().sort_index().to_dict(),
         "missing": patients["missing"].value_counts().sort_index().to_dict(),
@@ -158,7 +155,7 @@ def describe_dataset(data: SliceStore, found: Measurements, patients: pd.DataFra
                 "mean": float(found.means[:, channel].mean()),
                 "spread": float(found.spreads[:, channel].mean()),
             }
-            for channel, name in enumerate(SEQUENCES)
+            for channel, name in enumerate(found.channels)
         },
     }
 
@@ -170,7 +167,8 @@ def summarise_in_words(
     sentences = [*_on_classes(card), *_on_size(card)]
     if found.has_tumour.any():
         sentences += [_on_position(found), _on_contrast(found)]
-    sentences += [_on_sequences(card), _on_splits(splits)]
+    sentences += [_on_sequences(card)] if found.channels == CHANNELS else []
+    sentences.append(_on_splits(splits))
     tested = [covariate for covariate in covariates if covariate.test]
     if tested:
         related = [c.name for c in tested if c.adjusted < _SIGNIFICANCE]
@@ -235,7 +233,7 @@ def _on_position(found: Measurements) -> str:
 def _on_contrast(found: Measurements) -> str:
     levels = np.arange(256)
     ratios = []
-    for channel, name in enumerate(SEQUENCES):
+    for channel, name in enumerate(found.channels):
         tumour = found.tumour_histogram[channel]
         tissue = np.where(levels >= AIR, found.tissue_histogram[channel], 0)
         inside = float(tumour @ levels / max(tumour.sum(), 1))

@@ -17,8 +17,8 @@ from brainseg.data.augment import Augmenter
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS
-from brainseg.explore.measurements import AIR, SEQUENCES, Covariate, Measurements
-from brainseg.inference.overlay import FLAIR, TRUE, draw_outlines
+from brainseg.explore.measurements import AIR, Covariate, Measurements
+from brainseg.inference.overlay import TRUE, draw_outlines
 
 Row = dict[str, Any]
 
@@ -104,7 +104,7 @@ def draw_positions(data: SliceStore, found: Measurements) -> Figure:
     """Draw where tumours are: pixels, centres of mass, and positions in the stack of slices."""
     figure, (left, middle, right) = _subplots(3.6, 1, 3)
     for axis in (left, middle):
-        axis.imshow(found.mean_flair, cmap="gray")
+        axis.imshow(found.mean_image, cmap="gray")
         axis.set(xticks=[], yticks=[])
     share = 100 * found.heat / max(int(found.has_tumour.sum()), 1)
     heat = left.imshow(np.ma.masked_less(share, share.max() / 50), cmap="inferno", alpha=0.75)
@@ -127,13 +127,14 @@ def draw_positions(data: SliceStore, found: Measurements) -> Figure:
 
 def draw_intensities(found: Measurements) -> Figure:
     """Draw the levels of tumour pixels and of the rest of the head, per sequence."""
-    figure, axes = _subplots(3.2, 1, 3, sharey=True)
+    figure, axes = _subplots(3.2, 1, len(found.channels), squeeze=False, sharey=True)
+    axes = axes[0]
     levels = np.arange(AIR, 256)
     kinds = (
         (found.tissue_histogram, _FREE, "rest of the head"),
         (found.tumour_histogram, _TUMOUR, "tumour"),
     )
-    for channel, (axis, name) in enumerate(zip(axes, SEQUENCES, strict=True)):
+    for channel, (axis, name) in enumerate(zip(axes, found.channels, strict=True)):
         for histogram, colour, label in kinds:
             counts = histogram[channel, AIR:]
             shares = 100 * counts / max(int(counts.sum()), 1)
@@ -147,9 +148,10 @@ def draw_intensities(found: Measurements) -> Figure:
 
 def draw_slice_intensities(found: Measurements) -> Figure:
     """Draw mean and spread of each slice, per sequence, with and without tumour."""
-    figure, axes = _subplots(3.4, 1, 3, sharex=True, sharey=True)
+    figure, axes = _subplots(3.4, 1, len(found.channels), squeeze=False, sharex=True, sharey=True)
+    axes = axes[0]
     tumour = found.has_tumour
-    for channel, (axis, name) in enumerate(zip(axes, SEQUENCES, strict=True)):
+    for channel, (axis, name) in enumerate(zip(axes, found.channels, strict=True)):
         for kind, colour, label in ((~tumour, _FREE, "without tumour"), (tumour, _TUMOUR, "with")):
             x, y = found.means[kind, channel], found.spreads[kind, channel]
             axis.scatter(x, y, s=5, alpha=0.4, color=colour, linewidths=0, label=label)
@@ -245,12 +247,13 @@ def draw_augmentation(data: SliceStore, index: int, seed: int) -> Figure:
     return figure
 
 
-def draw_preprocessing(data: SliceStore, index: int) -> Figure:
-    """Draw one slice raw and preprocessed at several clip limits, with the levels of its FLAIR.
+def draw_preprocessing(data: SliceStore, index: int, shown: int) -> Figure:
+    """Draw one slice raw and preprocessed at several clip limits, with a channel's levels.
 
     Args:
         data: The dataset.
         index: The slice.
+        shown: Index of the channel.
     """
     raw = data.image(index)
     pictures = [("raw", raw)]
@@ -259,16 +262,19 @@ def draw_preprocessing(data: SliceStore, index: int) -> Figure:
         name = f"clip limit {limit:g}" + (" (protocol)" if limit == 3 else "")
         pictures.append((name, apply_filters(raw, config)))
     # The peak of tissue: that of air, at the left edge, would flatten all others.
-    highest = 2 * np.bincount(raw[:, :, FLAIR].ravel(), minlength=256)[3 * AIR :].max()
+    highest = 2 * np.bincount(raw[:, :, shown].ravel(), minlength=256)[3 * AIR :].max()
     figure, axes = _grid(3, len(pictures))
     for column, (name, picture) in enumerate(pictures):
-        _show(axes[0, column], picture)
-        _show(axes[1, column], picture[:, :, FLAIR])
-        levels = np.bincount(picture[:, :, FLAIR].ravel(), minlength=256)
+        # Three channels as red, green and blue; others by their first.
+        _show(axes[0, column], picture if picture.shape[2] == 3 else picture[:, :, 0])
+        _show(axes[1, column], picture[:, :, shown])
+        levels = np.bincount(picture[:, :, shown].ravel(), minlength=256)
         axes[2, column].fill_between(np.arange(AIR, 256), levels[AIR:], color=_FREE)
         axes[2, column].set(xlim=(AIR, 255), ylim=(0, highest), yticks=[], xlabel="level")
         axes[0, column].set_title(name, fontsize=8)
-    for axis, name in zip(axes[:, 0], ("three sequences", "FLAIR", "FLAIR levels"), strict=True):
+    first = "three channels" if raw.shape[2] == 3 else data.channels[0]
+    rows = (first, data.channels[shown], f"{data.channels[shown]} levels")
+    for axis, name in zip(axes[:, 0], rows, strict=True):
         axis.set_ylabel(name, fontsize=9)
     return figure
 

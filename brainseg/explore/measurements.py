@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
+from brainseg.data.about import CHANNELS
 from brainseg.data.layouts import natural_key
-from brainseg.data.patients import missing_sequences
+from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
 from brainseg.inference.overlay import FLAIR
 from brainseg.storage.files import read_csv
 
-SEQUENCES = ("pre-contrast", "FLAIR", "post-contrast")
 AIR = 10
 """Levels below this are air and noise around the head; comparisons of tissue leave them out."""
 
@@ -38,29 +38,35 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurements:
-    """Measurements of N slices of S x S pixels.
+    """Measurements of N slices of C channels, each within a square of S x S pixels.
+
+    S is the longest side of any slice; smaller slices lie in the middle of the square.
 
     Attributes:
+        channels: Names of the C channels.
+        shown: Index of the channel that pictures show: FLAIR of three, else the first.
         slices: A row per slice in the order of the store: name, patient, tumour_pixels; x and y,
             the tumour's centre of mass as a fraction of the side, NaN without tumour; outside, the
             tumour pixels without any signal; missing, the sequences that are a copy of FLAIR,
             empty for a black slice; digest, of the image's pixels.
         components: A row per connected part of a mask, pixels that touch at a corner included: the
-            index of its slice; area, left, top, width and height in pixels.
-        histograms: uint32 (N, 3, 256), pixels per level of each sequence.
-        tumour_histogram: int64 (3, 256), of the tumour pixels of all slices.
-        tissue_histogram: int64 (3, 256), of the other pixels of the slices with tumour.
+            index of its slice; area, left, top, width and height in pixels of the slice.
+        histograms: uint32 (N, C, 256), pixels per level of each channel.
+        tumour_histogram: int64 (C, 256), of the tumour pixels of all slices.
+        tissue_histogram: int64 (C, 256), of the other pixels of the slices with tumour.
         heat: int64 (S, S), the number of masks that hold each pixel.
-        mean_flair: float64 (S, S), the mean level of FLAIR, from 0 to 255.
+        mean_image: float64 (S, S), the mean level of the shown channel, from 0 to 255.
     """
 
+    channels: tuple[str, ...]
+    shown: int
     slices: pd.DataFrame
     components: pd.DataFrame
     histograms: NDArray[np.uint32]
     tumour_histogram: NDArray[np.int64]
     tissue_histogram: NDArray[np.int64]
     heat: NDArray[np.int64]
-    mean_flair: NDArray[np.float64]
+    mean_image: NDArray[np.float64]
 
     @property
     def has_tumour(self) -> NDArray[np.bool_]:
@@ -74,28 +80,31 @@ class Measurements:
 
     @property
     def means(self) -> NDArray[np.float64]:
-        """float64 (N, 3), the mean level of each sequence over the whole slice."""
+        """float64 (N, C), the mean level of each channel over the whole slice."""
         means = self.histograms @ np.arange(256) / self.histograms.sum(axis=2)
         return np.asarray(means, np.float64)
 
     @property
     def spreads(self) -> NDArray[np.float64]:
-        """float64 (N, 3), the standard deviation of the levels over the whole slice."""
+        """float64 (N, C), the standard deviation of the levels over the whole slice."""
         squares = self.histograms @ np.arange(256.0) ** 2 / self.histograms.sum(axis=2)
         return np.asarray(np.sqrt(np.maximum(squares - self.means**2, 0)), np.float64)
 
 
 def measure_slices(data: SliceStore) -> Measurements:
     """Measure all slices in one pass over the slice store, with a progress bar."""
-    heat, flair = np.zeros((2, data.size, data.size), np.int64)
+    heat, total = np.zeros((2, data.size, data.size), np.int64)
+    shown = FLAIR if len(data.channels) == len(CHANNELS) else 0
     rows, components, histograms, tumour_histograms = [], [], [], []
     for index, (row, parts, histogram, tumour_histogram) in enumerate(_measure_all(data)):
         rows.append(row)
         components += parts
         histograms.append(histogram)
         tumour_histograms.append(tumour_histogram)
-        flair += data.pixels[index, :, :, FLAIR]
-        heat += data.pixels[index, :, :, 3]
+        (height, width), (top, left) = data.shapes[index], _corner(data, index)
+        within = slice(top, top + height), slice(left, left + width)
+        total[within] += data.image(index)[:, :, shown]
+        heat[within] += data.mask(index)
     slices, counts = pd.DataFrame(rows), np.stack(histograms)
     tumour = np.stack(tumour_histograms).sum(axis=0, dtype=np.int64)
     with_tumour = counts[slices["tumour_pixels"].to_numpy() > 0].sum(axis=0, dtype=np.int64)
@@ -107,7 +116,9 @@ def measure_slices(data: SliceStore) -> Measurements:
         tumour_histogram=tumour,
         tissue_histogram=with_tumour - tumour,
         heat=heat,
-        mean_flair=flair / len(data.slices),
+        mean_image=total / len(data.slices),
+        channels=data.channels,
+        shown=shown,
     )
 
 
@@ -124,6 +135,12 @@ def _measure_all(data: SliceStore) -> Iterator[_Measured]:
         )
 
 
+def _corner(data: SliceStore, index: int) -> tuple[int, int]:
+    """Return the rows above and the columns to the left of a slice in its square."""
+    height, width = data.shapes[index]
+    return (data.size - height) // 2, (data.size - width) // 2
+
+
 def _measure(data: SliceStore, index: int) -> _Measured:
     """Return a slice's row, its components, its histograms and those of its tumour."""
     item, image, mask = data.slices[index], data.image(index), data.mask(index)
@@ -134,14 +151,15 @@ def _measure(data: SliceStore, index: int) -> _Measured:
         "x": np.nan,
         "y": np.nan,
         "outside": 0,
-        "missing": missing_sequences(image) if image.any() else "",
+        "missing": missing_in(data, index) if image.any() else "",
         "digest": hashlib.blake2b(image.tobytes(), digest_size=16).digest(),
     }
     if not item.tumour_pixels:
-        return row, [], _histograms(image, None), np.zeros((3, 256), np.uint32)
+        return row, [], _histograms(image, None), np.zeros((image.shape[2], 256), np.uint32)
     moments = cv2.moments(mask, binaryImage=True)
     x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
-    row |= {"x": (x + 0.5) / data.size, "y": (y + 0.5) / data.size}
+    top, left = _corner(data, index)
+    row |= {"x": (x + left + 0.5) / data.size, "y": (y + top + 0.5) / data.size}
     row["outside"] = int((image.max(axis=2)[mask > 0] == 0).sum())
     boxes = cv2.connectedComponentsWithStats(mask, connectivity=8)[2][1:]
     parts = [
@@ -152,7 +170,10 @@ def _measure(data: SliceStore, index: int) -> _Measured:
 
 
 def _histograms(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> NDArray[np.uint32]:
-    parts = [cv2.calcHist([image], [channel], mask, [256], [0, 256]) for channel in range(3)]
+    parts = [
+        cv2.calcHist([image], [channel], mask, [256], [0, 256])
+        for channel in range(image.shape[2])
+    ]
     return np.stack([part.ravel() for part in parts]).astype(np.uint32)
 
 

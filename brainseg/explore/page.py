@@ -97,7 +97,8 @@ def list_figures(exploration: Exploration) -> list[FigureSpec]:
     patients, seed = exploration.patients, exploration.seed
     example = figures.choose_example(data)
     name = data.slices[example].name
-    outline = "The true mask is outlined in blue over FLAIR, whose brightest pixels are white."
+    shown = found.channels[found.shown]
+    outline = f"The true mask is outlined in blue over {shown}, whose brightest pixels are white."
     specs = [
         FigureSpec(
             "samples",
@@ -143,7 +144,7 @@ def list_figures(exploration: Exploration) -> list[FigureSpec]:
             "Positions",
             "Heat map of tumour pixels over the mean head, centres of mass, and positions along "
             "the stack of slices",
-            "The grey head is the mean FLAIR of all slices, its front at the top.",
+            f"The grey head is the mean {shown} of all slices, its front at the top.",
             lambda: figures.draw_positions(data, found),
         ),
         FigureSpec(
@@ -171,10 +172,10 @@ def list_figures(exploration: Exploration) -> list[FigureSpec]:
             "preprocessing",
             "Preprocessing",
             "One slice raw and after median filter and CLAHE at five clip limits, with the "
-            "histograms of its FLAIR levels",
-            f"{name}. Each clip limit follows a median filter of 3 x 3. The three sequences are "
-            "shown as red, green and blue.",
-            lambda: figures.draw_preprocessing(data, example),
+            f"histograms of its {shown} levels",
+            f"{name}. Each clip limit follows a median filter of 3 x 3. Three channels are shown "
+            "as red, green and blue.",
+            lambda: figures.draw_preprocessing(data, example, found.shown),
         ),
     ]
     if all("error" not in row for row in exploration.splits):
@@ -205,7 +206,9 @@ def _facts(card: Row) -> dict[str, str]:
     return {
         "patients": f"{card['patients']}",
         "sites": ", ".join(f"{count} {site}" for site, count in card["sites"].items()),
-        "slices": f"{card['slices']:,} of {card['side']} x {card['side']} pixels",
+        "slices": f"{card['slices']:,} of {card['side']} x {card['side']} pixels"
+        if card["sizes"] == 1
+        else f"{card['slices']:,} of {card['sizes']} sizes, at most {card['side']} pixels long",
         "slices with tumour": f"{card['tumour_slices']:,} ({card['tumour_slice_share']:.1%})",
         "slices without": f"{card['tumour_free_slices']:,} ({1 - card['tumour_slice_share']:.1%})",
         "tumour pixels": f"{card['tumour_pixel_share']:.2%}",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from brainseg.config import NUM_FOLDS
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS, split_by_patient
 from brainseg.errors import DataError
-from brainseg.explore.measurements import AIR, SEQUENCES, Measurements
+from brainseg.explore.measurements import AIR, Measurements
 
 Row = dict[str, Any]
 
@@ -32,12 +33,14 @@ def check_quality(
         patients: A row per patient, see `describe_patients`.
         table: data.csv, a row per patient; empty if there is no such file.
     """
-    slices, parts, side = found.slices, found.components, data.size
+    slices, parts = found.slices, found.components
+    shapes = np.array(data.shapes)[parts["slice"].to_numpy(int)].reshape(-1, 2)
     names, owner = slices["name"], slices["patient"]
-    is_black = found.histograms[:, :, 0].sum(axis=1) == 3 * side**2
+    is_black = found.histograms[:, :, 1:].sum(axis=(1, 2)) == 0
     saturated = found.histograms[:, :, 255] / found.histograms.sum(axis=2) > 0.01
     at_border = (parts[["left", "top"]] == 0).any(axis=1) | (
-        (parts["left"] + parts["width"] == side) | (parts["top"] + parts["height"] == side)
+        (parts["left"] + parts["width"] == shapes[:, 1])
+        | (parts["top"] + parts["height"] == shapes[:, 0])
     )
     first = slices.groupby("digest")["name"].transform("first")
     tumour = slices["tumour_pixels"]
@@ -126,11 +129,11 @@ def _gaps_in_numbers(slices: pd.DataFrame) -> list[str]:
 
 def _bright_backgrounds(found: Measurements) -> list[str]:
     """Return patients and sequences whose most frequent level is above air in half the slices."""
-    most = pd.DataFrame(found.histograms.argmax(axis=2), columns=SEQUENCES)
+    most = pd.DataFrame(found.histograms.argmax(axis=2), columns=list(found.channels))
     medians = most.groupby(found.slices["patient"], sort=False).median()
     return [
         f"{patient} {name}"
         for patient, row in medians.iterrows()
-        for name in SEQUENCES
+        for name in found.channels
         if row[name] > AIR
     ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,8 +265,19 @@ def test_the_check_describes_a_dataset_and_lists_what_is_wrong(
     (root / "P4_20200101" / "s1_mask.png").unlink()
     assert explore.main(["--data", str(root), "--check"]) == 1
     assert "P4_20200101/s1.jpg: its mask P4_20200101/s1_mask.png" in capsys.readouterr().err
-    assert explore.main(["--data", str(_write(tmp_path / "b", _pairs)), "--out", "x"]) == 1
-    assert "--check describes any dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("write", "sizes"), [(_jpegs, 3), (_pairs, 1), (_volumes, 1)])
+def test_a_dataset_of_any_layout_is_explored(write: Write, sizes: int, tmp_path: Path) -> None:
+    root = _write(tmp_path / "data", write)
+    assert explore.main(["--data", str(root), "--out", str(tmp_path / "page")]) == 0
+    page = json.loads((tmp_path / "page" / "explore.json").read_text())
+    data = open_dataset(root)
+    assert page["dataset"]["sizes"] == sizes
+    assert list(page["dataset"]["intensity"]) == list(data.channels)
+    tumour = sum(item.tumour_pixels for item in data.slices)
+    share = tumour / sum(height * width for height, width in data.shapes)
+    assert page["dataset"]["tumour_pixel_share"] == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("kind", "files"), [("png pairs", "images"), ("one volume", "v.nii.gz")])

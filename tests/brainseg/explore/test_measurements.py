@@ -24,7 +24,7 @@ def test_measurements_equal_those_of_plain_numpy(data: SliceStore) -> None:
     assert np.array_equal(found.heat, masks.sum(axis=0))
     assert np.allclose(found.means, images.mean(axis=(1, 2)))
     assert np.allclose(found.spreads, images.std(axis=(1, 2)), atol=1e-6)
-    assert np.allclose(found.mean_flair, images[..., 1].mean(axis=0))
+    assert np.allclose(found.mean_image, images[..., 1].mean(axis=0))
     largest = int(areas.argmax())
     rows, columns = np.nonzero(masks[largest])
     centre = (columns.mean() + 0.5) / data.size, (rows.mean() + 0.5) / data.size
