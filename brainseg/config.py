@@ -124,6 +124,13 @@ class PreprocessConfig(_Section):
     unsharp_sigma: Annotated[float, Field(ge=0.5, le=20)] = 2.0
     crop: Literal["none", "brain"] = "none"
 
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _are_a_list(cls, names: Any) -> Any:
+        if isinstance(names, str):
+            raise ValueError(f"give a list, such as [{names}]")
+        return names
+
     @field_validator("filters")
     @classmethod
     def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -134,7 +134,8 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     changes = parse_changes(args.changes)
     args.grid.refuse_decided(changes)
     # First without the data, which may take minutes to open, so that mistakes are told early.
-    _build_spec(args, _load_base(args, changes, synthetic=False)).jobs()
+    will_generate = args.data is None and find_default_root() is None
+    _build_spec(args, _load_base(args, changes, synthetic=will_generate)).jobs()
     data = _open_data(args.data, say)
     experiment, weights_hash = _resolve_weights(
         _load_base(args, changes, synthetic=data.synthetic)

@@ -6,8 +6,8 @@ A mask is an image per slice or a NIfTI volume per patient, anywhere below a fol
     PATIENT.nii.gz, PATIENT_mask.nii.gz      of all slices of a patient, in their order
 
 Both what nnU-Net writes (`imagesTs` named after slices or patients) and what `brainseg.predict`
-writes can be read. Where two patients have slices of one name, the file's folder must be named
-after the patient.
+writes can be read. Where two patients have slices of one name, the file is `PATIENT_NAME`, or its
+folder is named after the patient.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
             continue
         for index in members:
             name = data.slices[index].name
-            found = _choose(images.get(name, []), patient, is_shared=name in shared)
+            # A pattern may have the patient in the file's name; the slice is called by the rest.
+            whole = images.get(f"{patient}_{name}", [])
+            found = whole or _choose(images.get(name, []), patient, is_shared=name in shared)
             used.update(found)
             if index in wanted:
                 _read_image(found, data, index, masks, problems)
@@ -145,10 +147,12 @@ def _read_image(
     masks: dict[int, Mask],
     problems: list[str],
 ) -> None:
-    name = data.slices[index].name
+    item = data.slices[index]
     if len(paths) != 1:
         several = ", ".join(str(path) for path in paths)
-        problems.append(f"{name}: {f'several masks: {several}' if paths else 'no mask'}")
+        expected = f"no mask; expected {item.name}.png or {item.patient}.nii.gz"
+        found = f"several masks: {several}" if paths else expected
+        problems.append(f"patient {item.patient}, slice {item.name}: {found}")
         return
     try:
         values = decode(paths[0])

@@ -160,7 +160,8 @@ class Grid:
         for key in changes:
             if key in decided:
                 raise ConfigError(
-                    f"--set {key}: the grid {self.name} decides it, variant by variant"
+                    f"--set {key}: the grid {self.name} decides it, variant by variant: leave it "
+                    "out, or change it in a copy of the grid"
                 )
             if key == "fold":
                 raise ConfigError("--set fold: use --folds N, which runs rotations 0 to N-1")

@@ -77,9 +77,9 @@ def test_everything_wrong_is_listed_at_once(tmp_path: Path, data: SliceStore) ->
     for words in (
         "the slice is",
         "expected 0 and one other",
-        f"{names[2]}: several masks",
+        f"slice {names[2]}: several masks",
         "that are no image",
-        f"{names[4]}: no mask",
+        f"slice {names[4]}: no mask; expected {names[4]}.png or",
         "stranger.png: belongs to no slice",
     ):
         assert words in text
@@ -130,6 +130,9 @@ def test_a_mask_is_never_taken_for_another_patients(tmp_path: Path) -> None:
         assert sum(": no mask" in text for text in caught.value.problems) == (
             6 if name == "one" else 9
         )
+    for item in data.slices:
+        _write(tmp_path / "joined" / f"{item.patient}_{item.name}_mask.png", np.eye(32, 40) > 0)
+    assert len(read_external(tmp_path / "joined", data, everything)) == 9
     for patient in ("A", "B", "C"):
         volume = rng.integers(0, 2, (40, 32, 3), np.uint8) * 2
         path = tmp_path / "own" / f"{patient}.nii.gz"
