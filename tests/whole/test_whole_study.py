@@ -156,6 +156,7 @@ def test_an_equal_study_has_byte_equal_scores_and_equal_weights(
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_predictions_read_back_score_like_the_variant_that_made_them(
     study: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -267,7 +267,14 @@ def test_the_check_describes_a_dataset_and_lists_what_is_wrong(
     assert "P4_20200101/s1.jpg: its mask P4_20200101/s1_mask.png" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("write", "sizes"), [(_jpegs, 3), (_pairs, 1), (_volumes, 1)])
+@pytest.mark.parametrize(
+    ("write", "sizes"),
+    [
+        (_jpegs, 3),
+        pytest.param(_pairs, 1, marks=pytest.mark.slow),
+        pytest.param(_volumes, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_dataset_of_any_layout_is_explored(write: Write, sizes: int, tmp_path: Path) -> None:
     root = _write(tmp_path / "data", write)
     assert explore.main(["--data", str(root), "--out", str(tmp_path / "page")]) == 0
@@ -280,7 +287,10 @@ def test_a_dataset_of_any_layout_is_explored(write: Write, sizes: int, tmp_path:
     assert page["dataset"]["tumour_pixel_share"] == pytest.approx(share)
 
 
-@pytest.mark.parametrize(("kind", "files"), [("png pairs", "images"), ("one volume", "v.nii.gz")])
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [pytest.param("png pairs", "images", marks=pytest.mark.slow), ("one volume", "v.nii.gz")],
+)
 def test_files_of_another_dataset_are_predicted(
     kind: str, files: str, tmp_path: Path, tiny: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:

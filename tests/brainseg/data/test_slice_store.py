@@ -132,6 +132,7 @@ def test_a_url_without_files_is_refused(store: Store, machine: Path) -> None:
         open_dataset(store.url("nowhere"))
 
 
+@pytest.mark.slow
 def test_opening_waits_for_a_store_that_is_gone_for_seconds(
     store: Store, machine: Path, data: SliceStore
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_diverged_candidate_is_failed_and_has_no_score(
     assert ranked(rows)
 
 
+@pytest.mark.slow
 def test_a_search_killed_anywhere_goes_on_to_the_same_candidates(
     tmp_path: Path, quiet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
