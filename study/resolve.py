@@ -26,10 +26,10 @@ from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.external import ExternalVariant, score_external
 from study.spec.configs import shipped
-from study.spec.grid import LEAKY, WINNER, Changes, Grid
+from study.spec.grid import LEAKY, WINNER, Changes, Grid, SearchDefaults
 from study.spec.resources import Cluster, TrialResources, share_cluster
 from study.spec.search_space import load_space
-from study.spec.study_spec import SAMPLERS, SCHEDULERS, SearchSpec, StudySpec
+from study.spec.study_spec import SearchSpec, StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
 from study.storage.study_folder import default_name, read_spec, read_study, write_study
@@ -260,17 +260,16 @@ def _build_spec(
 
 def _build_search(args: argparse.Namespace) -> SearchSpec | None:
     """Return the search of the flags or else of the grid, with an empty space."""
-    default = args.grid.search
-    candidates = args.search or (default and default.candidates)
-    if candidates is None:
+    if args.search is args.grid.search is None:
         return None
+    default = args.grid.search or SearchDefaults(candidates=args.search)
     return SearchSpec(
-        candidates=candidates,
-        per=(default and default.per) or "",
-        sampler=args.sampler or (default and default.sampler) or SAMPLERS[0],
-        scheduler=args.scheduler or (default and default.scheduler) or SCHEDULERS[0],
-        folds=args.search_folds or (default and default.folds) or 1,
-        seeds=args.search_seeds or (default and default.seeds) or 1,
+        candidates=args.search or default.candidates,
+        per=default.per,
+        sampler=args.sampler or default.sampler,
+        scheduler=args.scheduler or default.scheduler,
+        folds=args.search_folds or default.folds,
+        seeds=args.search_seeds or default.seeds,
         space={},
     )
 

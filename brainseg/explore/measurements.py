@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
-from brainseg.data.about import CHANNELS
 from brainseg.data.layouts import natural_key
 from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
-from brainseg.inference.overlay import FLAIR
+from brainseg.inference.overlay import shown_channel
 from brainseg.storage.files import read_csv
 
 AIR = 10
@@ -94,7 +93,7 @@ class Measurements:
 def measure_slices(data: SliceStore) -> Measurements:
     """Measure all slices in one pass over the slice store, with a progress bar."""
     heat, total = np.zeros((2, data.size, data.size), np.int64)
-    shown = FLAIR if len(data.channels) == len(CHANNELS) else 0
+    shown = shown_channel(len(data.channels))
     rows, components, histograms, tumour_histograms = [], [], [], []
     for index, (row, parts, histogram, tumour_histogram) in enumerate(_measure_all(data)):
         rows.append(row)

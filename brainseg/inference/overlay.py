@@ -74,6 +74,11 @@ def draw_probabilities(probabilities: NDArray[np.float32]) -> Picture:
     return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), np.uint8)
 
 
+def shown_channel(count: int) -> int:
+    """Return which of so many channels pictures show: FLAIR of three, else the first."""
+    return FLAIR if count == len(CHANNELS) else 0
+
+
 def draw_flair(image: Picture) -> Picture:
     """Draw the FLAIR sequence of a slice, uint8 (H, W, C), in grey.
 
@@ -81,7 +86,7 @@ def draw_flair(image: Picture) -> Picture:
 
     Its brightest pixels are white: MRI intensities have no unit, so each slice has its own scale.
     """
-    flair = image[:, :, FLAIR if image.shape[2] == len(CHANNELS) else 0]
+    flair = image[:, :, shown_channel(image.shape[2])]
     white = max(float(np.percentile(flair, _WHITE)), _MIN_WHITE)
     window = np.clip(flair * (255 / white), 0, 255).astype(np.uint8)
     grey = _enlarge(window, cv2.INTER_LINEAR)

@@ -30,6 +30,9 @@ Levels = dict[str, str]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+Sampler = Literal["tpe", "random", "gp"]
+Scheduler = Literal["asha", "hyperband", "median", "none"]
+
 PER_VARIANT = "variant"
 """The `per` of a grid whose variants have a search each."""
 
@@ -89,7 +92,7 @@ class SearchDefaults(BaseModel):
 
     Attributes:
         per: `variant` or a factor's name: each variant, or each level of the factor, has a search
-            of its own with the same budget. None: one search for all variants.
+            of its own with the same budget. Empty: one search for all variants.
         candidates: Per search, including the variants, unchanged.
         folds: Inner folds per candidate.
         seeds: Seeds per candidate.
@@ -101,11 +104,11 @@ class SearchDefaults(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     candidates: int = Field(ge=1)
-    per: str | None = None
-    folds: int | None = Field(default=None, ge=1, le=NUM_INNER_FOLDS)
-    seeds: int | None = Field(default=None, ge=1, le=1_000)
-    sampler: Literal["tpe", "random", "gp"] | None = None
-    scheduler: Literal["asha", "hyperband", "median", "none"] | None = None
+    per: str = ""
+    folds: int = Field(default=1, ge=1, le=NUM_INNER_FOLDS)
+    seeds: int = Field(default=1, ge=1, le=1_000)
+    sampler: Sampler = "tpe"
+    scheduler: Scheduler = "asha"
     space: Path | dict[str, Any] | None = None
 
 
@@ -402,7 +405,7 @@ def _checked_search(
     reserved = [n for n in variants if search.per and n.startswith(("checkpoints", "candidates"))]
     if reserved:
         raise ConfigError(f"search: a variant named {reserved[0]} cannot have a search of its own")
-    if search.per not in (None, PER_VARIANT):
+    if search.per not in ("", PER_VARIANT):
         without = [name for name in variants if search.per not in factors.get(name, {})]
         known = dict.fromkeys(factor for levels in factors.values() for factor in levels)
         if len(without) == len(variants):

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, differences
 from brainseg.data.about import CHANNELS, LGG, About
-from study.spec.grid import PER_VARIANT, Changes, Grid, Levels, Published, winner_name
-from study.spec.halving import BRACKETS, Halving
+from study.spec.grid import (
+    PER_VARIANT,
+    Changes,
+    Grid,
+    Levels,
+    Published,
+    Sampler,
+    Scheduler,
+    winner_name,
+)
+from study.spec.halving import Halving
 from study.spec.search_space import VARIANT, Range, SearchSpace
 from study.spec.trial_job import TrialJob, inner_folds
 
@@ -22,8 +31,8 @@ METRIC, MODE = "val_dice", "max"
 SCORE = "best_val_dice"
 """What candidates are compared by: the highest val Dice (global) so far."""
 
-SAMPLERS = ("tpe", "random", "gp")
-SCHEDULERS = (*BRACKETS, "median", "none")
+SAMPLERS: tuple[str, ...] = get_args(Sampler)
+SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 _HALF_OF_ALL_SEEDS = 2**31
 _ONLY_GROW = ", which may only grow"
 
