@@ -58,6 +58,7 @@ class Volume:
         count: Number of slices.
         experiment: Size, filters, intensities, crop, channels and context.
         channels: Names of the C channels.
+        prepared: Returns what `prepare` would for a position, from a store.
 
     Raises:
         ConfigError: If the experiment names a channel that the slices do not have.
@@ -69,8 +70,10 @@ class Volume:
         count: int,
         experiment: Experiment,
         channels: Sequence[str],
+        prepared: Callable[[int], Image] | None = None,
     ) -> None:
         self._read = read
+        self._prepared = self.prepare if prepared is None else prepared
         self._count = count
         self._data = experiment.data
         self._config = experiment.preprocess
@@ -84,20 +87,18 @@ class Volume:
         The order of the K channels is: the slices before, the slice itself, the slices after, each
         with its channels, and the slice's edges. At the ends of a volume, the last slice repeats.
         """
-        context = self._data.context
+        context, image = self._data.context, self._prepared(position)
         if not context:
-            return self._prepare(position, edges=True)
-        around = range(position - context, position + context + 1)
+            return image
+        num_own = len(self._own)
         parts = []
-        for place in around:
+        for place in range(position - context, position + context + 1):
             if place == position:
-                parts.append(self._prepare(position, edges=False))
+                parts.append(image[:, :, :num_own])
             else:
                 near = min(max(place, 0), self._count - 1)
-                parts.append(self._prepare(near, edges=False)[:, :, self._shared])
-        if EDGES in self._config.filters:
-            parts.append(self._prepare(position, edges=True)[:, :, len(self._own) :])
-        return np.concatenate(parts, axis=2)
+                parts.append(self._prepared(near)[:, :, self._shared])
+        return np.concatenate([*parts, image[:, :, num_own:]], axis=2)
 
     def mask(self, mask: Image) -> Image:
         """Return the mask of a slice, uint8 (H, W), at the network's size, uint8 (S, S)."""
@@ -105,8 +106,8 @@ class Volume:
 
     def picture(self, position: int) -> Image:
         """Return a slice in the network's geometry as colours, uint8 (S, S, 3)."""
-        image = self._prepare(position, edges=False)
-        return np.ascontiguousarray(image[:, :, [index % image.shape[2] for index in range(3)]])
+        image, num_own = self._prepared(position), len(self._own)
+        return np.ascontiguousarray(image[:, :, [index % num_own for index in range(3)]])
 
     def restore(self, logits: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
         """Bring a map of the network back to the size of its slice.
@@ -128,14 +129,15 @@ class Volume:
         square[window] = fit_back(logits, crop.side, crop.side)
         return fit_back(square, height, width)
 
-    def _prepare(self, position: int, *, edges: bool) -> Image:
+    def prepare(self, position: int) -> Image:
+        """Return a slice alone, uint8 (S, S, K): its channels, then its edges if asked for."""
         image = pad_to_square(self._read(position))
         if len(self._own) < image.shape[2] or self._own != sorted(self._own):
             image = np.ascontiguousarray(image[:, :, self._own])
         if self._tables is not None:
             image = cv2.LUT(image, self._tables).reshape(image.shape)
         image = apply_filters(image, self._config)
-        if edges and EDGES in self._config.filters:
+        if EDGES in self._config.filters:
             image = np.concatenate([image, detect_edges(image)[:, :, None]], axis=2)
         return resize(self._window(image), self._data.size)
 
@@ -206,13 +208,18 @@ class StoreInputs:
     Args:
         store: The dataset.
         experiment: See `Volume`.
+        prepared: What `prepare` returns for every slice, uint8 (N, S, S, K + 1), see
+            `brainseg.data.input_store`; None prepares slices anew whenever they are asked for.
 
     Raises:
         ConfigError: If the experiment names a channel that the dataset does not have.
     """
 
-    def __init__(self, store: SliceStore, experiment: Experiment) -> None:
+    def __init__(
+        self, store: SliceStore, experiment: Experiment, prepared: Image | None = None
+    ) -> None:
         self._store = store
+        self._prepared = prepared
         members: dict[str, list[int]] = {}
         self._place: list[tuple[str, int]] = []
         for index, item in enumerate(store.slices):
@@ -220,9 +227,21 @@ class StoreInputs:
             self._place.append((item.patient, len(own)))
             own.append(index)
         self._volumes = {
-            patient: Volume(_reader(store, own), len(own), experiment, store.channels)
+            patient: Volume(
+                _reader(store, own),
+                len(own),
+                experiment,
+                store.channels,
+                None if prepared is None else _taker(prepared, own),
+            )
             for patient, own in members.items()
         }
+
+    def prepare(self, index: int) -> Image:
+        """Return a slice alone and its mask as the last channel, uint8 (S, S, K + 1)."""
+        patient, position = self._place[index]
+        volume = self._volumes[patient]
+        return np.dstack([volume.prepare(position), volume.mask(self._store.mask(index))])
 
     def image(self, index: int) -> Image:
         """Return the input for a slice of the store, uint8 (S, S, K), see `Volume.image`."""
@@ -231,6 +250,8 @@ class StoreInputs:
 
     def mask(self, index: int) -> Image:
         """Return the mask of a slice at the network's size, uint8 (S, S)."""
+        if self._prepared is not None:
+            return np.ascontiguousarray(self._prepared[index, :, :, -1])
         return self._volumes[self._place[index][0]].mask(self._store.mask(index))
 
     def picture(self, index: int) -> Image:
@@ -291,6 +312,10 @@ def describe_preparation(experiment: Experiment) -> str:
 
 def _reader(store: SliceStore, members: Sequence[int]) -> Callable[[int], Image]:
     return lambda position: store.image(members[position])
+
+
+def _taker(prepared: Image, members: Sequence[int]) -> Callable[[int], Image]:
+    return lambda position: np.ascontiguousarray(prepared[members[position], :, :, :-1])
 
 
 def _indices(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[int]:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brainseg.config import Experiment
 from brainseg.data.augment import Augmenter
-from brainseg.data.inputs import StoreInputs
+from brainseg.data.input_store import open_inputs
 from brainseg.data.slice_store import SliceStore
 
 Key = tuple[int, int, int]
@@ -39,7 +39,7 @@ class SliceDataset(Dataset[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]):
     """
 
     def __init__(self, store: SliceStore, experiment: Experiment, augmented: bool) -> None:
-        self._inputs = StoreInputs(store, experiment)
+        self._inputs = open_inputs(store, experiment)
         strength = experiment.augment.strength if augmented else 0.0
         self._augmenter = Augmenter(experiment.augment, experiment.seed) if strength else None
 

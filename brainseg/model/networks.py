@@ -274,18 +274,20 @@ def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def infer_logits(
-    model: torch.nn.Module, images: torch.Tensor, device: torch.device
+    model: torch.nn.Module, images: torch.Tensor, device: torch.device, together: int = 1
 ) -> torch.Tensor:
     """Run the network on slices, in validation, testing and prediction.
 
     On a CPU, each slice is computed alone and on one thread, and as many slices in parallel as
     torch may use threads. Its logits are then the same bits in every batch and for every number of
-    threads; computed as a batch, they would depend on the batch size.
+    threads; computed as a batch, they would depend on its size and on their place in it.
 
     Args:
         model: The network, in evaluation mode, on `device`.
         images: uint8 (B, H, W, 3), preprocessed, H and W multiples of 32.
         device: Device to compute on.
+        together: Slices that are computed as a batch on a CPU, for views that are never asked for
+            alone.
 
     Returns:
         float32 (B, H, W) logits on `device`.
@@ -295,7 +297,7 @@ def infer_logits(
     threads = torch.get_num_threads()
     try:
         logits = _pool(threads).map(
-            lambda image: _infer(model, image, device), torch.split(images, 1)
+            lambda some: _infer(model, some, device), torch.split(images, together)
         )
         return torch.cat(list(logits))
     finally:

@@ -27,7 +27,9 @@ def build_optimizer(
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,
         )
-    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(
+        weights, lr=learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def learning_rate(

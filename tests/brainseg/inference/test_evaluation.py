@@ -113,9 +113,9 @@ def test_flipped_views_are_those_of_flipped_slices(predictor: Predictor, data: S
     for view, axes in enumerate(((), (0,), (1,), (0, 1))):
         images = [np.flip(data.image(index), axes).copy() for index in indices]
         expected = np.stack([np.flip(m, axes) for m in predictor.probabilities(images)])
-        assert torch.sigmoid(torch.from_numpy(logits[view])).numpy() == pytest.approx(
-            expected, abs=1e-6
-        )
+        # The slice itself is computed alone, its flips as a batch, which rounds differently.
+        found = torch.sigmoid(torch.from_numpy(logits[view])).numpy()
+        assert found == pytest.approx(expected, abs=1e-4 if axes else 0, rel=0)
 
 
 def test_validation_alone_chooses_the_threshold(
