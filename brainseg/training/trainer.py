@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
 from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.loader import Batches
+from brainseg.data.resident import ResidentBatches, keeps_resident
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import DivergedError
@@ -197,12 +198,22 @@ class Training:
     def _num_epochs(self) -> int:
         return sum(stage.epochs for stage in self._experiment.stages)
 
-    def _batches(self, part: str, workers: int) -> Batches:
+    def _batches(self, part: str, workers: int) -> Batches | ResidentBatches:
+        indices, augmented = self._split.indices(self._data.slices, part), part == "train"
+        if keeps_resident(self._experiment, self._data, self._device):
+            return ResidentBatches(
+                self._data,
+                indices,
+                self._experiment,
+                augmented=augmented,
+                device=self._device,
+                threads=max(workers, 1),
+            )
         return Batches(
             self._data,
-            self._split.indices(self._data.slices, part),
+            indices,
             self._experiment,
-            augmented=part == "train",
+            augmented=augmented,
             workers=workers,
             pinned=self._device.type == "cuda",
         )
