@@ -375,7 +375,8 @@ def _worker_counts() -> list[int]:
 
 
 def _phantom(size: int) -> Path:
-    return generate_phantom(cache_folder("phantom") / f"benchmark-{size}", slices=4, size=size)
+    folder = cache_folder("phantom") / f"benchmark-{size}"
+    return generate_phantom(folder, patients=20, slices=4, size=size)
 
 
 def _measure_stage(
@@ -501,7 +502,7 @@ def _measure_resume(setup: Setup, kept: str, resident: Rate) -> Row:
         kept,
         f"{megabytes:.0f} MB",
         f"{seconds:.2f} s",
-        "" if math.isnan(epoch) else f"{100 * seconds / (seconds + epoch):.0f} %",
+        "" if math.isnan(epoch) else f"{100 * seconds / (seconds + epoch):.1f} %",
         "yes" if equal else f"no, by up to {difference:.1e}",
     ]
 
