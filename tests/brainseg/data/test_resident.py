@@ -316,3 +316,20 @@ def test_a_resumed_training_on_resident_slices_gives_the_same_bits(
     loaded = always.replaced({"data.resident": "never"})
     with pytest.raises(CheckpointError, match=r"data\.resident: always -> never"):
         train_two_stage(loaded, data, compute=Compute("cpu"), checkpoints=tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_numbers_and_warps_alike(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8]
+) -> None:
+    gpu = torch.device("cuda")
+    here, there = (draw(AugmentConfig(strength=2), 44, KEYS, SIDE, d) for d in (CPU, gpu))
+    for name in ("flip_h", "flip_v", "angle", "displacement"):
+        assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
+    images = torch.from_numpy(image).repeat(len(KEYS), 1, 1, 1)
+    masks = torch.from_numpy(mask).repeat(len(KEYS), 1, 1)
+    expected, expected_mask = warp(images, masks, here)
+    found, found_mask = warp(images.to(gpu), masks.to(gpu), there)
+    assert (found.cpu().int() - expected.int()).abs().max() <= 1
+    assert (found_mask.cpu() != expected_mask).float().mean() < 0.001
