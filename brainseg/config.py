@@ -70,6 +70,9 @@ class DataConfig(_Section):
             tumour); None takes each slice once.
         context: Neighbouring slices on each side whose channels the network sees too, 0 to 5.
         context_channels: Names of the channels of these neighbours; None takes all of `channels`.
+        resident: Whether training keeps its prepared slices on the device and augments them there,
+            see `brainseg.data.resident`: `never` loads them; `auto` keeps them on a GPU if those
+            of the whole dataset take at most 4 GB; `always` keeps them on any device.
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
@@ -79,6 +82,7 @@ class DataConfig(_Section):
     tumour_share: Probability | None = None
     context: Annotated[int, Field(ge=0, le=5)] = 0
     context_channels: Names | None = None
+    resident: Literal["never", "auto", "always"] = "never"
 
     @field_validator("split")
     @classmethod

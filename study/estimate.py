@@ -184,6 +184,7 @@ class TrialKind:
     size: int
     batch_size: int
     slices: int
+    resident: str
     cpus: int
     gpus: float
 
@@ -203,6 +204,7 @@ class TrialKind:
             experiment.data.size,
             experiment.optimizer.batch_size,
             slices,
+            experiment.data.resident,
             resources.cpus,
             resources.gpus,
         )
@@ -211,7 +213,8 @@ class TrialKind:
         how = ", ".join(self.filters) or "raw"
         device = f"{self.gpus:g} GPU" if self.gpus else f"{self.cpus} CPU"
         shape = f"{self.size} px in batches of {self.batch_size}, {self.slices:,} slices"
-        return f"{self.network} {how} at {shape}, on {device}"
+        kept = "" if self.resident == "never" else f" with data.resident: {self.resident}"
+        return f"{self.network} {how} at {shape}{kept}, on {device}"
 
 
 class EpochTimes:

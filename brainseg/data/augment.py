@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import dataclass
 
 # On import, albumentations would look for a newer version on the package index.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -46,25 +47,64 @@ class Augmenter:
             mask: uint8 (S, S), 0 or 1.
             key: Stage, epoch and index of the slice.
         """
-        state = np.random.default_rng([self._seed, *key])
         # Compose(seed=...) would give each transform the same random numbers: both flips would
         # always happen together.
-        self._pipeline.set_random_state(state, random.Random(int(state.integers(2**63))))
+        self._pipeline.set_random_state(*random_states(self._seed, key))
         changed = self._pipeline(image=image, mask=mask)
         return changed["image"], changed["mask"]
 
 
-def _build(config: AugmentConfig) -> albumentations.Compose:
+@dataclass(frozen=True)
+class Scaled:
+    """What a strength makes of the configuration.
+
+    Attributes:
+        flip: Probability of each flip.
+        warp: Probability of a rotation, and of an elastic transform.
+        degrees: Largest rotation to either side.
+        alpha: Amplitude of the elastic displacement before it is smoothed.
+        sigma: Standard deviation of the smoothing in pixels.
+    """
+
+    flip: float
+    warp: float
+    degrees: float
+    alpha: float
+    sigma: float
+
+
+def scale(config: AugmentConfig) -> Scaled:
+    """Scale the values of a configuration by its strength."""
     strength = config.strength
-    flip = min(strength, 1.0) * config.flip_probability
-    warp = min(strength * config.warp_probability, 1.0)
+    return Scaled(
+        flip=min(strength, 1.0) * config.flip_probability,
+        warp=min(strength * config.warp_probability, 1.0),
+        degrees=strength * config.rotation_degrees,
+        alpha=strength * config.elastic_alpha,
+        sigma=config.elastic_sigma,
+    )
+
+
+def random_states(
+    seed: int, key: tuple[int, int, int]
+) -> tuple[np.random.Generator, random.Random]:
+    """Return the generators of noise and of all other draws for a slice.
+
+    Args:
+        seed: The experiment's seed.
+        key: Stage, epoch and index of the slice.
+    """
+    state = np.random.default_rng([seed, *key])
+    return state, random.Random(int(state.integers(2**63)))
+
+
+def _build(config: AugmentConfig) -> albumentations.Compose:
+    scaled = scale(config)
     return albumentations.Compose(
         [
-            albumentations.HorizontalFlip(p=flip),
-            albumentations.VerticalFlip(p=flip),
-            albumentations.Rotate(limit=strength * config.rotation_degrees, p=warp),
-            albumentations.ElasticTransform(
-                alpha=strength * config.elastic_alpha, sigma=config.elastic_sigma, p=warp
-            ),
+            albumentations.HorizontalFlip(p=scaled.flip),
+            albumentations.VerticalFlip(p=scaled.flip),
+            albumentations.Rotate(limit=scaled.degrees, p=scaled.warp),
+            albumentations.ElasticTransform(alpha=scaled.alpha, sigma=scaled.sigma, p=scaled.warp),
         ]
     )

@@ -115,9 +115,7 @@ class Batches:
         workers: int = 0,
         pinned: bool = False,
     ) -> None:
-        seed = experiment.seed if augmented else None
-        weights = _weigh(store, indices, experiment.data.tumour_share) if augmented else None
-        self._sampler = EpochSampler(indices, experiment.optimizer.batch_size, seed, weights)
+        self._sampler = build_sampler(store, indices, experiment, augmented=augmented)
         self._loader = DataLoader(
             SliceDataset(store, experiment, augmented),
             batch_sampler=self._sampler,
@@ -140,6 +138,15 @@ class Batches:
         """Yield the batches of an epoch; stage and epoch do not matter unless augmented."""
         self._sampler.set_epoch(stage, epoch)
         yield from self._loader
+
+
+def build_sampler(
+    store: SliceStore, indices: NDArray[np.int64], experiment: Experiment, *, augmented: bool
+) -> EpochSampler:
+    """Return the sampler of a part of the split, see `Batches`."""
+    seed = experiment.seed if augmented else None
+    weights = _weigh(store, indices, experiment.data.tumour_share) if augmented else None
+    return EpochSampler(indices, experiment.optimizer.batch_size, seed, weights)
 
 
 def _weigh(

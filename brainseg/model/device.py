@@ -38,6 +38,19 @@ class Compute:
             raise ConfigError(f"device {name} cannot be used here: {reason}") from error
 
 
+def fix_algorithms(device: torch.device) -> None:
+    """Let cuDNN use only algorithms that give the same bits each time."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+
+
+def build_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """Return a gradient scaler for float16, else a disabled one: bfloat16 has float32's range."""
+    scaled = device.type == "cuda" and cuda_dtype() == torch.float16
+    return torch.amp.GradScaler("cuda", enabled=scaled)
+
+
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Return a context that autocasts on CUDA; elsewhere one that does nothing."""
     if device.type != "cuda":

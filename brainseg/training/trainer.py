@@ -20,11 +20,12 @@ from torch.optim.swa_utils import AveragedModel
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
 from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.loader import Batches
+from brainseg.data.resident import ResidentBatches, keeps_resident
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import DivergedError
 from brainseg.metrics import Counts, dice, summarise
-from brainseg.model.device import Compute, cuda_dtype
+from brainseg.model.device import Compute, build_scaler, fix_algorithms
 from brainseg.model.encoders import describe_weights
 from brainseg.model.model_file import ModelHeader, Tensors, save_model
 from brainseg.model.networks import build_model, calibrate_encoder, set_training
@@ -133,9 +134,7 @@ class Training:
         self._examples = self._choose_examples()
         self._history: list[dict[str, float]] = []
         self._best_weights: Tensors = {}
-        if self._device.type == "cuda":
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.benchmark = False
+        fix_algorithms(self._device)
 
     def epochs(self) -> Iterator[EpochReport]:
         """Train; after each epoch, write its checkpoint and yield its report.
@@ -197,12 +196,22 @@ class Training:
     def _num_epochs(self) -> int:
         return sum(stage.epochs for stage in self._experiment.stages)
 
-    def _batches(self, part: str, workers: int) -> Batches:
+    def _batches(self, part: str, workers: int) -> Batches | ResidentBatches:
+        indices, augmented = self._split.indices(self._data.slices, part), part == "train"
+        if keeps_resident(self._experiment, self._data, self._device):
+            return ResidentBatches(
+                self._data,
+                indices,
+                self._experiment,
+                augmented=augmented,
+                device=self._device,
+                threads=max(workers, 1),
+            )
         return Batches(
             self._data,
-            self._split.indices(self._data.slices, part),
+            indices,
             self._experiment,
-            augmented=part == "train",
+            augmented=augmented,
             workers=workers,
             pinned=self._device.type == "cuda",
         )
@@ -343,9 +352,7 @@ class _Stage:
         self.average: AveragedModel | None = None
         if settings.average_decay is not None:
             self.average = average_weights(model, settings.average_decay)
-        # bfloat16 has float32's range: only float16 needs its gradients scaled.
-        scaled = device.type == "cuda" and cuda_dtype() == torch.float16
-        self.scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+        self.scaler = build_scaler(device)
 
     def set_learning_rate(self, epoch: int, step: int) -> None:
         """Set the learning rate of a step, from 0, of an epoch, from 1."""

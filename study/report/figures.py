@@ -167,6 +167,7 @@ class FigureWriter:
         for suffix, metadata in (("png", None), ("svg", {"Date": None})):
             content = BytesIO()
             figure.savefig(content, format=suffix, dpi=_DOTS_PER_INCH, metadata=metadata)
+            figure.set_layout_engine("none")  # the second file has the first one's layout
             path = self._results.folder / "figures" / f"{name}.{suffix}"
             write_bytes(path, content.getvalue())
         return f"figures/{name}.png"

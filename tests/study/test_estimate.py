@@ -132,6 +132,7 @@ def test_epochs_of_other_slices_processors_or_sizes_tell_nothing(
         TrialKind.of(experiment, 72, TrialResources(cpus=2)),
         TrialKind.of(experiment, 72, TrialResources(cpus=1, gpus=0.5)),
         TrialKind.of(experiment.replaced({"data.size": 32}), 72, ONE_CPU),
+        TrialKind.of(experiment.replaced({"data.resident": "auto"}), 72, ONE_CPU),
     ):
         assert known.training(other, experiment) is None
 

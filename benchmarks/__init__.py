@@ -1,0 +1,1 @@
+"""Measurements that are run by hand and pasted into the documentation."""
