@@ -17,7 +17,9 @@ from benchmarks.measure import (
     add_data,
     add_epochs,
     alternate,
+    environment,
     epoch_flags,
+    last_line,
     parser_of,
     positive,
     prepare_data,
@@ -32,6 +34,11 @@ from brainseg.storage.urls import Location
 
 ENCODER = "tu-tf_efficientnet_lite0"  # the one of configs/grids/lite.yaml
 _SEED = 44
+# brainseg's import of smp comes first: it also works beside a torchvision of another build.
+_LAUNCH = (
+    "import runpy, sys; import brainseg.model.encoders; del sys.argv[0]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 _DESCRIPTION = """\
 Measure a study's wall-clock against that of a plain training loop doing the same work.
 
@@ -138,16 +145,21 @@ def _run_peer(args: argparse.Namespace, data: Location) -> dict[str, Any]:
             out = Path(temporary) / "peer.json"
             pairs = {"--root": data, "--encoder": ENCODER, "--weights": args.weights}
             pairs |= {"--size": args.size, "--seed": _SEED, "--out": out}
-            command = [sys.executable, str(args.peer.resolve()), *variant]
+            command = [sys.executable, "-c", _LAUNCH, str(args.peer.resolve()), *variant]
             command += [str(word) for pair in pairs.items() for word in pair]
             command += ["--epochs", *map(str, args.epochs), "--lr", *map(str, args.lr)]
             began = time.perf_counter()
             run = subprocess.run(
-                command, cwd=temporary, capture_output=True, text=True, check=False
+                command,
+                cwd=temporary,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment(),
             )
             seconds += time.perf_counter() - began
             if run.returncode:
-                raise StudyError(f"{args.peer} failed: {run.stderr.strip().splitlines()[-1:]}")
+                raise StudyError(f"{args.peer} failed: {last_line(run.stderr)}")
             records.append(json.loads(out.read_text(encoding="utf-8")))
     return {
         "seconds": seconds,
