@@ -39,11 +39,11 @@ _DESCRIPTION = """\
 Measure what a study takes besides training: from its command to the first epoch, for each further
 trial, and from the last epoch to the end of the report; and how long --help takes.
 
-Real studies are watched from outside. Moments are the creation of Ray's and the trial's
-processes, and the times of files: study.json (Ray has started), history.csv with one row (minus
-that epoch's seconds: the first epoch begins; late by the writing of a checkpoint), result.json
-(minus its wall_seconds: the trial is called) and report.html. Trials run one at a time, with two
-epochs; calibrate_encoder is off, since it is training.
+Real studies are watched from outside. Moments are the creation of Ray's process and the times of
+files: study.json (Ray has started), history.csv with one row (minus that epoch's seconds: the
+first epoch begins; late by the writing of a checkpoint), result.json (minus its wall_seconds: the
+trial is called) and report.html. Trials run one at a time, with two epochs; calibrate_encoder is
+off, since it is training.
 
 A second table times the pieces one after another in a process of their own: imports, Ray, the
 store (which is in the cache), network, first batch, first step."""
@@ -96,16 +96,15 @@ class _Moments:
     """When something was first seen of a study, as Unix times."""
 
     def __init__(self) -> None:
-        self.processes: dict[str, float] = {}
+        self.raylets: set[float] = set()
         self.first_epochs: dict[str, float] = {}
 
     def look(self, process: psutil.Process, storage: Path) -> None:
         """Look at the processes and the histories of now."""
         for child in process.children(recursive=True):
             with suppress(psutil.Error):
-                name = "trial" if "ImplicitFunc" in child.name() else child.name()
-                created = child.create_time()
-                self.processes[name] = min(created, self.processes.get(name, created))
+                if child.name() == "raylet":
+                    self.raylets.add(child.create_time())
         for trial in storage.glob("*/trials/*"):
             rows = history(trial)
             if len(rows) == 1:
@@ -119,10 +118,10 @@ def _watch(flags: Sequence[str]) -> dict[str, float]:
     with run_study(flags, moments.look) as study:
         trials = study.trials()
         missed = [trial.name for trial in trials if trial.name not in moments.first_epochs]
-        if missed or not {"raylet", "trial"} <= moments.processes.keys():
+        if missed or not moments.raylets:
             raise StudyError(
-                f"the start of {', '.join(missed) or 'Ray or of a trial'} was not seen, since an "
-                "epoch is too short: give a larger --size"
+                f"the start of {', '.join(missed) or 'Ray'} was not seen, since it was over too "
+                "soon: give a larger --size"
             )
         return _split(study, moments)
 
@@ -133,13 +132,12 @@ def _split(study: StudyRun, moments: _Moments) -> dict[str, float]:
     calls = [end - row["wall_seconds"] for end, row in zip(ends, results, strict=True)]
     epochs = [moments.first_epochs[trial.name] for trial in trials]
     last = [modified(trial / "history.csv") for trial in trials]
-    ray, up = moments.processes["raylet"], modified(study.folder / "study.json")
+    ray, up = min(moments.raylets), modified(study.folder / "study.json")
     report, end = modified(study.folder / "report.html"), study.began + study.seconds
     seconds = {
         "command to Ray's start: imports, checks": ray - study.began,
         "Ray's start": up - ray,
-        "Ray to the trial's process": moments.processes["trial"] - up,
-        "the process to the trial's call: its imports": calls[0] - moments.processes["trial"],
+        "Ray to the trial's call: Tune, the trial's imports": calls[0] - up,
         "the call to the first epoch: store, network": epochs[0] - calls[0],
         "**command to the first epoch**": epochs[0] - study.began,
     }
