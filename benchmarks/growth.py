@@ -26,6 +26,7 @@ from benchmarks.measure import (
     environment,
     epoch_flags,
     history,
+    last_line,
     parser_of,
     positive,
     print_table,
@@ -156,7 +157,7 @@ def _run_patients(number: int, args: argparse.Namespace) -> dict[str, float]:
         network = {"data.size": args.size, "model.encoder": args.encoder}
         network |= {"model.encoder_weights": "none"}
         flags = ["--data", str(root), *set_flags(network), *epoch_flags(args.epochs)]
-        with run_study(flags, watch) as study:
+        with run_study(flags, watch, every=0.5) as study:
             rows = [row for trial in study.trials() for row in history(trial)]
             return {
                 "building the slice store, s": built,
@@ -171,7 +172,7 @@ def _run_trials(number: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.load", "--trials", str(number), "--nodes", "2"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if run.returncode:
-        raise StudyError(f"benchmarks.load failed: {run.stderr.strip().splitlines()[-1:]}")
+        raise StudyError(f"benchmarks.load failed: {last_line(run.stderr)}")
     found = json.loads(run.stdout.splitlines()[-1])
     return {
         "all trials, s": found["seconds"],

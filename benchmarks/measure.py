@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,9 +38,8 @@ _ROOT = Path(__file__).parents[1]
 EXIT_CODES = """
 exit codes:
   0  measured           2  usage: an unknown flag, key or value
-  1  a known error      130  stopped by Ctrl-C
+  1  a known error      130  stopped by Ctrl-C or SIGTERM
 """
-_POLL_SECONDS = 0.1
 _T = TypeVar("_T")
 
 
@@ -63,7 +63,7 @@ class Spread:
 def digits(value: float) -> str:
     """Return a number with three significant digits, and all digits before the point."""
     places = sum(abs(value) < limit for limit in (100, 10, 1))
-    return f"{value:.{places}f}"
+    return f"{round(value, places) + 0.0:.{places}f}"  # + 0.0: no minus before a zero
 
 
 def ratios(ones: Sequence[float], others: Sequence[float]) -> Spread:
@@ -281,43 +281,46 @@ def modified(path: Path) -> float:
 def run_study(
     flags: Sequence[str],
     watch: Callable[[psutil.Process, Path], None] = lambda process, storage: None,
+    every: float = 0.1,
 ) -> Iterator[StudyRun]:
     """Run a study as its user would, in a temporary folder; the cache stays the user's.
 
     Args:
         flags: Of `study.run`, without `--storage` and `--name`. Unless they name a configuration,
             the published protocol is changed by them, for phantoms too.
-        watch: Called ten times a second with the study's process and the folder of studies.
+        watch: Called with the study's process and the folder of studies, again and again.
+        every: Seconds between two calls; looking takes time of the processor.
 
     Raises:
-        StudyError: If it fails, with the end of what it printed.
+        StudyError: If it fails, with the last line that it printed.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the study too
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
         storage, log = Path(temporary) / "results", Path(temporary) / "log.txt"
         config = [] if "--config" in flags else ["--config", str(shipped("baseline.yaml"))]
         command = [sys.executable, "-m", "study.run", *config, *flags]
         with log.open("wb") as output:
-            began, clock = time.time(), time.perf_counter()
+            began = time.time()
             process = subprocess.Popen(
                 [*command, "--storage", str(storage), "--name", "benchmark"],
                 cwd=temporary, stdout=output, stderr=subprocess.STDOUT, env=environment(),
             )  # fmt: skip
-            seconds = _wait(process, lambda: watch(psutil.Process(process.pid), storage), clock)
+            _wait(process, lambda: watch(psutil.Process(process.pid), storage), every)
+            seconds = time.time() - began
         if process.returncode:
-            end = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+            end = last_line(log.read_text(encoding="utf-8", errors="replace"))
             raise StudyError(f"the study ended with exit code {process.returncode}: {end}")
         yield StudyRun(storage / "benchmark", began, seconds)
 
 
-def _wait(process: subprocess.Popen[bytes], look: Callable[[], None], clock: float) -> float:
-    """Look at a process until it ends; return the seconds since its start."""
+def _wait(process: subprocess.Popen[bytes], look: Callable[[], None], every: float) -> None:
+    """Look at a process until it ends."""
     try:
         while True:
-            try:
-                process.wait(_POLL_SECONDS)
-                return time.perf_counter() - clock
-            except subprocess.TimeoutExpired:
-                look()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(every)
+                return
+            look()
     finally:
         if process.poll() is None:
             process.terminate()
@@ -351,8 +354,13 @@ def call(function: str, *arguments: object) -> Any:
         capture_output=True, text=True, check=False, env=environment(),
     )  # fmt: skip
     if run.returncode:
-        raise StudyError(f"{function} failed: {run.stderr.strip().splitlines()[-1:]}")
+        raise StudyError(f"{function} failed: {last_line(run.stderr)}")
     return json.loads(run.stdout.splitlines()[-1])
+
+
+def last_line(text: str) -> str:
+    """Return the last line of what a process printed."""
+    return (text.strip().splitlines() or ["it printed nothing"])[-1]
 
 
 def limit_threads(threads: int) -> None:

@@ -35,8 +35,8 @@ _STEPS = 5
 _DESCRIPTION = """\
 Measure the memory that one more trial at once takes, beyond its model and activations. Linux.
 
-Studies with one trial, and with --concurrent trials at once, of one thread each, run in turn. Ten
-times a second the proportional set size (Pss of smaps_rollup: pages that processes share count in
+Studies with one trial, and with --concurrent trials at once, of one thread each, run in turn.
+Twice a second the proportional set size (Pss of smaps_rollup: pages that processes share count in
 parts) of the study's process and all that it started is summed; the highest sum counts.
 
 Subtracted is what a process of its own grows by, from after its imports to its peak, when it
@@ -116,7 +116,7 @@ def _peak(flags: Sequence[str]) -> dict[str, float]:
             highest.clear()
             highest.update(defaultdict(float, sizes))
 
-    with run_study(flags, watch):
+    with run_study(flags, watch, every=0.5):
         return {**dict.fromkeys(("driver", "trials", "Ray's other processes"), 0.0), **highest}
 
 

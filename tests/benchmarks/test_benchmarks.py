@@ -37,7 +37,14 @@ def test_ratios_are_taken_within_each_alternation() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1234.5, "1234"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (-0.01234, "-0.012")],
+    [
+        (1234.5, "1234"),
+        (123.4, "123"),
+        (12.34, "12.3"),
+        (1.234, "1.23"),
+        (-0.01234, "-0.012"),
+        (-1e-9, "0.000"),
+    ],
 )
 def test_numbers_have_few_digits(value: float, text: str) -> None:
     assert digits(value) == text
