@@ -1,1 +1,1 @@
-"""Measurements that are run by hand and pasted into the documentation."""
+"""Benchmarks, each a command that is run by hand: see benchmarks/README.md."""

@@ -131,7 +131,7 @@ def write_study(folder: Path, spec: StudySpec, facts: dict[str, Any]) -> None:
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(["python", "-m", "study.run", *sys.argv[1:]]),
-        "commit": _commit(),
+        "commit": find_commit(),
         "versions": facts["versions"],
     }
     earlier = read_study(folder)["starts"] if (folder / "study.json").exists() else []
@@ -145,7 +145,7 @@ def describe_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
 
 
-def _commit() -> str:
+def find_commit() -> str:
     """Return the commit of this code, with a + if files differ; its version outside a checkout."""
     top = Path(__file__).parents[2]
     if not (top / "pyproject.toml").exists():  # installed, perhaps within another repository

@@ -79,7 +79,7 @@ def workspace(job: TrialJob) -> Iterator[TrialFolder]:
     try:
         retry_storage(folder.begin, f"the trial's folder {folder.path}")
         folder.commit()
-        _limit_threads(job.resources)
+        limit_threads(job.resources)
         yield folder
     except DivergedError as error:
         folder.write_failure(job, "diverged", str(error))
@@ -302,7 +302,7 @@ def _free_memory() -> None:
         libc.malloc_trim(0)
 
 
-def _limit_threads(resources: TrialResources) -> None:
+def limit_threads(resources: TrialResources) -> None:
     """Set the number of threads, and make glibc keep freed memory for the next step.
 
     By default, glibc returns large blocks to the kernel, and each step pays for page faults.

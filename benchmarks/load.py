@@ -1,9 +1,4 @@
-"""Measure what a trial costs besides training; run by hand: `python tests/load.py --help`.
-
-Stub trials go through the study's own `fit` and `Reporter` on local nodes (raylets on this
-machine) of one processor each. The result is one JSON line. CPU seconds are those of processes, so
-other work on the machine changes them little; it does change seconds by the clock.
-"""
+"""What a trial costs besides training, by trials that only report: `python -m benchmarks.load`."""
 
 from __future__ import annotations
 
@@ -15,24 +10,57 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.measure import EXIT_CODES, environment, positive
+from brainseg.cli import FINISHED, build_parser, run_command
+
+_DESCRIPTION = """\
+Measure what a trial costs besides training.
+
+Trials that only report go through the study's own `fit` and `Reporter` on local nodes (raylets on
+this machine) of one processor each. The result is one JSON line. CPU seconds are those of
+processes, so other work on the machine changes them little; it does change seconds by the
+clock."""
+_EXAMPLES = """\
+examples:
+  python -m benchmarks.load
+  python -m benchmarks.load --trials 20 --nodes 2 --imports study.tune.trainable --fresh
+"""
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--nodes", type=int, default=8, help="of one processor")
-    parser.add_argument("--results", type=int, default=3, help="of each trial")
-    parser.add_argument("--rate", type=float, default=1000.0, help="results a second and trial")
-    parser.add_argument("--imports", default="json", help="module that trials import")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    args = _parser().parse_args(argv)
+    return run_command(lambda: _print(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = build_parser("benchmarks.load", _DESCRIPTION, _EXAMPLES + EXIT_CODES)
+    parser.add_argument("--trials", type=positive, default=100, help="(default: 100)")
+    parser.add_argument(
+        "--nodes", type=positive, default=8, help="of one processor each (default: 8)"
+    )
+    parser.add_argument("--results", type=positive, default=3, help="of each trial (default: 3)")
+    parser.add_argument(
+        "--rate", type=float, default=1000.0, help="results a second and trial (default: 1000)"
+    )
+    parser.add_argument(
+        "--imports", default="json", help="module that trials import (default: json)"
+    )
     parser.add_argument("--fresh", action="store_true", help="a process for each trial")
-    return parser.parse_args()
+    return parser
+
+
+def _print(args: argparse.Namespace) -> int:
+    os.environ |= environment() | {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+    print(json.dumps(measure(args)))
+    return FINISHED
 
 
 def _stub(results: int, rate: float, imports: str) -> Any:
@@ -130,13 +158,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         reuse = not args.fresh
         sync = StudySync(folder)
         tuning.fit(stub, resources, sync, progress, 0, param_space=space, reuse_actors=reuse)
-        seconds = time.time() - began
+        seconds, rss = time.time() - began, round(own.memory_info().rss / 2**20)
         driver = own.cpu_times().user + own.cpu_times().system - cpu
         ray_cpu = _cpu_of_ray(temporary)
         state = sum(f.stat().st_size for f in folder.glob("tune/start-1/*") if f.is_file())
     local.shutdown()
     trials = [json.loads(path.read_text()) for path in folder.glob("trials/*/result.json")]
     shutil.rmtree(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
     return _describe(args, trials, seen) | {
         "seconds": round(seconds, 1),
         "driver_cpu_ms_per_trial": round(1000 * driver / args.trials, 1),
@@ -144,6 +173,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "ray_cpu_ms_per_trial": round(1000 * ray_cpu / args.trials, 1),
         "state_bytes_per_trial": round(state / args.trials),
         "driver_rss_mb": {number: round(size) for number, size in memory.items()},
+        "driver_rss_mb_at_end": rss,
     }
 
 
@@ -186,7 +216,4 @@ def _describe(
 
 
 if __name__ == "__main__":
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    sys.path.insert(0, str(ROOT))
-    sys.stdout.write(json.dumps(measure(_options())) + "\n")
+    sys.exit(main())
