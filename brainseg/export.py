@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command
-from brainseg.data.slice_store import open_default
 from brainseg.errors import ConfigError
-from brainseg.inference.onnx import describe_input, export_onnx
-from brainseg.inference.predictor import Predictor
-from brainseg.model.device import Compute
 from brainseg.storage.urls import to_location
 
 
@@ -48,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> int:
+    # Imported here: torch takes seconds, and --help does not need it.
+    from brainseg.data.slice_store import open_default
+    from brainseg.inference.onnx import describe_input, export_onnx
+    from brainseg.inference.predictor import Predictor
+    from brainseg.model.device import Compute
+
     path = args.onnx if args.onnx.name else args.model.with_suffix(".onnx")
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file, or remove it")

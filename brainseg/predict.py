@@ -7,9 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-from tqdm import tqdm
-
 from brainseg.cli import (
     FINISHED,
     SOME_FAILED,
@@ -17,17 +14,12 @@ from brainseg.cli import (
     build_parser,
     run_command,
 )
-from brainseg.inference.predictor import Predictor
-from brainseg.inference.readers import count_slices, find_scans, read_batches
-from brainseg.inference.writers import PredictionWriter, summary_lines
-from brainseg.model.device import Compute
 from brainseg.storage.files import new_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     args = _parser().parse_args(argv)
-    cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by this command
     return run_command(lambda: _predict_files(args))
 
 
@@ -75,6 +67,16 @@ def _probability(text: str) -> float:
 
 
 def _predict_files(args: argparse.Namespace) -> int:
+    # Imported here: torch takes seconds, and --help does not need it.
+    import cv2
+    from tqdm import tqdm
+
+    from brainseg.inference.predictor import Predictor
+    from brainseg.inference.readers import count_slices, find_scans, read_batches
+    from brainseg.inference.writers import PredictionWriter, summary_lines
+    from brainseg.model.device import Compute
+
+    cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by this command
     predictor = Predictor.load(args.model, Compute(args.device), allow_code=args.allow_code)
     scans, problems = find_scans(args.inputs)
     size = predictor.experiment.optimizer.batch_size

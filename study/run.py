@@ -10,7 +10,6 @@ from rich.console import Console
 from brainseg.cli import FINISHED, run_command
 from brainseg.storage.remote import require_store
 from study.cli import list_grids, parse_options
-from study.report.build import publish
 from study.storage.sync import find_study
 
 _STOPPED = "stopped; the same command continues from the last completed epochs"
@@ -26,10 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             list_grids(console)
             return FINISHED
         require_store(args.storage)
+        # What takes seconds to import is imported when it is needed: --help needs nothing.
         if args.report_only:
+            from study.report.build import publish
+
             publish(find_study(args.storage, args.name, args.grid.name, args.config), console)
             return FINISHED
-        # torch and Ray take seconds to import, and neither --help nor a report needs them.
         from study.pipeline import run_study
 
         return run_study(args, console)

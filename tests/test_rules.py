@@ -130,6 +130,20 @@ def test_help_has_examples_and_exit_codes_and_fits_a_terminal(
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
+@pytest.mark.parametrize("name", ["study.run", "brainseg.predict", "brainseg.explore.__main__"])
+def test_help_loads_nothing_that_takes_seconds(name: str) -> None:
+    code = (
+        f"import sys; from {name} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(*sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    loaded = {module.split(".")[0] for module in run.stdout.split("\n")[-2].split()}
+    heavy = {"torch", "ray", "pandas", "scipy", "sklearn", "matplotlib", "cv2", "optuna"}
+    assert "brainseg" in loaded
+    assert loaded & heavy == set()
+
+
 def test_every_test_file_has_a_name_of_its_own() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("*.py")]
     assert {name for name in names if names.count(name) > 1} == set()

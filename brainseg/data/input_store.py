@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from brainseg.config import Experiment
+from brainseg.config import EDGES, Experiment
 from brainseg.data import inputs, preprocess
 from brainseg.data.inputs import Image, StoreInputs
 from brainseg.data.slice_store import SliceStore
@@ -38,8 +38,9 @@ def open_inputs(store: SliceStore, experiment: Experiment) -> StoreInputs:
     direct = StoreInputs(store, experiment)
     if not _is_worth_it(store, experiment):
         return direct
-    first = direct.prepare(0)
-    shape = (len(store.slices), *first.shape)
+    size, config = experiment.data.size, experiment.preprocess
+    depth = len(experiment.data.channels or store.channels) + (EDGES in config.filters) + 1
+    shape = (len(store.slices), size, size, depth)
     path = cache_folder("inputs") / f"{_signature(store, experiment)}.bin"
     with FileLock(path.with_suffix(".lock")):
         if not _is_whole(path, int(np.prod(shape))):

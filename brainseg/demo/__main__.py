@@ -13,11 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command
-from brainseg.data.slice_store import open_default
-from brainseg.demo.catalog import find_models, write_examples
-from brainseg.demo.handlers import Handlers
 from brainseg.errors import ConfigError
-from brainseg.model.device import Compute
 from brainseg.storage.urls import to_location
 
 PASSWORD = "BRAINSEG_DEMO_PASSWORD"
@@ -89,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    # Imported here: torch takes seconds, and --help does not need it.
+    from brainseg.data.slice_store import open_default
+    from brainseg.demo.catalog import find_models, write_examples
+    from brainseg.demo.handlers import Handlers
+    from brainseg.model.device import Compute
+
     password = os.environ.get(PASSWORD) or None
     check_host(args.host, password)
     compute = Compute(args.device)

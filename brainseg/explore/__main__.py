@@ -7,15 +7,14 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brainseg.cli import FINISHED, build_parser, run_command
-from brainseg.data.description import FILE as DESCRIPTION
-from brainseg.data.description import MANIFEST, describe_by
-from brainseg.data.slice_store import open_default
-from brainseg.explore.exploration import explore
-from brainseg.explore.page import write_page
 from brainseg.storage.files import new_folder
 from brainseg.storage.urls import to_location
+
+if TYPE_CHECKING:
+    from brainseg.data.slice_store import SliceStore
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,12 +63,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _explore(args: argparse.Namespace) -> int:
+    # Imported here: the figures take seconds, and --help does not need them.
+    from brainseg.data.description import FILE as DESCRIPTION
+    from brainseg.data.description import MANIFEST, describe_by
+    from brainseg.data.slice_store import open_default
+    from brainseg.explore.exploration import explore
+    from brainseg.explore.page import write_page
+
     if args.layout:
         folder = describe_by(args.layout, args.data)
         print(f"written: {folder / DESCRIPTION} and {folder / MANIFEST}; complete the first")
         return FINISHED
     if args.check:
-        return _check(args)
+        return _check(open_default(args.data))
     with new_folder(args.out) as folder:
         exploration = explore(open_default(args.data), args.seed)
         write_page(exploration, folder)
@@ -82,9 +88,8 @@ def _explore(args: argparse.Namespace) -> int:
     return FINISHED
 
 
-def _check(args: argparse.Namespace) -> int:
-    """Print what a dataset holds; what is wrong with it is an error that lists every file."""
-    data = open_default(args.data)
+def _check(data: SliceStore) -> int:
+    """Print what a dataset holds; what is wrong with it was an error that lists every file."""
     tumour = sum(item.tumour_pixels > 0 for item in data.slices)
     sizes = Counter(f"{height} x {width}" for height, width in data.shapes)
     print(f"dataset     {data.about.name or 'without a name'}, in {data.root}")

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel
 
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
-from brainseg.data.inputs import StoreInputs, name_channels
+from brainseg.data.input_store import open_inputs
+from brainseg.data.inputs import name_channels
 from brainseg.data.loader import Batches
 from brainseg.data.resident import ResidentBatches, keeps_resident
 from brainseg.data.slice_store import SliceStore
@@ -308,7 +309,7 @@ class Training:
         return frozenset(list(largest.values())[:_NUM_EXAMPLES])
 
     def _draw_examples(self, predicted: dict[int, NDArray[np.bool_]]) -> tuple[Example, ...]:
-        inputs = StoreInputs(self._data, self._experiment)
+        inputs = open_inputs(self._data, self._experiment)
         return tuple(
             Example(
                 name=self._data.slices[index].name,

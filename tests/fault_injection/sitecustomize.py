@@ -1,7 +1,8 @@
-"""Imported by every Python process of a test: does something once, at a chosen checkpoint write.
+"""Imported by every Python process of a test: injects a fault, or counts calls.
 
 `BRAINSEG_TEST_FAULT=ACTION:CHECKPOINT:MARKER` acts when a file of that checkpoint, of whichever
 trial is first, is about to be flushed to disk; the marker file is made then, and never twice.
+`BRAINSEG_TEST_COUNTS=FILE` counts, see `counting`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ def _fsync(fd: Any) -> None:
     _act(fd if isinstance(fd, int) else fd.fileno())
     _flush(fd)
 
+
+if "BRAINSEG_TEST_COUNTS" in os.environ:
+    import counting  # noqa: F401
 
 if "BRAINSEG_TEST_FAULT" in os.environ:
     os.fsync = _fsync
