@@ -25,6 +25,7 @@ def _rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_the_tables_have_a_row_for_each_measurement(tmp_path: Path) -> None:
     out = tmp_path / "gpu.md"

@@ -62,6 +62,7 @@ def test_a_driver_killed_within_a_checkpoint_loses_that_epoch_alone(
     assert not list(study.results.glob("trials/*/checkpoints"))
 
 
+@pytest.mark.exhaustive
 def test_a_trial_killed_within_a_checkpoint_is_tried_again(
     undisturbed: Study, study: Study
 ) -> None:

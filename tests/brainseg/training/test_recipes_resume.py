@@ -17,7 +17,7 @@ from brainseg.training.optimizer import average_weights, learning_rate
 from brainseg.training.trainer import Training, TrainResult, train_two_stage
 
 CPU = Compute("cpu")
-SLOW = pytest.mark.slow
+MARKS = {name: [pytest.mark.slow] for name in ("onecycle", "average")} | {"many": []}
 RECIPES: dict[str, dict[str, Any]] = {
     "many": {
         **{
@@ -43,7 +43,10 @@ def _rows(result: TrainResult) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "many" else pytest.param(name, marks=SLOW) for name in RECIPES],
+    [
+        pytest.param(name, marks=MARKS.get(name, [pytest.mark.slow, pytest.mark.exhaustive]))
+        for name in RECIPES
+    ],
 )
 def test_a_recipe_changes_the_training_and_resumes_in_each_stage_to_equal_bits(
     name: str, data: SliceStore, tiny: Experiment, tmp_path: Path

@@ -170,8 +170,16 @@ def test_intervals_cover() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", [0.0, 0.1, 0.3], ids=lambda run: f"runs {run}")
-@pytest.mark.parametrize("num_seeds", [1, 2, 3], ids=lambda seeds: f"{seeds} seeds")
+@pytest.mark.parametrize(
+    "run",
+    [0.0, pytest.param(0.1, marks=pytest.mark.exhaustive), 0.3],
+    ids=lambda run: f"runs {run}",
+)
+@pytest.mark.parametrize(
+    "num_seeds",
+    [1, pytest.param(2, marks=pytest.mark.exhaustive), 3],
+    ids=lambda seeds: f"{seeds} seeds",
+)
 @pytest.mark.parametrize(
     ("num_patients", "num_folds"),
     [(5, 1), (12, 1), (40, 10), (110, 10)],

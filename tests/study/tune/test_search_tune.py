@@ -76,6 +76,7 @@ def test_a_killed_search_goes_on_to_what_an_undisturbed_one_finds(
         assert (searching.folder / name).read_bytes() == (quiet / name).read_bytes()
 
 
+@pytest.mark.exhaustive
 def test_two_at_once_come_to_as_many_as_asked_and_may_be_extended(searching: Searching) -> None:
     process = searching.start(3, 2)
     searching.wait_for_decisions(4)
