@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from brainseg.document import NONE
+from brainseg.errors import StudyError
 from brainseg.storage.files import read_csv
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
@@ -33,6 +35,13 @@ from study.storage.trial_folder import Row, TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"
+_IN_PATHS = {
+    "variant": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+    "fold": re.compile(r"[A-Za-z0-9]*"),
+    "seed": re.compile(r"[A-Za-z0-9]*"),
+}
+"""Columns whose cells become parts of paths; an external variant has no fold and no seed."""
+
 WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 
 
@@ -163,16 +172,17 @@ def read_results(folder: Path) -> StudyResults:
             then leaves out what they hold.
 
     Raises:
-        StudyError: If scores.csv contradicts itself.
+        StudyError: If scores.csv contradicts itself, or a cell that names a file could name one
+            outside the folder: a study may come from a stranger.
     """
     about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    trials = read_csv(folder / "trials.csv")
+    trials = _read_table(folder, "trials")
     split = folder / "split.json"
-    scores = read_csv(folder / "scores.csv")
+    scores = _read_table(folder, "scores")
     honest = _without_leaky(trials)
 
     def read(name: str) -> list[Row]:
-        return _without_leaky(read_csv(folder / f"{name}.csv"))
+        return _without_leaky(_read_table(folder, name))
 
     return StudyResults(
         folder=folder,
@@ -188,6 +198,27 @@ def read_results(folder: Path) -> StudyResults:
         matrix=read_matrix(_without_leaky(scores), honest),
         leaks=measure_leaks(scores, about["variants"]),
     )
+
+
+def _read_table(folder: Path, name: str) -> list[Row]:
+    """Return the rows of a table, whose names of variants and pictures are safe in paths."""
+    path, root = folder / f"{name}.csv", folder.resolve()
+    rows = read_csv(path)
+    for line, row in enumerate(rows, start=2):
+        for column, pattern in _IN_PATHS.items():
+            value = str(row.get(column, "0"))
+            if not pattern.fullmatch(value):
+                raise StudyError(
+                    f"{path}, line {line}: {column} is {value[:80]!r}; expected "
+                    f"{pattern.pattern}. The table was changed, or is of another program"
+                )
+        picture = str(row.get("picture", ""))
+        if not (root / picture).resolve().is_relative_to(root):
+            raise StudyError(
+                f"{path}, line {line}: picture is {picture[:80]!r}, which is outside the study: "
+                "only pictures of the study are shown"
+            )
+    return rows
 
 
 def _without_leaky(rows: Sequence[Row]) -> list[Row]:

@@ -44,6 +44,9 @@ WINNER = "winner-"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _WINNER_NAME = re.compile(rf"{WINNER}(?:(?P<group>.+)-)?c(?P<index>\d{{4,}})")
+_OF_ONE_SEARCH = "candidates"
+"""The folder below `search/` of the candidates of a study's only search."""
+
 _MAX_VARIANTS = 1_000
 _INHERITS, _SHARED = "inherits", "shared"
 _DECIDED = {
@@ -402,9 +405,13 @@ def _checked_search(
     """Check what a grid's searches are per, and find the file of their space."""
     if search is None:
         return None
-    reserved = [n for n in variants if search.per and n.startswith(("checkpoints", "candidates"))]
-    if reserved:
-        raise ConfigError(f"search: a variant named {reserved[0]} cannot have a search of its own")
+    of_own = [*variants] if search.per == PER_VARIANT else []
+    of_own += [levels[search.per] for levels in factors.values() if search.per in levels]
+    if _OF_ONE_SEARCH in of_own:
+        raise ConfigError(
+            f"search: what is named {_OF_ONE_SEARCH} cannot have a search of its own, whose "
+            "folder would be that of the candidates: choose another name"
+        )
     if search.per not in ("", PER_VARIANT):
         without = [name for name in variants if search.per not in factors.get(name, {})]
         known = dict.fromkeys(factor for levels in factors.values() for factor in levels)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +22,11 @@ from brainseg.storage.urls import Location, is_url, join_location, name_of
 from study.storage.study_folder import default_name, move_aside
 from study.storage.trial_folder import ELSEWHERE, STOPPED, TrialFolder
 
-_OF_TRIALS = ("trials/*", "search/candidates/*", "search/*/candidates/*")
-_CHECKPOINTS = "*/checkpoints*/*"
-_WORKERS_ONLY = (_CHECKPOINTS, "trials/*/model.safetensors", "tensorboard/*")
+_OF_TRIALS = re.compile(r"(trials|search/(?!candidates/)[^/]+/candidates|search/candidates)/.+")
+_CHECKPOINTS = re.compile(
+    r"(trials|search/(?!candidates/)[^/]+/candidates|search/candidates)/[^/]+/checkpoints[^/]*/.+"
+)
+_WORKERS_ONLY = ("trials/*/model.safetensors", "tensorboard/*")
 _NEVER_SENT = ("tune/*",)
 _SENT_LAST = ("*/manifest.json", "*/result.json", "study.json")
 
@@ -108,7 +111,7 @@ class StudySync:
 
     def commit(self) -> None:
         """Send what the driver wrote; the trials' folders are sent by their workers."""
-        self._send_below("", lambda name: _driver_needs(name) and not _matches(name, _OF_TRIALS))
+        self._send_below("", lambda name: _driver_needs(name) and not _OF_TRIALS.fullmatch(name))
 
     def commit_file(self, path: Path) -> None:
         """Send one file of the driver's immediately."""
@@ -135,7 +138,7 @@ class StudySync:
         self._send_below(f"{path.as_posix()}/", _driver_needs)
         if self._remote is not None and folder.status == STOPPED:
             found = self._remote.list(path.as_posix())
-            gone = [name for name in found if fnmatch.fnmatch(name, _CHECKPOINTS)]
+            gone = [name for name in found if _CHECKPOINTS.fullmatch(name)]
             self._retry(self._remote.delete, gone, what=f"{path}/checkpoints")
 
     def _fetch(self, below: str, is_wanted: Callable[[str], bool]) -> dict[str, Entry]:
@@ -221,7 +224,8 @@ def is_report_file(name: str) -> bool:
 
 
 def _driver_needs(name: str) -> bool:
-    return _worker_needs(name) and not _matches(name, _WORKERS_ONLY)
+    is_checkpoint = _CHECKPOINTS.fullmatch(name) is not None
+    return _worker_needs(name) and not is_checkpoint and not _matches(name, _WORKERS_ONLY)
 
 
 def _worker_needs(name: str) -> bool:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
+import pytest
 from generated import EPOCHS
 
+from brainseg.errors import StudyError
 from study.analysis.bootstrap import Estimate
+from study.report.build import write_report
 from study.report.results import format_estimate, read_results
 
 
@@ -40,6 +44,27 @@ def test_an_example_without_its_picture_is_left_out(small: Path) -> None:
     (small / before[0]["picture"]).unlink()
     after = read_results(small).examples
     assert after == [row for row in before if row["picture"] != before[0]["picture"]]
+
+
+@pytest.mark.parametrize(
+    ("table", "old", "new", "said"),
+    [
+        ("trials", "\nraw-lite0,", "\n../../../pwn,", "variant is '../../../pwn'"),
+        ("scores", "\nraw-lite0,", "\n/tmp/pwn,", "variant is '/tmp/pwn'"),
+        ("examples", "examples/", "../../secret/", "line 2: picture is '../../secret/"),
+    ],
+)
+def test_a_strangers_study_neither_writes_nor_reads_outside_its_folder(
+    small: Path, table: str, old: str, new: str, said: str
+) -> None:
+    path = small / f"{table}.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    before = sorted(small.parent.rglob("*"))
+    with pytest.raises(StudyError, match=re.escape(said)):
+        write_report(small)
+    assert sorted(small.parent.rglob("*")) == before
 
 
 def test_estimates_are_formatted_with_their_intervals() -> None:

@@ -106,6 +106,11 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
             "factors: {f: {a: , b: {threshold: 0.4}}}\nvariants: {c: {threshold: 0.3}}",
             "the variant c has no level of it",
         ),
+        (
+            "description: x\nsearch: {candidates: 4, per: f}\n"
+            "factors: {f: {a: , candidates: {threshold: 0.4}}}",
+            "named candidates cannot have a search of its own",
+        ),
         (ONE + "published: nothing", "nothing.yaml"),
         (ONE + "published: ../x", "published is named"),
         (

@@ -20,7 +20,7 @@ from study.run import main as run
 from study.spec.trial_job import TrialJob
 from study.storage import sync as sync_module
 from study.storage.study_folder import write_study
-from study.storage.sync import StudySync, find_study
+from study.storage.sync import StudySync, find_study, is_report_file
 from study.storage.trial_folder import TrialFolder
 
 TRIAL = Path("trials") / "raw-fold0-seed1"
@@ -56,6 +56,15 @@ def _checkpoint(epoch: int) -> dict[str, str]:
 def _names(url: str) -> set[str]:
     below = TRIAL.as_posix()
     return {name.removeprefix(f"{below}/") for name in RemoteFolder(url).list(below)}
+
+
+def test_names_of_trials_and_searches_do_not_pass_for_checkpoints() -> None:
+    for trial in ("trials/a", "search/candidates/0001", "search/a/candidates/0001"):
+        assert not is_report_file(f"{trial}/checkpoints/inner0/stage1-epoch0001/manifest.json")
+        assert not is_report_file(f"{trial}/checkpoints.20261126/stage1-epoch0001/manifest.json")
+    assert is_report_file("trials/checkpoints-fold0-seed44/history.csv")
+    assert is_report_file("search/checkpoints/best.yaml")
+    assert is_report_file("search/checkpoints/candidates/0001/history.csv")
 
 
 def test_a_trial_goes_on_at_another_machine(
