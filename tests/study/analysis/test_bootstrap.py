@@ -182,7 +182,7 @@ def test_intervals_cover() -> None:
 )
 @pytest.mark.parametrize(
     ("num_patients", "num_folds"),
-    [(5, 1), (12, 1), (40, 10), (110, 10)],
+    [(5, 1), (12, 1), (40, 10), pytest.param(110, 10, marks=pytest.mark.exhaustive)],
     ids=lambda number: str(number),
 )
 def test_intervals_cover_by_patients_seeds_and_runs(
