@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.measure import processor, table
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.config import Experiment, parse_changes
 from brainseg.data.inputs import name_channels
@@ -544,7 +545,7 @@ def _describe(setup: Setup, args: argparse.Namespace) -> str:
 {run}| | |
 | --- | --- |
 | date | {datetime.now(UTC):%Y-%m-%d} |
-| machine | {_processor()}, {os.cpu_count()} cores, {_memory():.0f} GB, {platform.system()} |
+| machine | {processor()}, {os.cpu_count()} cores, {_memory():.0f} GB, {platform.system()} |
 | card | {card} |
 | versions | torch {torch.__version__}, CUDA {torch.version.cuda or "none"}, \
 cuDNN {cudnn or "none"}, Python {platform.python_version()} |
@@ -554,21 +555,12 @@ cuDNN {cudnn or "none"}, Python {platform.python_version()} |
 """
 
 
-def _processor() -> str:
-    """Return the processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def _memory() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def _tables(
-    speeds: Iterable[Row], needs: Iterable[str], packs: Iterable[Row], resumes: Iterable[Row]
+    speeds: Sequence[Row], needs: Sequence[str], packs: Sequence[Row], resumes: Sequence[Row]
 ) -> str:
     speed = ["encoder", "encoder is", "fed by", "slices/s", "of step rate", "GPU busy", "peak"]
     pack = ["encoder", "trainings at once", "slices/s together", "against the first row"]
@@ -582,13 +574,13 @@ def _tables(
     ]
     return "\n".join(
         [
-            *_table(speed, speeds),
+            table(speed, speeds),
             "",
             *(f"- {need}" for need in needs),
             "",
-            *_table(pack, packs),
+            table(pack, packs),
             "",
-            *_table(resume, resumes),
+            table(resume, resumes),
             "",
             f"Peak: of the GPU's memory, or of the process so far on a CPU. An epoch has "
             f"{_EPOCH_SLICES:,} slices (the dataset's if there are more) and is fed by resident "
@@ -596,11 +588,6 @@ def _tables(
             "",
         ]
     )
-
-
-def _table(head: Row, rows: Iterable[Row]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 _EPILOG = """\

@@ -106,7 +106,7 @@ def describe_machine() -> str:
     versions = [f"{name} {metadata.version(name)}" for name in ("torch", "ray")]
     return ", ".join(
         [
-            _processor(),
+            processor(),
             f"{num_cores()} cores",
             f"{gigabytes:.0f} GiB",
             f"load {psutil.getloadavg()[0]:.1f}",
@@ -125,7 +125,8 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -227,14 +228,15 @@ def set_flags(changes: Mapping[str, object]) -> list[str]:
     return [word for key, text in texts.items() for word in ("--set", f"{key}={text}")]
 
 
+def network_changes(encoder: str, size: int) -> dict[str, object]:
+    """Return the keys of a network with random weights and of the size of its slices."""
+    return {"data.size": size, "model.encoder": encoder, "model.encoder_weights": "none"}
+
+
 def network_flags(args: argparse.Namespace) -> list[str]:
     """Return the flags that give a study the data and the network of the options."""
-    network = {
-        "data.size": args.size,
-        "model.encoder": args.encoder,
-        "model.encoder_weights": "none",
-    }
-    return ["--data", str(prepare_data(args.data)), *set_flags(network)]
+    changes = network_changes(args.encoder, args.size)
+    return ["--data", str(prepare_data(args.data)), *set_flags(changes)]
 
 
 def epoch_flags(epochs: Sequence[int]) -> list[str]:

@@ -16,6 +16,7 @@ from benchmarks.measure import (
     add_network,
     alternate,
     limit_threads,
+    network_changes,
     parser_of,
     positive,
     prepare_data,
@@ -76,8 +77,7 @@ def _measure(args: argparse.Namespace) -> int:
     data = open_dataset(prepare_data(args.data))
     rows: list[Sequence[object]] = []
     for name, filters in FILTERS.items():
-        changes = {"preprocess.filters": filters, "data.size": args.size}
-        changes |= {"model.encoder": args.encoder, "model.encoder_weights": "none"}
+        changes = network_changes(args.encoder, args.size) | {"preprocess.filters": filters}
         training = _Training(Experiment().replaced(changes), data, args.steps)
         ways = {f"{name}, loader": training.load, f"{name}, memory": training.repeat}
         loaded, repeated = alternate(ways, args.alternations).values()
@@ -123,17 +123,18 @@ class _Training:
     def _train(self, batches: Iterable[Batch]) -> float:
         import torch
 
+        from brainseg.model.device import build_scaler
         from brainseg.training.epoch import train_epoch
 
+        device = torch.device("cpu")
         began = time.perf_counter()
-        scaler = torch.amp.GradScaler("cuda", enabled=False)
         done = train_epoch(
             self._model,
             batches,
             self._experiment,
-            torch.device("cpu"),
+            device,
             self._optimizer,
-            scaler,
+            build_scaler(device),
         )
         return len(done.counts) / (time.perf_counter() - began)
 

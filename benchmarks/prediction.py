@@ -14,6 +14,7 @@ from benchmarks.measure import (
     add_network,
     alternate,
     limit_threads,
+    network_changes,
     num_cores,
     parser_of,
     positive,
@@ -69,8 +70,7 @@ def _measure(args: argparse.Namespace) -> int:
     images = [data.image(index % len(data.slices)) for index in range(args.slices)]
     rows: list[Sequence[object]] = []
     for name, filters in FILTERS.items():
-        changes = {"preprocess.filters": filters, "data.size": args.size}
-        changes |= {"model.encoder": args.encoder, "model.encoder_weights": "none"}
+        changes = network_changes(args.encoder, args.size) | {"preprocess.filters": filters}
         experiment = Experiment().replaced(changes)
         header = ModelHeader(
             experiment=experiment,

@@ -12,6 +12,7 @@ from benchmarks.measure import (
     Spread,
     alternate,
     limit_threads,
+    network_changes,
     num_cores,
     parser_of,
     positive,
@@ -109,8 +110,7 @@ def _steps(
     from brainseg.model.networks import build_model, set_training
     from brainseg.training.optimizer import build_optimizer
 
-    changes = {"model.encoder": encoder, "model.encoder_weights": "none", "data.size": size}
-    experiment = Experiment().replaced(changes)
+    experiment = Experiment().replaced(network_changes(encoder, size))
     layout = torch.channels_last if form == "channels_last" else torch.contiguous_format
     model = build_model(experiment.model, experiment.seed)
     model = model.to(memory_format=layout)  # type: ignore[call-overload]

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from brainseg.config import Experiment, OptimizerConfig, StageConfig
 from brainseg.data.input_store import open_inputs
-from brainseg.data.inputs import name_channels
+from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.loader import Batches
 from brainseg.data.resident import ResidentBatches, keeps_resident
 from brainseg.data.slice_store import SliceStore
@@ -308,13 +309,16 @@ class Training:
                 largest[patient] = index
         return frozenset(list(largest.values())[:_NUM_EXAMPLES])
 
+    @cached_property
+    def _inputs(self) -> StoreInputs:
+        return open_inputs(self._data, self._experiment)
+
     def _draw_examples(self, predicted: dict[int, NDArray[np.bool_]]) -> tuple[Example, ...]:
-        inputs = open_inputs(self._data, self._experiment)
         return tuple(
             Example(
                 name=self._data.slices[index].name,
-                image=inputs.picture(index),
-                true=inputs.mask(index) > 0,
+                image=self._inputs.picture(index),
+                true=self._inputs.mask(index) > 0,
                 predicted=mask,
             )
             for index, mask in predicted.items()

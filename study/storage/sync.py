@@ -22,10 +22,9 @@ from brainseg.storage.urls import Location, is_url, join_location, name_of
 from study.storage.study_folder import default_name, move_aside
 from study.storage.trial_folder import ELSEWHERE, STOPPED, TrialFolder
 
-_OF_TRIALS = re.compile(r"(trials|search/(?!candidates/)[^/]+/candidates|search/candidates)/.+")
-_CHECKPOINTS = re.compile(
-    r"(trials|search/(?!candidates/)[^/]+/candidates|search/candidates)/[^/]+/checkpoints[^/]*/.+"
-)
+_TRIALS = r"(trials|search/candidates|search/(?!candidates/)[^/]+/candidates)"
+_OF_TRIALS = re.compile(rf"{_TRIALS}/.+")
+_CHECKPOINTS = re.compile(rf"{_TRIALS}/[^/]+/checkpoints[^/]*/.+")
 _WORKERS_ONLY = ("trials/*/model.safetensors", "tensorboard/*")
 _NEVER_SENT = ("tune/*",)
 _SENT_LAST = ("*/manifest.json", "*/result.json", "study.json")
