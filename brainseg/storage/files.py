@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,25 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file as `write_bytes` does."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def regular_file(path: Path) -> Path:
+    """Return the path of a file that can be read to its end; links are followed.
+
+    Raises:
+        ConfigError: If there is none, or it is a folder, a pipe or a device, which could block
+            for ever.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in its name
+        raise ConfigError(f"cannot read {str(path)!r}: {error}") from error
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
+        raise ConfigError(f"{path} is a {kind}; expected a file")
+    return path
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
