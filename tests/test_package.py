@@ -133,6 +133,7 @@ def test_an_installed_package_reads_its_own_files(installed: Path, empty: Path) 
     assert path.read_bytes() == (ROOT / "configs" / "baseline.yaml").read_bytes()
 
 
+@pytest.mark.slow
 def test_every_console_script_is_there_and_loads(installed: Path, empty: Path) -> None:
     code = (
         "from importlib.metadata import distribution\n"

@@ -96,7 +96,10 @@ def test_the_target_is_reached_after_the_seconds_of_all_epochs_so_far() -> None:
     assert reached(curve, 0.6) is None
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "gpu" else []) for name in NAMES],
+)
 def test_help_teaches_and_loads_no_torch(name: str) -> None:
     code = (
         f"import sys; from benchmarks.{name} import main\n"

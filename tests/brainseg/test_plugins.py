@@ -148,7 +148,8 @@ def test_a_filter_from_a_file_is_one_among_the_others(
 
 
 @pytest.mark.parametrize(
-    ("name", "code"), [pytest.param("invert", 0, marks=pytest.mark.slow), ("noisy", 1)]
+    ("name", "code"),
+    [pytest.param(*case, marks=pytest.mark.slow) for case in (("invert", 0), ("noisy", 1))],
 )
 def test_a_filter_is_checked_against_all_that_a_study_asks_of_one(
     tmp_path: Path,

@@ -11,6 +11,7 @@ from brainseg.storage.remote import RemoteFolder
 from study.fetch import main as fetch
 
 
+@pytest.mark.slow
 def test_a_study_is_fetched_for_readers_and_again_only_where_it_changed(
     store: Store, generated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -29,6 +30,7 @@ def test_a_study_is_fetched_for_readers_and_again_only_where_it_changed(
     assert (tmp_path / "here" / "scores.csv").read_bytes() == b"other"
 
 
+@pytest.mark.slow
 def test_what_changes_while_a_study_is_fetched_is_fetched_as_it_is_then(
     store: Store, generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

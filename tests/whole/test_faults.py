@@ -82,6 +82,7 @@ def test_damaged_checkpoints_are_passed_over_for_the_one_before_or_the_beginning
     assert_equal(killed, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_resume_that_forgets_is_noticed(undisturbed: Study, killed: Study) -> None:
     """A checkpoint without AdamW's first moments must not pass for a whole one."""
     for checkpoints in killed.checkpoints().values():
@@ -102,6 +103,7 @@ def _forget_moments(checkpoint: Path) -> None:
     manifest.write_text(json.dumps(sums))
 
 
+@pytest.mark.exhaustive
 def test_swapped_checkpoints_are_noticed(undisturbed: Study, killed: Study) -> None:
     one, other = (killed.results / "trials" / name for name in killed.checkpoints())
     (one / "checkpoints").rename(one / "mine")
@@ -112,6 +114,7 @@ def test_swapped_checkpoints_are_noticed(undisturbed: Study, killed: Study) -> N
     assert_equal(killed, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_memory_that_runs_out_halves_the_batches_of_that_trial(
     undisturbed: Study, study: Study
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_disk_too_small_is_refused_before_the_start(
     assert study_on_disk.start().wait(PATIENCE) == KNOWN_ERROR
 
 
+@pytest.mark.exhaustive
 def test_storage_that_is_gone_for_seconds_is_waited_for(
     undisturbed: Study, tmp_path: Path, phantom_root: Path, unhurried: Experiment
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_driver_killed_at_random_moments_ends_with_the_same_bits(
     assert_equal(study, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_driver_killed_within_a_checkpoint_loses_that_epoch_alone(
     undisturbed: Study, study: Study
 ) -> None:

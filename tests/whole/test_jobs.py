@@ -133,6 +133,7 @@ def test_a_driver_without_the_clusters_token_is_refused(head: Head, phantom_root
         assert errors[-1].startswith(f"error: no Ray cluster can be used at {head.address}: ")
 
 
+@pytest.mark.exhaustive
 def test_a_job_whose_driver_is_killed_continues_when_submitted_again(
     head: Head, undisturbed: Study, study: Study
 ) -> None:

@@ -298,6 +298,7 @@ def _losses(result: TrainResult) -> list[list[float]]:
     return [[row["train_loss"], row["val_loss"]] for row in result.history]
 
 
+@pytest.mark.slow
 def test_a_resumed_training_on_resident_slices_gives_the_same_bits(
     data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:

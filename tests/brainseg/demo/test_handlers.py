@@ -43,6 +43,7 @@ def _masks(html: str) -> list[NDArray[np.bool_]]:
     return [np.asarray(cv2.imdecode(content, -1)) > 0 for content in raw]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_masks_of_predict_and_of_the_evaluation(
     handlers: Handlers, model_file: Path, data: SliceStore, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def test_every_format_and_a_single_slice(
     assert 0 <= float(row["max_probability"]) <= 1
 
 
+@pytest.mark.slow
 def test_sub_folders_are_patients_of_their_own(
     model_file: Path, data: SliceStore, tmp_path: Path
 ) -> None:

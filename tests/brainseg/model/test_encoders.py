@@ -172,6 +172,7 @@ def assert_refused(error: str, *parts: str) -> None:
     assert "\n" not in error and ".." not in error
 
 
+@pytest.mark.slow
 def test_downloaded_weights_are_those_of_the_hub_and_downloaded_once(
     hub: Hub, served: State, tmp_path: Path
 ) -> None:
@@ -212,13 +213,16 @@ def test_a_silent_hub_is_an_error_with_three_ways_out_within_20_seconds(tmp_path
             assert seconds < 20
 
 
+LONG = [pytest.mark.slow, pytest.mark.exhaustive]
+
+
 @pytest.mark.parametrize(
     "fault",
     [
         *("403 Forbidden", "404 Not Found"),
         pytest.param("cut", marks=pytest.mark.slow),
-        pytest.param("500 Internal Server Error", marks=pytest.mark.slow),
-        pytest.param("cut long", marks=pytest.mark.slow),
+        pytest.param("500 Internal Server Error", marks=LONG),
+        pytest.param("cut long", marks=LONG),
     ],
 )
 def test_a_hub_that_fails_is_an_error_and_a_later_call_succeeds(
@@ -233,6 +237,7 @@ def test_a_hub_that_fails_is_an_error_and_a_later_call_succeeds(
     assert_built(tmp_path, served)
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_with_one_line_and_no_folder_where_there_is_no_hub(
     closed: str, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from brainseg.training.optimizer import average_weights, learning_rate
 from brainseg.training.trainer import Training, TrainResult, train_two_stage
 
 CPU = Compute("cpu")
-MARKS = {name: [pytest.mark.slow] for name in ("onecycle", "average")} | {"many": []}
+MARKS = {name: [pytest.mark.slow] for name in ("onecycle", "average", "many")}
 RECIPES: dict[str, dict[str, Any]] = {
     "many": {
         **{
@@ -146,6 +146,7 @@ def test_loss_terms_by_hand() -> None:
     assert half == pytest.approx(only(dice_weight=1), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_patience_ends_the_last_stage_and_a_resume_does_not_go_on(
     data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:

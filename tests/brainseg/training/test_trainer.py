@@ -72,6 +72,7 @@ def test_the_same_seed_gives_the_same_bits(
     assert _equal(again.weights, quiet.weights)
 
 
+@pytest.mark.slow
 def test_trainings_that_take_turns_give_the_same_bits(
     quiet: TrainResult, data: SliceStore, tiny: Experiment
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_resumed_training_gives_the_same_bits(
     assert _equal(resumed.weights, quiet.weights)
 
 
+@pytest.mark.slow
 def test_a_resume_keeps_the_momentum_of_batchnorm(
     quiet: TrainResult, data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_a_resume_keeps_the_momentum_of_batchnorm(
     assert _equal(resumed.weights, alone.weights)
 
 
+@pytest.mark.slow
 def test_a_resume_that_forgets_the_optimizer_is_noticed(
     quiet: TrainResult,
     data: SliceStore,
@@ -202,6 +205,7 @@ def test_an_encoder_that_is_not_calibrated_keeps_the_statistics_of_its_weights(
     assert all(torch.equal(start[key], state.model[key]) for key in encoder)
 
 
+@pytest.mark.slow
 def test_a_higher_momentum_lets_the_statistics_follow_random_weights(
     data: SliceStore, tiny: Experiment
 ) -> None:

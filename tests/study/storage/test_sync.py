@@ -200,6 +200,7 @@ def test_a_reader_sends_what_it_wrote_and_nothing_that_is_newer_there(
 
 
 @pytest.mark.usefixtures("machine")
+@pytest.mark.slow
 def test_data_that_changed_behind_the_url_are_refused(
     store: Store, url: str, data: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

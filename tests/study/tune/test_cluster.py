@@ -54,6 +54,8 @@ class Machines:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray"))  # short: sockets lie below it
         head = {"num_cpus": 0, "temp_dir": str(self.folder)}
+        # Ray notes the address of each cluster there, also of one with a folder of its own.
+        Path("/tmp/ray").mkdir(exist_ok=True)
         self._head = LocalCluster(initialize_head=True, head_node_args=head)
         self.address = self._head.address
         self._joined: list[subprocess.Popen[bytes]] = []

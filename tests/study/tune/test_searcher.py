@@ -50,6 +50,7 @@ def _kill(folder: Path, step: int, candidates: int, patch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tpe_finds_the_optimum_and_random_does_not_with_as_many_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return told
 
 
+@pytest.mark.slow
 def test_inner_folds_train_in_turn_as_they_would_alone(
     job: TrialJob, data: SliceStore, reported: list[dict[str, Any]]
 ) -> None:

@@ -71,6 +71,7 @@ def _processes(folder: Path) -> dict[str, dict[str, int]]:
     return {path.parent.name.partition("-")[0]: json.loads(path.read_text()) for path in paths}
 
 
+@pytest.mark.exhaustive
 def test_trials_that_share_a_process_have_the_bits_of_trials_alone(
     tmp_path: Path, data: SliceStore, tiny: Experiment
 ) -> None:
