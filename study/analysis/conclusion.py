@@ -9,6 +9,7 @@ import numpy as np
 
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import LEVEL, Comparison, Pair, smallest_p
+from study.analysis.robustness import Ranking, other_winners
 from study.analysis.scores import ScoreMatrix
 from study.spec.grid import WINNER
 
@@ -34,6 +35,7 @@ def conclude(
     comparison: Comparison,
     synthetic: bool = False,
     searched: Sequence[Mapping[str, Sequence[str]]] = (),
+    rankings: Sequence[Ranking] = (),
 ) -> Conclusion:
     """Put a comparison into words.
 
@@ -42,9 +44,11 @@ def conclude(
         comparison: The comparison of these scores.
         synthetic: Whether the data are generated phantoms.
         searched: A search's inner splits: patients by part, `train` and `val`.
+        rankings: The variants' ranks by other metrics and in other ways.
     """
     sentence = _sentence(matrix, comparison) + _seen_by_search(matrix, searched)
     caveats = [*_missing(matrix, comparison), *_too_few(matrix, comparison), *_folds(matrix)]
+    caveats += _other_rankings(comparison, rankings)
     if synthetic:
         sentence = f"SYNTHETIC DATA: {sentence}"
         caveats.insert(0, "The data are generated phantoms: no number here is about patients.")
@@ -145,6 +149,23 @@ def _describe_first(pairs: Sequence[Pair]) -> str:
             needed = f"about {float(f'{pair.patients_needed:.2g}'):,.0f}"
         text += f"; {needed} patients would be needed to find a difference of this size"
     return text
+
+
+def _other_rankings(comparison: Comparison, rankings: Sequence[Ranking]) -> list[str]:
+    """Say by which other metrics or ways of ranking another variant ranks first."""
+    others = other_winners(rankings)
+    if not others:
+        return []
+    names = [item.variant for item in comparison.variants if item.ranks]
+    first: dict[str, list[str]] = {}
+    for ranking in others:
+        winners = _join([names[n] for n in ranking.winners])
+        first.setdefault(winners, []).append(f"{ranking.metric} ({ranking.way})")
+    listed = "; ".join(f"{winners} by {_join(by)}" for winners, by in first.items())
+    return [
+        f"Another choice of metric or of ranking names another winner in {len(others)} of "
+        f"{len(rankings)} rankings: {listed}."
+    ]
 
 
 def _missing(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:

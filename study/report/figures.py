@@ -115,6 +115,22 @@ class FigureWriter:
             axis.grid(False)
         return "figures/ranks.png"
 
+    def rankings(self) -> str:
+        """Draw the ranks by each metric and way of ranking as a grid."""
+        rankings = self._results.rankings
+        names = [item.variant for item in self._results.comparison.variants if item.ranks]
+        ranks = np.array([ranking.ranks for ranking in rankings])
+        with self._draw("rankings", 1.6 + 0.22 * len(rankings)) as (_, (axis,)):
+            axis.imshow(ranks, cmap="Greys_r", vmin=1 - 0.3 * len(names), aspect="auto")
+            axis.set_yticks(range(len(rankings)), [f"{r.metric}: {r.way}" for r in rankings])
+            axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            for row, column in np.ndindex(ranks.shape):
+                ink = "white" if ranks[row, column] <= len(names) / 2 else "black"
+                text = str(ranks[row, column])
+                axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+            axis.grid(False)
+        return "figures/rankings.png"
+
     def variance(self) -> str:
         """Draw the sources of the variance of Dice/patient."""
         shares = self._results.comparison.variance

@@ -22,6 +22,7 @@ from study.analysis.comparison import Comparison, compare
 from study.analysis.conclusion import Conclusion, conclude
 from study.analysis.leak import Leak, measure_leaks
 from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
+from study.analysis.robustness import Ranking, rank_otherwise
 from study.analysis.scores import ScoreMatrix, read_matrix, read_slices
 from study.analysis.subgroups import (
     Breakdown,
@@ -83,10 +84,21 @@ class StudyResults:
         return compare(self.matrix, self.about.get("factors"), external=self.external)
 
     @cached_property
+    def rankings(self) -> list[Ranking]:
+        """The ranks by other metrics and in other ways, the study's own ranking first."""
+        slices = {variant: found.point for variant, found in self.slice_dice.items()}
+        return rank_otherwise(self.matrix, self.comparison, slices)
+
+    @cached_property
     def conclusion(self) -> Conclusion:
         """The comparison in words."""
-        searched = self.split.get("search", ())
-        return conclude(self.matrix, self.comparison, self.about["synthetic"], searched)
+        return conclude(
+            self.matrix,
+            self.comparison,
+            self.about["synthetic"],
+            self.split.get("search", ()),
+            self.rankings,
+        )
 
     @cached_property
     def breakdowns(self) -> list[Breakdown]:

@@ -86,12 +86,9 @@ def restrict(matrix: ScoreMatrix, patients: Collection[str]) -> ScoreMatrix:
     """Return the score matrix of some of its patients."""
     kept = np.array([patient in patients for patient in matrix.patients], bool)
     return replace(
-        matrix,
+        matrix.mapped(lambda values: values[:, :, kept]),
         patients=tuple(p for p in matrix.patients if p in patients),
         folds=matrix.folds[:, kept],
-        counts=matrix.counts[:, :, kept],
-        dice=matrix.dice[:, :, kept],
-        hd95=matrix.hd95[:, :, kept],
     )
 
 

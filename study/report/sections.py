@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 import numpy as np
+import pandas as pd
 
 from brainseg.document import (
     NONE,
@@ -20,6 +21,7 @@ from brainseg.document import (
     format_number,
     format_p,
 )
+from brainseg.inference.mask_metrics import TOLERANCE
 from study.report.figures import FigureWriter
 from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults, format_estimate
 from study.storage.trial_folder import Row
@@ -92,6 +94,53 @@ def _scores(results: StudyResults) -> Iterator[Block]:
     if results.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         yield Table(caption, ranked_rows(results))
+    rows = list(_outline_rows(results))
+    if rows:
+        yield Paragraph(
+            "A tumour that was missed or invented as a whole has no HD95. With the worst case, "
+            "its slice counts with the longest distance in it, the diagonal. NSD is the share of "
+            f"boundary pixels at most {TOLERANCE:g} pixels from the other outline. Volume "
+            "similarity compares sizes, not places. A lesion is a connected part of the tumour in "
+            "the patient's stack of slices; it is found if one pixel of it is."
+        )
+        yield Table(
+            "Outlines, volumes and lesions, with 95 % intervals. Slices and lesions are counted "
+            "over all trials.",
+            rows,
+        )
+
+
+def _outline_rows(results: StudyResults) -> Iterator[dict[str, str]]:
+    """Yield a row per variant of the scores of outlines, volumes and lesions, where measured."""
+    matrix = results.matrix
+    for item in results.comparison.variants:
+        if "NSD" not in item.scores:
+            continue
+        v = matrix.index(item.variant)
+        lesions = {
+            name: f"{np.nansum(matrix.measures[f'lesions_{name}'][v]):,.0f}"
+            for name in ("found", "missed", "invented")
+        }
+        missed, invented = _count_whole_errors(results.slices, item.variant)
+        yield {
+            "variant": item.variant,
+            "NSD": format_estimate(item.scores["NSD"]),
+            "HD95": format_estimate(item.scores.get("HD95"), ".1f"),
+            "HD95, worst case": format_estimate(item.scores["HD95, worst case"], ".1f"),
+            "slices missed": missed,
+            "slices invented": invented,
+            "volume similarity": format_estimate(item.scores["volume similarity"]),
+            **{f"lesions {name}": count for name, count in lesions.items()},
+        }
+
+
+def _count_whole_errors(slices: pd.DataFrame, variant: str) -> tuple[str, str]:
+    """Return in how many slices a tumour was missed, and invented, as a whole."""
+    if slices.empty:
+        return NONE, NONE
+    own = slices[slices["variant"] == variant]
+    true, found = own["TP"] + own["FN"] > 0, own["TP"] + own["FP"] > 0
+    return f"{(true & ~found).sum():,}", f"{(found & ~true).sum():,}"
 
 
 def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
@@ -204,6 +253,26 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
             for item in ranked
         ]
         yield Table("Probability of each rank.", rows)
+        yield Figure(
+            figures.rankings(),
+            "Grid of ranks: a row per metric and way of ranking, a column per variant",
+            "Ranks by other metrics and in other ways of ranking; the study's own is on top. Dark "
+            "is first.",
+        )
+        rows = [
+            {
+                "metric": ranking.metric,
+                "ranked by": ranking.way,
+                **dict(zip([i.variant for i in ranked], map(str, ranking.ranks), strict=True)),
+                "Kendall's tau": format_number(ranking.tau, 2),
+            }
+            for ranking in results.rankings
+        ]
+        yield Table(
+            "Ranks by other metrics and ways of ranking. Tau compares the order with the study's: "
+            "1 is the same, -1 the reverse.",
+            rows,
+        )
     if not all(map(math.isnan, results.comparison.variance.values())):
         yield Figure(
             figures.variance(),

@@ -140,7 +140,7 @@ def test_without_torch_ray_and_opencv_the_report_is_the_same(
     copy = Path(shutil.copytree(generated, tmp_path / "copy"))
     names = ["report.html", "report.md", "table.tex", "models/raw-resnet50.md"]
     names += [f"figures/{path.name}" for path in (generated / "figures").iterdir()]
-    assert len(names) == 4 + 2 * 7
+    assert len(names) == 4 + 2 * 8
     for name in names:
         (copy / name).unlink()
     arguments = ["--grid", "baseline", "--storage", str(copy.parent), "--name", copy.name]
