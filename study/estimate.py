@@ -18,6 +18,7 @@ from brainseg.config import NUM_FOLDS, Experiment, load_experiment
 from brainseg.data.split import PARTS, split_of
 from brainseg.errors import StudyError
 from brainseg.model.encoders import describe_weights
+from study.analysis.protocol import PRIMARY
 from study.resolve import Study
 from study.spec.resources import Cluster, TrialResources, trials_on
 from study.spec.study_spec import StudySpec
@@ -101,6 +102,7 @@ def describe_plan(
         ("slices", f"{spec.slices:,}, of which {spec.tumour_slices:,} with tumour"),
         *_describe_splits(study),
         ("encoder weights", describe_weights(experiment.model)),
+        *((name, PRIMARY[name]) for name in ("primary metric", "test", "correction")),
         ("trials", f"{len(jobs)}, {len(left)} of them to run"),
         ("epochs", f"{stages} per trial, {num_epochs(left):,} to run"),
         ("steps", f"{_num_steps(study, left):,} of {experiment.optimizer.batch_size} slices"),

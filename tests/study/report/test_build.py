@@ -92,6 +92,7 @@ def test_the_page_has_every_section(generated: Path) -> None:
         "Trials",
         "Published results, for comparison",
         "Cost",
+        "Protocol of the study",
         "Data and split",
         "How to reproduce this study",
     ]
