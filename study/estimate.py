@@ -327,9 +327,10 @@ def _describe_search(study: Study) -> list[Line]:
     ]
     in_full = sum(count_open(study.folder, s) * s.halving.longest for s in spec.searches)
     epochs = _expected_epochs(study)
-    rungs = ", ".join(map(str, halving.rungs())) or "none"
+    rungs = ", ".join(map(str, halving.rungs()))
     stops = {"none": "stops no candidate", "median": f"from epoch {halving.first} on"}
-    how = stops.get(search.scheduler, f"rungs after epochs {rungs}")
+    how = f"rungs after epochs {rungs}" if rungs else "no rung, since there are too few epochs"
+    how = stops.get(search.scheduler, how)
     cost = f"{in_full:,} in full"
     if halving.brackets and left:
         saved = f"{epochs:,.0f} by halving alone ({epochs / in_full:.0%})"

@@ -80,6 +80,7 @@ def write_report(folder: Path) -> StudyResults:
         facts=facts,
         labels=results.labels,
         sentence=results.conclusion.sentence,
+        answers=results.conclusion.answers,
         points=results.points,
         sections=[
             *describe_findings(results, figures),
