@@ -10,9 +10,9 @@ Three ways to average Dice: `dice_global` sums the counts of all slices (the pub
 over the slices with tumour.
 
 To add a score that the report compares: one of pixel counts is a function here and a key of
-`summarise`, one of masks is computed beside HD95 in `brainseg/inference/evaluation.py`. Its column
-goes into `TABLES` of `study/storage/trial_folder.py`, its mean per variant into
-`study/analysis/scores.py`, and its name into the ranked table of `study/report/sections.py`.
+`summarise`, one of masks is computed in `brainseg/inference/mask_metrics.py`. Its column goes
+into `TABLES` of `study/storage/trial_folder.py`, its values per patient into
+`study/analysis/scores.py`, and its name into a table of `study/report/sections.py`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,13 @@ def recall(counts: Counts) -> NDArray[np.float64]:
     """Return TP / (TP + FN), in [0, 1], over the last axis."""
     tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     return _ratio(tp, tp + fn, tp + fp + fn)
+
+
+def volume_similarity(counts: Counts) -> NDArray[np.float64]:
+    """Return 1 - |FN - FP| / (2 TP + FP + FN), in [0, 1] (Taha and Hanbury 2015)."""
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
+    both = 2 * tp + fp + fn
+    return _ratio(both - np.abs(fn - fp), both, both)
 
 
 def sum_by_patient(counts: Counts, patients: Sequence[str]) -> dict[str, Counts]:

@@ -176,7 +176,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
     patients = tuple(sorted(set(x.patients) & set(y.patients)))
     # Without a common seed nothing pairs the trainings: each study's mean stands for one.
     seeds = tuple(sorted(set(x.seeds) & set(y.seeds)))
-    parts = [_select(matrix, seeds, patients) for matrix in (x, y)]
+    scores = [_select(matrix, seeds, patients) for matrix in (x, y)]
     folds = _folds(x, patients)
     trials = [
         row | {"variant": f"{study.name}/{row['variant']}"}
@@ -187,15 +187,16 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         and (not seeds or int(row["seed"]) in seeds)
     ]
     num_seeds = len(seeds) or 1
-    values = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
     matrix = ScoreMatrix(
         variants=tuple(f"{s.name}/{v}" for s in (one, other) for v in s.results.matrix.variants),
         seeds=seeds or (0,),
         patients=patients,
         folds=np.tile(folds, (num_seeds, 1)),
-        counts=values[0],
-        dice=values[1],
-        hd95=values[2],
+        counts=np.concatenate([of.counts for of in scores]),
+        dice=np.concatenate([of.dice for of in scores]),
+        measures={
+            name: np.concatenate([of.measures[name] for of in scores]) for name in x.measures
+        },
         num_trials=len(trials),
         missing=tuple(
             _name(row) for row in trials if row["status"] not in (TRIAL_FINISHED, EXTERNAL)
@@ -221,10 +222,8 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
     )
 
 
-def _select(
-    matrix: ScoreMatrix, seeds: Sequence[int], patients: Sequence[str]
-) -> tuple[Floats, Floats, Floats]:
-    """Return counts, Dice and HD95 of some seeds and patients; without seeds, of their mean."""
+def _select(matrix: ScoreMatrix, seeds: Sequence[int], patients: Sequence[str]) -> ScoreMatrix:
+    """Return the scores of some seeds and patients; without seeds, those of their mean."""
     chosen = [matrix.seeds.index(seed) for seed in seeds]
 
     def select(values: Floats) -> Floats:
@@ -234,7 +233,7 @@ def _select(
         mean = np.ma.masked_invalid(values).mean(axis=1, keepdims=True)
         return np.asarray(np.ma.filled(mean, np.nan))
 
-    return select(matrix.counts), select(matrix.dice), select(matrix.hd95)
+    return matrix.mapped(select)
 
 
 def _name(row: Row) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from brainseg.config import Experiment
 from brainseg.metrics import dice
 from brainseg.storage.files import write_bytes, write_csv, write_text
+from study.analysis.protocol import register
 from study.report.examples import EXAMPLE_COLUMNS
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
@@ -109,7 +110,7 @@ def generate_study(
             ensemble += _ensemble(job, seeds, tables["stages"])
     write_csv(folder / "patients.csv", [p.row() for p in cohort])
     _write_split(folder, cohort, folds)
-    write_study(folder, spec, FACTS)
+    write_study(folder, spec, {**FACTS, "protocol": register([], spec, 0)})
     collect(folder, jobs)
     write_csv(folder / "ensemble.csv", ensemble, TABLES["stages"])
     _draw(folder, [patient.name for patient in cohort], rng)
@@ -139,7 +140,12 @@ def _tables(
         slices += _slice_rows(patient, counts, rng)
         known = [float(row["hd95"]) for row in slices[-len(counts) :] if row["hd95"]]
         hd95 = float(np.mean(known)) if known else ""
-        scores.append({"patient": patient.name, **_cells(counts.sum(axis=0)), "hd95": hd95})
+        worst = [float(row["hd95_worst"]) for row in slices[-len(counts) :] if row["hd95_worst"]]
+        outlines = {"hd95": hd95, "hd95_worst": float(np.mean(worst)) if worst else 0.0}
+        cells = _cells(counts.sum(axis=0))
+        lesions = {"lesions_found": 1, "lesions_missed": 0, "lesions_invented": len(known) % 2}
+        nsd = {"nsd": f"{0.9 * float(cells['Dice']):.6f}"}
+        scores.append({"patient": patient.name, **cells, **outlines, **nsd, **lesions})
     for part, cohort in (("val", validated), ("test", tested)):
         for stage, gain in STAGES.items():
             for patient in cohort:
@@ -169,13 +175,17 @@ def _slice_rows(
 ) -> list[Row]:
     rows = []
     for number, row in enumerate(counts, start=1):
-        is_measured = row[0] + row[2] > 0 and row[0] + row[1] > 0
+        has_both = row[0] + row[2] > 0 and row[0] + row[1] > 0
+        has_one = row[:3].sum() > 0
+        distance = f"{rng.gamma(2, 4):.3f}" if has_both else ""
         rows.append(
             {
                 "patient": patient.name,
                 "slice": f"{patient.name}_19990101_{number}",
                 **_cells(row),
-                "hd95": f"{rng.gamma(2, 4):.3f}" if is_measured else "",
+                "hd95": distance,
+                "hd95_worst": distance if has_both or not has_one else f"{256 * 2**0.5:.3f}",
+                "nsd": f"{0.9 * float(dice(row)):.6f}" if has_one else "",
                 "tumour_pixels": int(row[0] + row[2]),
                 "missing": patient.missing,
             }

@@ -25,7 +25,6 @@ def matrix_of(dice: Floats | list[list[list[float]]], num_folds: int = 1) -> Sco
         folds=np.where(np.isnan(dice).all(axis=0), -1, folds),
         counts=counts,
         dice=dice,
-        hd95=np.full_like(dice, np.nan),
         num_trials=num_variants * num_seeds * num_folds,
         missing=_missing(dice, num_folds),
     )

@@ -1,7 +1,8 @@
 """Evaluates a network on the validation and test parts of its split.
 
-Three kinds of post-processing are counted beside the plain prediction, each alone: the mean over
-flipped views, the threshold with the best validation score, and the largest component per slice.
+Four kinds of post-processing are counted beside the plain prediction, each alone: the mean over
+flipped views, the threshold with the best validation score, and the largest component of each
+slice or of each patient's volume.
 Settings are chosen on the validation part; the test part is evaluated once.
 
 Everything is counted at the slice's own size, against the original mask: the network's logits are
@@ -20,19 +21,26 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import Slice, SliceStore
+from brainseg.inference.mask_metrics import (
+    LesionCounts,
+    Mask,
+    OutlineScores,
+    compare_outlines,
+    count_lesions,
+    keep_largest_in_volume,
+)
 from brainseg.inference.predictor import Predictor
 from brainseg.metrics import Counts, count_pixels, dice, sum_by_patient
 from brainseg.training.epoch import is_tumour
 
-PLAIN, FLIPS, THRESHOLD, LARGEST = "plain", "flips", "threshold", "largest component"
+PLAIN, FLIPS, THRESHOLD = "plain", "flips", "threshold"
+LARGEST, LARGEST_3D = "largest component", "largest 3-D component"
 NUM_BINS = 20
 _THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 _LEVELS = 256
-Mask = NDArray[np.bool_]
 Row = dict[str, Any]
 
 
@@ -46,7 +54,8 @@ class PartEvaluation:
         by_threshold: Threshold -> int64 (N, 4), of the plain prediction.
         levels: uint8 (H, W) each, the integer part of 256 times the probability.
         true: bool (H, W) each, the true masks.
-        hd95: float64 (N,), the plain prediction's `hausdorff_95` in pixels of the slice.
+        outlines: N distances between the outlines of the plain prediction and of the true mask.
+        lesions: Patient -> the lesions that the plain prediction found, missed and invented.
         bins: float64 (20, 3), calibration of the plain prediction: for each twentieth of the
             probability the number of pixels, the sum of their probabilities, and how many of them
             are tumour.
@@ -57,7 +66,8 @@ class PartEvaluation:
     by_threshold: dict[float, Counts]
     levels: list[NDArray[np.uint8]]
     true: list[Mask]
-    hd95: NDArray[np.float64]
+    outlines: list[OutlineScores]
+    lesions: dict[str, LesionCounts]
     bins: NDArray[np.float64]
 
     @property
@@ -128,32 +138,10 @@ def evaluate_masks(
         by_threshold={},
         levels=[],
         true=true,
-        hd95=np.array([hausdorff_95(*pair) for pair in pairs]),
+        outlines=[compare_outlines(*pair) for pair in pairs],
+        lesions=_lesions([data.slices[index].patient for index in indices], predicted, true),
         bins=np.zeros((NUM_BINS, 3)),
     )
-
-
-def hausdorff_95(predicted: Mask, true: Mask) -> float:
-    """Return the 95th percentile Hausdorff distance of two masks in pixels.
-
-    Take the distances from the boundary pixels of one mask to the nearest boundary pixel of the
-    other, and their 95th percentile; the result is the larger value of both directions. A boundary
-    pixel has a pixel outside the mask beside, above or below it. The definition is that of MONAI
-    and of Taha and Hanbury 2015.
-
-    Args:
-        predicted: bool (S, S).
-        true: bool (S, S).
-
-    Returns:
-        At least 0; NaN if a mask is empty. Dice, recall and precision count such slices.
-    """
-    if not (predicted.any() and true.any()):
-        return float("nan")
-    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, true)]
-    to_predicted, to_true = (ndimage.distance_transform_edt(~edge) for edge in edges)
-    forward = np.percentile(to_true[edges[0]], 95)
-    return float(max(forward, np.percentile(to_predicted[edges[1]], 95)))
 
 
 def keep_largest(mask: Mask) -> Mask:
@@ -170,7 +158,7 @@ def keep_largest(mask: Mask) -> Mask:
 
 
 def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
-    """Return a row per test slice: patient, slice, TP, FP, FN, TN, Dice, hd95 and content.
+    """Return a row per test slice: patient, slice, TP, FP, FN, TN, Dice, outlines and content.
 
     `tumour_pixels` counts the slice as stored, before resizing; `missing` names the sequences that
     are a copy of FLAIR.
@@ -181,33 +169,37 @@ def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
             "patient": item.patient,
             "slice": item.name,
             **_count_cells(counts, "{:.6f}"),
-            "hd95": "" if np.isnan(distance) else f"{distance:.3f}",
+            **_outline_cells([outline], "{:.3f}"),
             "tumour_pixels": item.tumour_pixels,
             "missing": missing_in(data, index_of[item.name]),
         }
-        for item, counts, distance in zip(test.slices, test.plain, test.hd95, strict=True)
+        for item, counts, outline in zip(test.slices, test.plain, test.outlines, strict=True)
     ]
 
 
 def patient_rows(test: PartEvaluation) -> list[Row]:
-    """Return a row per test patient: TP, FP, FN, TN, Dice, and the mean hd95 of its slices.
+    """Return a row per test patient: TP, FP, FN, TN, Dice, outlines and lesions.
 
-    Slices without an hd95 are left out of the mean; the cell is empty if no slice has one.
+    `hd95` and `hd95_worst` are means over the slices that have one, `nsd` is the share of all the
+    patient's boundary pixels. Where there is no tumour and none is predicted, both are the best
+    possible value, as Dice is.
     """
-    names = np.array(test.patients)
     rows = []
     for patient, counts in sum_by_patient(test.plain, test.patients).items():
-        distances = test.hd95[names == patient]
-        known = distances[~np.isnan(distances)]
-        hd95 = float(known.mean()) if len(known) else ""
-        rows.append({"patient": patient, **_count_cells(counts), "hd95": hd95})
+        pairs = zip(test.patients, test.outlines, strict=True)
+        outlines = [outline for name, outline in pairs if name == patient]
+        lesions = {f"lesions_{k}": n for k, n in vars(test.lesions[patient]).items()}
+        cells = {**_count_cells(counts), **_outline_cells(outlines), **lesions}
+        if not cells["nsd"]:
+            cells |= {"hd95_worst": 0.0, "nsd": 1.0}
+        rows.append({"patient": patient, **cells})
     return rows
 
 
 def postprocessing_rows(evaluation: Evaluation) -> list[Row]:
     """Return a row per post-processing, part and patient: TP, FP, FN, TN, Dice."""
     rows = []
-    for stage in (PLAIN, FLIPS, THRESHOLD, LARGEST):
+    for stage in (PLAIN, FLIPS, THRESHOLD, LARGEST, LARGEST_3D):
         for name, part in (("val", evaluation.val), ("test", evaluation.test)):
             counts, setting = part.counts.get(stage), ""
             if counts is None:
@@ -238,11 +230,13 @@ def _evaluate_part(
 ) -> PartEvaluation:
     indices = predictor.part_indices(data, part)
     usual = predictor.experiment.threshold
+    slices = tuple(data.slices[index] for index in indices)
+    patients = [item.patient for item in slices]
     counts: dict[str, list[Counts]] = {PLAIN: [], FLIPS: [], LARGEST: []}
     by_threshold: dict[float, list[Counts]] = {value: [] for value in thresholds}
     levels: list[NDArray[np.uint8]] = []
+    predicted: list[Mask] = []
     masks: list[Mask] = []
-    hd95: list[float] = []
     bins = np.zeros((NUM_BINS, 3))
     for index, maps in zip(indices, predictor.flipped_logits(data, indices), strict=True):
         logits, true = torch.from_numpy(maps), data.mask(index) > 0
@@ -255,17 +249,48 @@ def _evaluate_part(
             rows.append(_count(is_tumour(logits[0], value).numpy(), true))
         bins += _bin_pixels(probabilities[0].numpy(), true)
         levels.append(_quantise(probabilities[0].numpy()))
+        predicted.append(plain)
         masks.append(true)
-        hd95.append(hausdorff_95(plain, true))
+    counts[LARGEST_3D] = [
+        _count(*pair) for pair in zip(_keep_largest_3d(patients, predicted), masks, strict=True)
+    ]
     return PartEvaluation(
-        tuple(data.slices[index] for index in indices),
+        slices,
         {stage: np.stack(rows) for stage, rows in counts.items()},
         {value: np.stack(rows) for value, rows in by_threshold.items()},
         levels,
         masks,
-        np.array(hd95),
+        [compare_outlines(*pair) for pair in zip(predicted, masks, strict=True)],
+        _lesions(patients, predicted, masks),
         bins,
     )
+
+
+def _keep_largest_3d(patients: Sequence[str], masks: Sequence[Mask]) -> list[Mask]:
+    """Return masks with the largest component of each patient's volume alone."""
+    kept = list(masks)
+    for positions in _positions(patients).values():
+        volume = keep_largest_in_volume([masks[n] for n in positions])
+        for position, mask in zip(positions, volume, strict=True):
+            kept[position] = mask
+    return kept
+
+
+def _lesions(
+    patients: Sequence[str], predicted: Sequence[Mask], true: Sequence[Mask]
+) -> dict[str, LesionCounts]:
+    return {
+        patient: count_lesions([predicted[n] for n in own], [true[n] for n in own])
+        for patient, own in _positions(patients).items()
+    }
+
+
+def _positions(patients: Sequence[str]) -> dict[str, list[int]]:
+    """Return the positions of each patient's slices."""
+    found: dict[str, list[int]] = {}
+    for position, patient in enumerate(patients):
+        found.setdefault(patient, []).append(position)
+    return found
 
 
 def _count(predicted: Mask, true: Mask) -> Counts:
@@ -298,3 +323,13 @@ def _count_cells(counts: Counts, form: str = "") -> Row:
     names = ("TP", "FP", "FN", "TN")
     cells: Row = dict(zip(names, counts.tolist(), strict=True))
     return cells | {"Dice": form.format(score) if form else score}
+
+
+def _outline_cells(outlines: Sequence[OutlineScores], form: str = "{}") -> Row:
+    """Return hd95 and hd95_worst, means over slices, and nsd, the share of all boundary pixels."""
+    surface, within = (sum(getattr(o, n) for o in outlines) for n in ("surface", "surface_within"))
+    cells: Row = {}
+    for name in ("hd95", "hd95_worst"):
+        known = [value for value in (getattr(o, name) for o in outlines) if not np.isnan(value)]
+        cells[name] = form.format(float(np.mean(known))) if known else ""
+    return cells | {"nsd": f"{within / surface:.6f}" if surface else ""}

@@ -37,6 +37,14 @@ POOLED = {
 }
 """Name -> score of the counts of all patients together, in which large tumours weigh most."""
 
+MEASURED = {
+    "HD95": ("hd95", np.inf),
+    "HD95, worst case": ("hd95_worst", np.inf),
+    "NSD": ("nsd", 1.0),
+    "volume similarity": ("volume_similarity", 1.0),
+}
+"""Name -> measure of each patient, averaged over patients, and its highest possible value."""
+
 LEVEL = 0.05
 """Level of significance, two-sided."""
 
@@ -56,8 +64,8 @@ class VariantScores:
         variant: Name of the variant.
         num_patients: Patients tested with at least one seed.
         scores: Name of a score -> estimate: Dice/patient (the score that is compared), global
-            Dice, IoU, precision, recall and, where measured, HD95 (in pixels, lower is better).
-            Empty if the variant has no scores.
+            Dice, IoU, precision, recall and, where measured, those of `MEASURED` (HD95 in pixels,
+            lower is better). Empty if the variant has no scores.
         ranks: Probability of each rank, first to last: the share of widened resamples; ties share
             their ranks. Empty if the variant is not ranked, because it lacks more than half of the
             cells or because the ranked variants share fewer than 2 patients.
@@ -229,8 +237,10 @@ def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]
     scores = {"Dice/patient": estimate_mean(matrix.dice[v], draws)}
     for label, score in POOLED.items():
         scores[label] = estimate(of_summed_counts(matrix.counts[v], score), draws, num_patients)
-    if not np.isnan(matrix.hd95[v]).all():
-        scores["HD95"] = estimate_mean(matrix.hd95[v], draws, (0, np.inf))
+    for label, (measure, highest) in MEASURED.items():
+        values = matrix.measures.get(measure, np.full(1, np.nan))
+        if not np.isnan(values[v : v + 1]).all():
+            scores[label] = estimate_mean(values[v], draws, (0, highest))
     return VariantScores(name, num_patients, scores, ranks)
 
 

@@ -80,9 +80,7 @@ def _measure(scores: Sequence[Row], leaky: str, honest: str) -> Leak:
     tested = ~np.isnan(counts[..., 0])
     values = np.where(tested, dice(np.nan_to_num(counts)), np.nan)
     folds = np.where(tested[0], 0, -1)
-    matrix = ScoreMatrix(
-        (leaky, honest), seeds, patients, folds, counts, values, np.full_like(values, np.nan)
-    )
+    matrix = ScoreMatrix((leaky, honest), seeds, patients, folds, counts, values)
     comparison = compare(matrix)
     (pair,) = comparison.pairs
     scores_of = {item.variant: item for item in comparison.variants}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -11,10 +11,20 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
-from brainseg.metrics import dice
+from brainseg.metrics import dice, volume_similarity
 from study.storage.trial_folder import EXTERNAL, Row
 
 Floats = NDArray[np.float64]
+
+MEASURES = (
+    "hd95",
+    "hd95_worst",
+    "nsd",
+    "lesions_found",
+    "lesions_missed",
+    "lesions_invented",
+)
+"""Columns of scores.csv beside the pixel counts; older studies lack some, or all."""
 
 _CELL = ("variant", "seed", "patient")
 _COUNTS = ("TP", "FP", "FN", "TN")
@@ -31,8 +41,8 @@ class ScoreMatrix:
         folds: int64 (S, P): the fold in which a patient was tested with a seed, -1 if in none.
         counts: float64 (V, S, P, 4): TP, FP, FN, TN in pixels, summed over a patient's slices.
         dice: float64 (V, S, P): each patient's Dice, in [0, 1].
-        hd95: float64 (V, S, P): 95th percentile of the Hausdorff distance in pixels; NaN also
-            where it is undefined or was not measured.
+        measures: Name -> float64 (V, S, P): those of `MEASURES` and `volume_similarity`; NaN also
+            where one is undefined or was not measured.
         num_trials: Trials in the plan.
         missing: Names of the planned trials that have no scores.
     """
@@ -43,7 +53,7 @@ class ScoreMatrix:
     folds: NDArray[np.int64]
     counts: Floats
     dice: Floats
-    hd95: Floats
+    measures: Mapping[str, Floats] = field(default_factory=dict)
     num_trials: int = 0
     missing: tuple[str, ...] = ()
 
@@ -55,13 +65,13 @@ class ScoreMatrix:
     def without(self, variants: Collection[str]) -> ScoreMatrix:
         """Return the scores of all other variants."""
         kept = [v for v, variant in enumerate(self.variants) if variant not in variants]
-        return replace(
-            self,
-            variants=tuple(self.variants[v] for v in kept),
-            counts=self.counts[kept],
-            dice=self.dice[kept],
-            hd95=self.hd95[kept],
-        )
+        chosen = self.mapped(lambda values: values[kept])
+        return replace(chosen, variants=tuple(self.variants[v] for v in kept))
+
+    def mapped(self, change: Callable[[Floats], Floats]) -> ScoreMatrix:
+        """Return the matrix with all its scores changed; axes V, S and P come first."""
+        measures = {name: change(values) for name, values in self.measures.items()}
+        return replace(self, counts=change(self.counts), dice=change(self.dice), measures=measures)
 
     def index(self, variant: str) -> int:
         """Return the index of a variant."""
@@ -72,8 +82,8 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     """Arrange the rows of scores.csv as a matrix.
 
     Args:
-        scores: Rows of scores.csv, values as text or numbers. The column hd95 may be absent, or
-            empty where the distance is undefined.
+        scores: Rows of scores.csv, values as text or numbers. The columns of `MEASURES` may be
+            absent, or empty where one is undefined.
         trials: Rows of trials.csv, which name the trials without scores too.
 
     Raises:
@@ -84,7 +94,7 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     seeds = tuple(sorted({int(row["seed"]) for row in chain(trials, scores)}))
     patients = tuple(sorted({str(row["patient"]) for row in scores}))
     shape = (len(variants), len(seeds), len(patients))
-    values = np.full((*shape, 6), np.nan)
+    values = np.full((*shape, 5 + len(MEASURES)), np.nan)
     folds = np.full(shape[1:], -1, dtype=np.int64)
     index_of = {name: index for index, name in enumerate(patients)}
     for row in scores:
@@ -105,20 +115,26 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     )
     missing = tuple(trial for trial in planned if trial not in scored)
     num_trials = len(planned) - sum(row.get("status") == EXTERNAL for row in trials)
-    counts, dice, hd95 = values[..., :4], values[..., 4], values[..., 5]
-    return ScoreMatrix(variants, seeds, patients, folds, counts, dice, hd95, num_trials, missing)
+    counts = values[..., :4]
+    measures = {name: values[..., 5 + n] for n, name in enumerate(MEASURES)}
+    tested = ~np.isnan(counts[..., 0])
+    measures["volume_similarity"] = np.where(tested, volume_similarity(counts), np.nan)
+    return ScoreMatrix(
+        variants, seeds, patients, folds, counts, values[..., 4], measures, num_trials, missing
+    )
 
 
 def _values(row: Row) -> list[float]:
-    """Return TP, FP, FN, TN, Dice and HD95 of a row of scores.csv."""
+    """Return TP, FP, FN, TN, Dice and the measures of a row of scores.csv."""
     try:
         values = [float(row[column]) for column in (*_COUNTS, "Dice")]
-        distance = float(row["hd95"]) if row.get("hd95") not in ("", None) else np.nan
+        cells = [row.get(name) for name in MEASURES]
+        measures = [np.nan if cell in ("", None) else float(cell) for cell in cells]
     except ValueError as error:
         raise StudyError(f"scores.csv, row of {_cell(row)}: {error}; write a number") from error
     if not np.isfinite(values).all():
         raise StudyError(f"scores.csv, row of {_cell(row)}: {values} must be finite numbers")
-    return [*values, distance]
+    return [*values, *measures]
 
 
 def _cell(row: Row) -> str:

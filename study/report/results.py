@@ -22,6 +22,7 @@ from study.analysis.comparison import Comparison, compare
 from study.analysis.conclusion import Conclusion, conclude
 from study.analysis.leak import Leak, measure_leaks
 from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
+from study.analysis.robustness import Ranking, rank_otherwise
 from study.analysis.scores import ScoreMatrix, read_matrix, read_slices
 from study.analysis.subgroups import (
     Breakdown,
@@ -42,6 +43,9 @@ _IN_PATHS = {
 }
 """Columns whose cells become parts of paths; an external variant has no fold and no seed."""
 
+_NOTHING_KNOWN = 0.025
+WIDE = "Wide: too few patients; the interval covers nearly all values that are possible."
+"""The footnote of tables whose intervals `format_estimate` may call wide."""
 WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 
 
@@ -83,10 +87,22 @@ class StudyResults:
         return compare(self.matrix, self.about.get("factors"), external=self.external)
 
     @cached_property
+    def rankings(self) -> list[Ranking]:
+        """The ranks by other metrics and in other ways, the study's own ranking first."""
+        slices = {variant: found.point for variant, found in self.slice_dice.items()}
+        return rank_otherwise(self.matrix, self.comparison, slices)
+
+    @cached_property
     def conclusion(self) -> Conclusion:
         """The comparison in words."""
-        searched = self.split.get("search", ())
-        return conclude(self.matrix, self.comparison, self.about["synthetic"], searched)
+        return conclude(
+            self.matrix,
+            self.comparison,
+            self.about["synthetic"],
+            self.split.get("search", ()),
+            self.rankings,
+            self.leaks,
+        )
 
     @cached_property
     def breakdowns(self) -> list[Breakdown]:
@@ -152,6 +168,8 @@ class StudyResults:
 def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     """Return an estimate as `0.812 (0.790 to 0.831)`, a missing one as a dash.
 
+    `(wide)` stands for an interval that covers nearly all of 0 to 1, which says nothing.
+
     Args:
         estimate: A number with or without an interval.
         style: Format of each number, such as `.1f` or, for a difference, `+.3f`.
@@ -161,6 +179,8 @@ def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     point = format(estimate.point, style)
     if math.isnan(estimate.low) or estimate.low == estimate.high:
         return point
+    if estimate.low < _NOTHING_KNOWN and estimate.high > 1 - _NOTHING_KNOWN:
+        return f"{point} (wide)"
     return f"{point} ({estimate.low:{style}} to {estimate.high:{style}})"
 
 

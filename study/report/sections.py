@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 import numpy as np
+import pandas as pd
 
 from brainseg.document import (
     NONE,
@@ -20,8 +21,15 @@ from brainseg.document import (
     format_number,
     format_p,
 )
+from brainseg.inference.mask_metrics import TOLERANCE
 from study.report.figures import FigureWriter
-from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults, format_estimate
+from study.report.results import (
+    WIDE,
+    WORST_PATIENT,
+    WORST_SLICE,
+    StudyResults,
+    format_estimate,
+)
 from study.storage.trial_folder import Row
 
 _SCORES = {
@@ -37,6 +45,7 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
     sections = [
         Section(name, title, list(blocks))
         for name, title, blocks in (
+            ("overview", "At a glance", _overview(results, figures)),
             ("scores", "Test scores", _scores(results)),
             ("differences", "Differences between variants", _differences(results, figures)),
             ("leak", "What the leaky split is worth", _leak(results)),
@@ -78,6 +87,32 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
     return rows
 
 
+def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    """Yield the ranking as a picture, and three slices of the first variant."""
+    ranked = [item for item in results.comparison.variants if item.ranks]
+    if len(ranked) > 1:
+        yield Figure(
+            figures.scores(),
+            "Dots with intervals: Dice/patient of each variant, the best on top",
+            "Overlapping intervals do not show that two variants are equal, nor that they differ: "
+            "see the paired differences below.",
+        )
+    first = results.variants[0] if results.variants else ""
+    tiles = _typical_tiles(results, first)
+    if tiles:
+        yield Gallery(f"Three slices with tumour, by {first}. {_OUTLINES}", tiles)
+
+
+def _typical_tiles(results: StudyResults, variant: str) -> list[Tile]:
+    """Return the best, the median and the worst slice of a variant."""
+    return [
+        _tile(row, f"{kind}: {row['slice']}")
+        for kind in ("best", "median", "worst")
+        for row in results.examples
+        if row["kind"] == kind and row["variant"] == variant
+    ]
+
+
 def _scores(results: StudyResults) -> Iterator[Block]:
     yield Paragraph(
         "Variants are ranked by Dice/patient: the Dice of all slices of a patient together, "
@@ -87,11 +122,64 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         "outline, in pixels of the slice, over slices where both exist. All is counted at the "
         "slice's own size, against the original mask. Each trial "
         "was tested once, after training, with the weights of its lowest validation loss. "
-        "Intervals come from resampling patients and seeds."
+        f"Intervals come from resampling patients and seeds. {WIDE}"
     )
+    if any(
+        key.startswith("loss.")
+        for keys in results.about.get("variants", {}).values()
+        for key in keys
+    ):
+        yield Paragraph("The variants have different losses: their val losses do not compare.")
     if results.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         yield Table(caption, ranked_rows(results))
+    rows = list(_outline_rows(results))
+    if rows:
+        yield Paragraph(
+            "A tumour that was missed or invented as a whole has no HD95. With the worst case, "
+            "its slice counts with the longest distance in it, the diagonal. NSD is the share of "
+            f"boundary pixels at most {TOLERANCE:g} pixels from the other outline. Volume "
+            "similarity compares sizes, not places. A lesion is a connected part of the tumour in "
+            "the patient's stack of slices; it is found if one pixel of it is."
+        )
+        yield Table(
+            "Outlines, volumes and lesions, with 95 % intervals. Slices and lesions are counted "
+            "over all trials.",
+            rows,
+        )
+
+
+def _outline_rows(results: StudyResults) -> Iterator[dict[str, str]]:
+    """Yield a row per variant of the scores of outlines, volumes and lesions, where measured."""
+    matrix = results.matrix
+    for item in results.comparison.variants:
+        if "NSD" not in item.scores:
+            continue
+        v = matrix.index(item.variant)
+        lesions = {
+            name: f"{np.nansum(matrix.measures[f'lesions_{name}'][v]):,.0f}"
+            for name in ("found", "missed", "invented")
+        }
+        missed, invented = _count_whole_errors(results.slices, item.variant)
+        yield {
+            "variant": item.variant,
+            "NSD": format_estimate(item.scores["NSD"]),
+            "HD95": format_estimate(item.scores.get("HD95"), ".1f"),
+            "HD95, worst case": format_estimate(item.scores["HD95, worst case"], ".1f"),
+            "slices missed": missed,
+            "slices invented": invented,
+            "volume similarity": format_estimate(item.scores["volume similarity"]),
+            **{f"lesions {name}": count for name, count in lesions.items()},
+        }
+
+
+def _count_whole_errors(slices: pd.DataFrame, variant: str) -> tuple[str, str]:
+    """Return in how many slices a tumour was missed, and invented, as a whole."""
+    if slices.empty:
+        return NONE, NONE
+    own = slices[slices["variant"] == variant]
+    true, found = own["TP"] + own["FN"] > 0, own["TP"] + own["FP"] > 0
+    return f"{(true & ~found).sum():,}", f"{(found & ~true).sum():,}"
 
 
 def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
@@ -204,6 +292,26 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
             for item in ranked
         ]
         yield Table("Probability of each rank.", rows)
+        yield Figure(
+            figures.rankings(),
+            "Grid of ranks: a row per metric and way of ranking, a column per variant",
+            "Ranks by other metrics and in other ways of ranking; the study's own is on top. Dark "
+            "is first.",
+        )
+        rows = [
+            {
+                "metric": ranking.metric,
+                "ranked by": ranking.way,
+                **dict(zip([i.variant for i in ranked], map(str, ranking.ranks), strict=True)),
+                "Kendall's tau": format_number(ranking.tau, 2),
+            }
+            for ranking in results.rankings
+        ]
+        yield Table(
+            "Ranks by other metrics and ways of ranking. Tau compares the order with the study's: "
+            "1 is the same, -1 the reverse.",
+            rows,
+        )
     if not all(map(math.isnan, results.comparison.variance.values())):
         yield Figure(
             figures.variance(),
@@ -236,7 +344,7 @@ def _groups(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         "Dice/patient over the slices of each group, with 95 % intervals. Small groups have wide "
-        "intervals. Nothing here is corrected for the number of groups."
+        f"intervals. Nothing here is corrected for the number of groups. {WIDE}"
     )
     for breakdown in results.breakdowns:
         rows = [
@@ -322,8 +430,8 @@ def _hardest_patients(results: StudyResults) -> Iterator[Block]:
     if not groups:
         return
     yield Paragraph(
-        "The ten patients with the lowest mean Dice over variants and seeds, each with the slice "
-        f"that has the most wrong pixels. {_OUTLINES}"
+        f"The {len(groups)} patients with the lowest mean Dice over variants and seeds. Each is "
+        f"shown by the slice that has the most wrong pixels. {_OUTLINES}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -349,8 +457,8 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
     if not groups:
         return
     yield Paragraph(
-        "The ten slices with the lowest mean Dice over variants and seeds, at most two of a "
-        f"patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
+        f"The {len(groups)} slices with the lowest mean Dice over variants and seeds, at most "
+        f"two of a patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -367,16 +475,8 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
 
 
 def _examples(results: StudyResults) -> Iterator[Block]:
-    galleries = []
-    for variant in results.variants:
-        tiles = [
-            _tile(row, f"{kind}: {row['slice']}")
-            for kind in ("best", "median", "worst")
-            for row in results.examples
-            if row["kind"] == kind and row["variant"] == variant
-        ]
-        if tiles:
-            galleries.append(Gallery(variant, tiles))
+    found = {variant: _typical_tiles(results, variant) for variant in results.variants}
+    galleries = [Gallery(variant, tiles) for variant, tiles in found.items() if tiles]
     if galleries:
         yield Paragraph(f"Chosen from the tumour slices of each variant. {_OUTLINES}")
         yield from galleries

@@ -22,9 +22,11 @@ Row = dict[str, Any]
 """Column -> value of one line of a CSV file."""
 
 _CELL, _COUNTS = ("variant", "fold", "seed"), ("TP", "FP", "FN", "TN", "Dice")
+_OUTLINES = ("hd95", "hd95_worst", "nsd")
+_LESIONS = ("lesions_found", "lesions_missed", "lesions_invented")
 TABLES = {
-    "scores": (*_CELL, "patient", *_COUNTS, "hd95"),
-    "slices": (*_CELL, "patient", "slice", *_COUNTS, "hd95", "tumour_pixels", "missing"),
+    "scores": (*_CELL, "patient", *_COUNTS, *_OUTLINES, *_LESIONS),
+    "slices": (*_CELL, "patient", "slice", *_COUNTS, *_OUTLINES, "tumour_pixels", "missing"),
     "stages": (*_CELL, "stage", "setting", "part", "patient", *_COUNTS),
     "calibration": (*_CELL, "from", "to", "pixels", "probability_sum", "tumour_pixels"),
 }

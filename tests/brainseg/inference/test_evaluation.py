@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import cdist
 
 from brainseg.config import Experiment
 from brainseg.data.slice_store import Slice, SliceStore
@@ -17,14 +16,13 @@ from brainseg.inference.evaluation import (
     PLAIN,
     THRESHOLD,
     Evaluation,
-    Mask,
     PartEvaluation,
     calibration_rows,
     evaluate_model,
-    hausdorff_95,
     keep_largest,
     patient_rows,
 )
+from brainseg.inference.mask_metrics import LesionCounts, Mask, OutlineScores
 from brainseg.inference.predictor import Predictor
 from brainseg.metrics import count_pixels, dice, sum_by_patient
 from brainseg.model.device import Compute
@@ -53,33 +51,6 @@ def _with_masks(data: SliceStore, indices: np.ndarray, masks: np.ndarray) -> Sli
     other = dataclasses.replace(data)
     other.__dict__["flat"] = pixels.ravel()
     return other
-
-
-def test_hd95_of_two_pixels_is_their_distance() -> None:
-    left, right = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
-    left[1, 1] = right[4, 5] = True
-    assert hausdorff_95(left, right) == 5
-    assert hausdorff_95(left, left) == 0
-
-
-def test_hd95_is_not_defined_where_a_mask_is_empty() -> None:
-    empty, full = np.zeros((4, 4), bool), np.ones((4, 4), bool)
-    for pair in ((empty, full), (full, empty), (empty, empty)):
-        assert math.isnan(hausdorff_95(*pair))
-
-
-def test_hd95_agrees_with_all_distances_between_boundary_pixels() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        masks = generator.random((2, 24, 24)) > generator.uniform(0.3, 0.9)
-        edges = []
-        for mask in masks:
-            padded = np.pad(mask, 1)
-            around = [padded[2:, 1:-1], padded[:-2, 1:-1], padded[1:-1, 2:], padded[1:-1, :-2]]
-            edges.append(np.argwhere(mask & ~np.logical_and.reduce(around)))
-        distances = cdist(*edges)
-        both = [np.percentile(distances.min(axis=axis), 95) for axis in (0, 1)]
-        assert hausdorff_95(*masks) == pytest.approx(max(both))
 
 
 def test_the_largest_component_is_kept_with_its_corners() -> None:
@@ -136,7 +107,7 @@ def test_every_post_processing_has_counts_of_every_patient(
 ) -> None:
     rows = evaluation.tables(data)["stages"]
     patients = len(set(evaluation.val.patients)) + len(set(evaluation.test.patients))
-    assert len(rows) == 4 * patients
+    assert len(rows) == 5 * patients
     settings = {row["setting"] for row in rows if row["stage"] == THRESHOLD}
     assert settings == {f"{evaluation.threshold:.2f}"}
     filtered = evaluation.test.counts[LARGEST][:, :2].sum(axis=1)
@@ -159,21 +130,34 @@ def test_slice_rows_describe_the_slices(evaluation: Evaluation, data: SliceStore
     for row in rows:
         assert row["tumour_pixels"] == by_name[row["slice"]].tumour_pixels
         assert row["TP"] + row["FN"] == row["tumour_pixels"]
-        assert (row["hd95"] == "") == (row["TP"] + row["FN"] == 0 or row["TP"] + row["FP"] == 0)
+        is_empty = [row["TP"] + row["FN"] == 0, row["TP"] + row["FP"] == 0]
+        assert (row["hd95"] == "") == any(is_empty)
+        assert (row["hd95_worst"] == "") == (row["nsd"] == "") == all(is_empty)
+        if any(is_empty) and not all(is_empty):
+            assert (row["hd95_worst"], float(row["nsd"])) == (f"{32 * 2**0.5:.3f}", 0)
 
 
-def test_a_patients_hd95_is_the_mean_of_the_slices_that_have_one() -> None:
+def test_a_patients_distances_are_means_and_its_surface_is_counted() -> None:
     slices = tuple(Slice(f"{p}_{n}", p, 1) for p, n in (("a", 1), ("a", 2), ("a", 3), ("b", 1)))
     counts = np.array([[1, 0, 1, 2], [0, 0, 2, 2], [2, 2, 0, 0], [0, 0, 0, 4]])
     maps = list(np.zeros((4, 2, 2), np.uint8))
-    hd95 = np.array([2.0, np.nan, 4.0, np.nan])
+    outlines = [
+        OutlineScores(2.0, 2.0, 4, 2),
+        OutlineScores(math.nan, 9.0, 2, 0),
+        OutlineScores(4.0, 4.0, 4, 4),
+        OutlineScores(math.nan, math.nan, 0, 0),
+    ]
+    lesions = {"a": LesionCounts(1, 2, 3), "b": LesionCounts(0, 0, 0)}
+    true = [m > 0 for m in maps]
     part = PartEvaluation(
-        slices, {PLAIN: counts}, {}, maps, [m > 0 for m in maps], hd95, np.zeros((20, 3))
+        slices, {PLAIN: counts}, {}, maps, true, outlines, lesions, np.zeros((20, 3))
     )
-    rows = patient_rows(part)
-    assert [(row["patient"], row["hd95"]) for row in rows] == [("a", 3.0), ("b", "")]
-    assert rows[0]["Dice"] == float(dice(sum_by_patient(counts, ["a", "a", "a", "b"])["a"]))
-    assert rows[1]["Dice"] == 1  # nothing there, nothing predicted
+    a, b = patient_rows(part)
+    assert (float(a["hd95"]), float(a["hd95_worst"]), float(a["nsd"])) == (3.0, 5.0, 0.6)
+    assert [a[f"lesions_{k}"] for k in ("found", "missed", "invented")] == [1, 2, 3]
+    assert a["Dice"] == float(dice(sum_by_patient(counts, ["a", "a", "a", "b"])["a"]))
+    # Nothing there, nothing predicted.
+    assert (b["Dice"], b["hd95"], b["hd95_worst"], b["nsd"]) == (1, "", 0, 1)
 
 
 def test_other_data_cannot_be_evaluated(predictor: Predictor, data: SliceStore) -> None:

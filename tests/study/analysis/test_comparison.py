@@ -84,7 +84,8 @@ def test_distances_are_averaged_where_they_are_defined() -> None:
     assert "HD95" not in compare(matrix).variants[0].scores
     hd95 = np.full((2, 2, 4), NAN)
     hd95[0] = [[4, 6, NAN, NAN], [8, NAN, NAN, 3]]
-    by_name = {v.variant: v.scores for v in compare(replace(matrix, hd95=hd95)).variants}
+    measured = replace(matrix, measures={"hd95": hd95})
+    by_name = {v.variant: v.scores for v in compare(measured).variants}
     distance = by_name["a"]["HD95"]
     assert distance.point == pytest.approx((6 + 6 + 3) / 3)
     assert 0 < distance.low < distance.point < distance.high

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from brainseg.errors import StudyError
+from brainseg.metrics import volume_similarity
 from study.analysis.scores import read_matrix, read_slices, sum_by_patient
 
 
@@ -41,11 +42,15 @@ def test_a_study_without_any_score_is_an_empty_matrix() -> None:
 @pytest.mark.parametrize(("text", "expected"), [("12.5", 12.5), ("", np.nan), (None, np.nan)])
 def test_a_distance_may_be_undefined(text: str | None, expected: float) -> None:
     matrix = read_matrix([_row("a", 0, 44, "p", hd95=text)])
-    np.testing.assert_equal(matrix.hd95[0, 0, 0], expected)
+    np.testing.assert_equal(matrix.measures["hd95"][0, 0, 0], expected)
 
 
 def test_a_distance_may_be_unmeasured() -> None:
-    assert np.isnan(read_matrix([_row("a", 0, 44, "p")]).hd95).all()
+    matrix = read_matrix([_row("a", 0, 44, "p")])
+    assert np.isnan(matrix.measures["nsd"]).all()
+    assert (
+        matrix.measures["volume_similarity"].tolist() == volume_similarity(matrix.counts).tolist()
+    )
 
 
 def test_two_rows_of_one_cell_are_refused() -> None:

@@ -46,7 +46,11 @@ def test_every_file_carries_the_labels(generated: Path) -> None:
         for label in LABELS:
             assert label in text, f"{name} lacks {label}"
     captions = re.findall(r'<p class="caption"[^>]*>(.*?)</p>', _page(generated))
-    results = [c for c in captions if not re.match("Published|The dataset|The split|Vers", c)]
+    results = [
+        c
+        for c in captions
+        if not re.match("Published|The dataset|The split|Vers|What was fixed", c)
+    ]
     assert len(results) > 10
     assert all(label in caption for caption in results for label in LABELS)
 
@@ -78,6 +82,7 @@ def test_the_page_loads_nothing_and_describes_every_picture(generated: Path) -> 
 
 def test_the_page_has_every_section(generated: Path) -> None:
     assert _titles(generated) == [
+        "At a glance",
         "Test scores",
         "Differences between variants",
         "Ranks and sources of variance",
@@ -92,6 +97,7 @@ def test_the_page_has_every_section(generated: Path) -> None:
         "Trials",
         "Published results, for comparison",
         "Cost",
+        "Protocol of the study",
         "Data and split",
         "How to reproduce this study",
     ]
@@ -140,7 +146,7 @@ def test_without_torch_ray_and_opencv_the_report_is_the_same(
     copy = Path(shutil.copytree(generated, tmp_path / "copy"))
     names = ["report.html", "report.md", "table.tex", "models/raw-resnet50.md"]
     names += [f"figures/{path.name}" for path in (generated / "figures").iterdir()]
-    assert len(names) == 4 + 2 * 7
+    assert len(names) == 4 + 2 * 9
     for name in names:
         (copy / name).unlink()
     arguments = ["--grid", "baseline", "--storage", str(copy.parent), "--name", copy.name]

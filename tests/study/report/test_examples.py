@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,14 @@ import pytest
 from brainseg.config import Experiment
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
-from brainseg.inference.evaluation import FLIPS, LARGEST, PLAIN, Evaluation, PartEvaluation
+from brainseg.inference.evaluation import (
+    FLIPS,
+    LARGEST,
+    LARGEST_3D,
+    PLAIN,
+    Evaluation,
+    evaluate_masks,
+)
 from brainseg.inference.overlay import PREDICTED, TRUE
 from brainseg.metrics import Counts
 from brainseg.storage.files import read_csv, write_text
@@ -38,9 +46,9 @@ def _evaluation(data: SliceStore, missed: str) -> Evaluation:
     tp, fn = found.sum((1, 2)), (true & ~found).sum((1, 2))
     counts: Counts = np.stack([tp, 0 * tp, fn, true[0].size - tp - fn], axis=1)
     levels = np.where(found, 255, 0).astype(np.uint8)
-    stages = {PLAIN: counts, FLIPS: counts, LARGEST: counts}
-    hd95, bins = np.full(len(slices), np.nan), np.zeros((20, 3))
-    part = PartEvaluation(slices, stages, {0.5: counts}, list(levels), list(true), hd95, bins)
+    stages = dict.fromkeys((PLAIN, FLIPS, LARGEST, LARGEST_3D), counts)
+    part = evaluate_masks(data, indices.tolist(), list(found))
+    part = replace(part, counts=stages, by_threshold={0.5: counts}, levels=list(levels))
     return Evaluation(part, part, 0.5)
 
 

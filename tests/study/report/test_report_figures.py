@@ -9,7 +9,7 @@ from study.report.results import read_results
 
 NAMES = (
     *("calibration", "differences", "learning_curves", "patients", "postprocessing"),
-    *("ranks", "variance"),
+    *("rankings", "ranks", "scores", "variance"),
 )
 
 

@@ -30,8 +30,7 @@ def _evaluation(probabilities: list[float]) -> Evaluation:
     levels = np.zeros((2, 2, 2), np.uint8)
     levels[0] = (np.reshape(probabilities, (2, 2)) * 256).astype(np.uint8)
     counts: dict[str, Counts] = {PLAIN: np.zeros((2, 4), np.int64)}
-    hd95, bins = np.full(2, np.nan), np.zeros((20, 3))
-    part = PartEvaluation(SLICES, counts, {}, list(levels), list(TRUE), hd95, bins)
+    part = PartEvaluation(SLICES, counts, {}, list(levels), list(TRUE), [], {}, np.zeros((20, 3)))
     return Evaluation(part, part, 0.5)
 
 

@@ -1,0 +1,122 @@
+"""Scores of two masks that pixel counts cannot give: distances of outlines, and lesions.
+
+Nothing undefined is dropped. A tumour that was missed or invented as a whole has no Hausdorff
+distance; its slice gets the worst one possible beside it, the slice's diagonal. Surface pixels are
+counted, so that their share is defined for each patient.
+
+A boundary pixel of a mask has a pixel outside the mask, or of the image's border, beside, above or
+below it. Distances are in pixels of the slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Mask = NDArray[np.bool_]
+
+TOLERANCE = 2.0
+"""Distance in pixels within which two outlines agree, for the normalised surface distance."""
+_CORNERS = np.ones((3, 3, 3), dtype=bool)  # voxels that touch at a corner are connected
+
+
+@dataclass(frozen=True)
+class OutlineScores:
+    """How far the outlines of a predicted and a true mask are apart, in one slice.
+
+    Attributes:
+        hd95: 95th percentile Hausdorff distance in pixels: of the distances from the boundary
+            pixels of one mask to the nearest boundary pixel of the other the 95th percentile, and
+            of both directions the larger (MONAI's definition; Taha and Hanbury 2015). NaN if a
+            mask is empty.
+        hd95_worst: The same, and the slice's diagonal if one mask is empty (Metrics Reloaded,
+            Maier-Hein et al. 2024). NaN if both are.
+        surface: Boundary pixels of both masks.
+        surface_within: Those at most `TOLERANCE` from the other mask's boundary. Their share is
+            the normalised surface distance (Nikolov et al. 2018).
+    """
+
+    hd95: float
+    hd95_worst: float
+    surface: int
+    surface_within: int
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Components of a patient's true and predicted masks in three dimensions.
+
+    Attributes:
+        found: True ones that share a voxel with the prediction.
+        missed: True ones that share none.
+        invented: Predicted ones that share no voxel with the truth.
+    """
+
+    found: int
+    missed: int
+    invented: int
+
+
+def compare_outlines(predicted: Mask, true: Mask) -> OutlineScores:
+    """Return the distances of two masks' outlines.
+
+    Args:
+        predicted: bool (H, W).
+        true: bool (H, W).
+    """
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, true)]
+    surface = sum(int(np.count_nonzero(edge)) for edge in edges)
+    if not (predicted.any() and true.any()):
+        worst = float(np.hypot(*true.shape)) if surface else np.nan
+        return OutlineScores(np.nan, worst, surface, 0)
+    to_predicted, to_true = (ndimage.distance_transform_edt(~edge) for edge in edges)
+    distances = (to_true[edges[0]], to_predicted[edges[1]])
+    hd95 = max(float(np.percentile(values, 95)) for values in distances)
+    within = sum(int(np.count_nonzero(values <= TOLERANCE)) for values in distances)
+    return OutlineScores(hd95, hd95, surface, within)
+
+
+def count_lesions(predicted: Sequence[Mask], true: Sequence[Mask]) -> LesionCounts:
+    """Count the lesions of one patient.
+
+    Args:
+        predicted: bool (H, W) of each of the patient's slices, in their order. Slices of
+            different sizes are laid on each other at their upper left corners.
+        true: bool (H, W) of each of them.
+    """
+    masks = [_stack(slices) for slices in (predicted, true)]
+    overlap = masks[0] & masks[1]
+    labels, numbers = zip(*(ndimage.label(mask, _CORNERS) for mask in masks), strict=True)
+    met = [len(np.unique(of_mask[overlap])) for of_mask in labels]
+    return LesionCounts(met[1], numbers[1] - met[1], numbers[0] - met[0])
+
+
+def keep_largest_in_volume(masks: Sequence[Mask]) -> list[Mask]:
+    """Return a patient's masks with the largest component of its volume alone.
+
+    Args:
+        masks: bool (H, W) of each of the patient's slices, in their order. Of components of equal
+            size the first is kept; voxels that touch at a corner are connected.
+    """
+    labels, count = ndimage.label(_stack(masks), _CORNERS)
+    if count <= 1:
+        return list(masks)
+    largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+    kept = labels == largest
+    return [
+        of_slice[: mask.shape[0], : mask.shape[1]]
+        for of_slice, mask in zip(kept, masks, strict=True)
+    ]
+
+
+def _stack(masks: Sequence[Mask]) -> Mask:
+    """Return masks of a patient's slices as a volume, bool (slices, H, W)."""
+    height, width = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
+    volume = np.zeros((len(masks), height, width), dtype=bool)
+    for of_slice, mask in zip(volume, masks, strict=True):
+        of_slice[: mask.shape[0], : mask.shape[1]] = mask
+    return volume

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matrices import matrix_of
+from scipy import stats
+
+from study.analysis.comparison import compare
+from study.analysis.conclusion import conclude
+from study.analysis.robustness import PRIMARY, Ranking, other_winners, rank_otherwise
+from study.analysis.scores import ScoreMatrix
+
+NAN = np.nan
+
+
+def _rankings(matrix: ScoreMatrix, **slices: float) -> dict[tuple[str, str], Ranking]:
+    found = rank_otherwise(matrix, compare(matrix), slices)
+    return {(ranking.metric, ranking.way): ranking for ranking in found}
+
+
+def _skewed() -> ScoreMatrix:
+    """`a` is a little better on four of five patients, and fails on the first."""
+    b = np.array([0.7, 0.72, 0.74, 0.76, 0.78])
+    a = b + 0.02
+    a[0] = 0.1
+    return matrix_of(np.stack([a, b])[:, None])
+
+
+def test_the_studys_own_ranking_comes_first_and_agrees_with_itself() -> None:
+    first = rank_otherwise(_skewed(), compare(_skewed()), {})[0]
+    assert (first.metric, first.way) == PRIMARY
+    assert first.ranks == (1, 2)
+    assert first.tau == 1
+
+
+def test_medians_and_mean_ranks_can_name_another_winner() -> None:
+    matrix = _skewed()
+    found = _rankings(matrix, a=0.5, b=0.6)
+    # The order of the comparison is b, a: by mean Dice b is first.
+    assert found["Dice/patient", "mean"].ranks == (1, 2)
+    for way in ("median", "mean rank"):
+        assert found["Dice/patient", way].ranks == (2, 1)
+        assert found["Dice/patient", way].tau == -1
+    assert found["Dice/slice", "mean"].ranks == (1, 2)
+    assert found["Dice/patient", "significant wins"].ranks == (1, 1)
+    rankings = list(found.values())
+    assert {ranking.way for ranking in other_winners(rankings)} == {"median", "mean rank"}
+    caveats = conclude(matrix, compare(matrix), rankings=rankings).caveats
+    assert any(
+        "another winner in 2 of 6 rankings: a by Dice/patient (median)" in c for c in caveats
+    )
+
+
+def test_a_clear_winner_is_one_by_every_choice() -> None:
+    rng = np.random.default_rng(0)
+    dice = rng.uniform(0.4, 0.8, (3, 2, 20)) + np.array([0.0, 0.19, 0.1])[:, None, None]
+    matrix = matrix_of(dice)
+    measures = {"nsd": dice * 0.9, "hd95_worst": 100 * (1 - dice)}
+    rankings = rank_otherwise(replace(matrix, measures=measures), compare(matrix), {})
+    assert {ranking.metric for ranking in rankings} == {
+        *("Dice/patient", "NSD", "HD95, worst case", "global Dice")
+    }
+    assert other_winners(rankings) == []
+    wins = next(r for r in rankings if r.way == "significant wins" and r.metric == "NSD")
+    pairs = dice.mean(axis=1)
+    assert stats.wilcoxon(pairs[1] - pairs[0], alternative="greater").pvalue < 0.01
+    assert wins.ranks[0] == 1
+
+
+def test_only_cells_that_all_ranked_variants_have_count() -> None:
+    dice = np.array([[[0.9, 0.5, 0.5]], [[0.8, 0.6, 0.6]], [[NAN, 0.1, 0.1]]])
+    found = _rankings(matrix_of(dice))
+    assert found["Dice/patient", "mean"].ranks == (1, 2, 3)
+    assert found["Dice/patient", "median"].ranks == (1, 2, 3)
+
+
+@pytest.mark.parametrize("dice", [[[[0.5, 0.6]]], [[[0.5]], [[0.6]]]])
+def test_what_is_not_ranked_is_not_ranked_otherwise(dice: list[list[list[float]]]) -> None:
+    matrix = matrix_of(dice)
+    assert rank_otherwise(matrix, compare(matrix), {}) == []
+
+
+def test_equal_variants_tie_and_have_no_tau() -> None:
+    ranking = _rankings(matrix_of(np.full((2, 1, 4), 0.5)))["Dice/patient", "mean"]
+    assert ranking.ranks == (1, 1)
+    assert np.isnan(ranking.tau)
