@@ -11,7 +11,7 @@ over the slices with tumour.
 
 To add a score that the report compares: one of pixel counts is a function here and a key of
 `summarise`, one of masks is computed beside HD95 in `brainseg/inference/evaluation.py`. Its column
-goes into `TABLES` of `study/storage/trial_folder.py`, its mean per variant into
+goes into `SCORES` of `study/storage/schema.py`, its mean per variant into
 `study/analysis/scores.py`, and its name into the ranked table of `study/report/sections.py`.
 """
 

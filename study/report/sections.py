@@ -22,7 +22,7 @@ from brainseg.document import (
 )
 from study.report.figures import FigureWriter
 from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults, format_estimate
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 _SCORES = {
     **dict.fromkeys(("Dice/patient", "global Dice", "Dice/slice"), ".3f"),
