@@ -86,9 +86,11 @@ def _stub(results: int, rate: float, imports: str) -> Any:
         times |= {"ended": time.time(), "cpu_ended": time.process_time()}
         times |= {"born": process.create_time(), "rss": process.memory_info().rss}
         times |= {"pid": os.getpid(), "threads": process.num_threads()}
-        folder = Path(config["job"]["study"]) / config["job"]["path"]
+        job = config["job"]
+        folder = Path(job["study"]) / job["path"]
         folder.mkdir()
-        row = {"status": "finished", "batch_parts": 1, **times}
+        row = {key: job[key] for key in ("variant", "fold", "seed")}
+        row |= {"status": "finished", "error": "", "val_loss": 0.0, "batch_parts": 1, **times}
         (folder / "result.json").write_text(json.dumps(row))
 
     return train

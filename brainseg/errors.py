@@ -12,7 +12,7 @@ class ConfigError(BrainsegError, ValueError):
 
 
 class DataError(BrainsegError, ValueError):
-    """A dataset, image or mask that cannot be used.
+    """A dataset, image, mask, table or record that cannot be used.
 
     Attributes:
         problems: One line per problem if several files are at fault, else empty.

@@ -11,7 +11,7 @@ over the slices with tumour.
 
 To add a score that the report compares: one of pixel counts is a function here and a key of
 `summarise`, one of masks is computed in `brainseg/inference/mask_metrics.py`. Its column goes
-into `TABLES` of `study/storage/trial_folder.py`, its values per patient into
+into `SCORES` of `study/storage/schema.py`, its values per patient into
 `study/analysis/scores.py`, and its name into a table of `study/report/sections.py`.
 """
 

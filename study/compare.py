@@ -27,12 +27,11 @@ from study.report.results import StudyResults, read_results
 from study.report.sections import describe_findings, ranked_rows
 from study.spec.grid import LEAKY
 from study.spec.study_spec import StudySpec
+from study.storage.schema import COMPARISON, EXTERNAL, Row
+from study.storage.schema import FINISHED as TRIAL_FINISHED
 from study.storage.study_folder import read_spec
 from study.storage.sync import StudySync
-from study.storage.trial_folder import EXTERNAL, Row
-from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
 
-_PAIR_COLUMNS = ("first", "second", "patients", "difference", "low", "high", "p", "p_holm")
 _WRITTEN = ("comparison.html", "comparison.md", "comparison.csv", "figures")
 _EXAMPLES = """\
 Puts the variants of two studies of one dataset side by side, on the patients that both tested.
@@ -105,7 +104,7 @@ def _compare(first: str, second: str, out: Path | None) -> int:
     )
     write_text(folder / "comparison.html", to_html(document, folder))
     write_text(folder / "comparison.md", to_markdown(document))
-    write_csv(folder / "comparison.csv", _pair_rows(results), _PAIR_COLUMNS)
+    write_csv(folder / "comparison.csv", _pair_rows(results), COMPARISON.names)
     console = Console()
     print_rows(ranked_rows(results), title, document.facts, console)
     console.print(f"{document.sentence}\n")

@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-from pydantic import ValidationError
 from rich.table import Table
 
 from brainseg.config import NUM_FOLDS, Experiment, load_experiment
 from brainseg.data.split import PARTS, split_of
 from brainseg.errors import StudyError
 from brainseg.model.encoders import describe_weights
+from brainseg.storage.files import read_json
 from study.analysis.protocol import PRIMARY
 from study.resolve import Study
 from study.spec.resources import Cluster, TrialResources, trials_on
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open
-from study.storage.trial_folder import FINISHED, TrialFolder
+from study.storage.schema import FINISHED
+from study.storage.trial_folder import TrialFolder
 
 Line = tuple[str, str]
 """A name and a value of `--plan`."""
@@ -230,13 +231,19 @@ class EpochTimes:
         self._epochs: dict[tuple[TrialKind, int], list[float]] = defaultdict(list)
         self._rest: dict[TrialKind, list[float]] = defaultdict(list)
         for path in sorted(storage.glob("*/study.json")):
-            for kind, folder in _trials_of(path):
-                for row in folder.read_history():
-                    self._epochs[kind, int(row["stage"])].append(row["seconds"])
-                result = folder.read() or {}
-                if result.get("status") == FINISHED and "wall_seconds" in result:
-                    rest = float(result["wall_seconds"]) - float(result["seconds"])
-                    self._rest[kind].append(max(0.0, rest))
+            try:
+                for kind, folder in _trials_of(path):
+                    self._add(kind, folder)
+            except (ValueError, KeyError, TypeError):
+                continue  # of another version, or damaged, which only its own commands tell
+
+    def _add(self, kind: TrialKind, folder: TrialFolder) -> None:
+        for row in folder.read_history():
+            self._epochs[kind, int(row["stage"])].append(row["seconds"])
+        result = folder.read() or {}
+        if result.get("status") == FINISHED and "wall_seconds" in result:
+            rest = float(result["wall_seconds"]) - float(result["seconds"])
+            self._rest[kind].append(max(0.0, rest))
 
     def epoch(self, kind: TrialKind, stage: int) -> float | None:
         """Return the median seconds of an epoch of a stage, from 1; None if none was run."""
@@ -272,13 +279,10 @@ class EpochTimes:
 
 def _trials_of(path: Path) -> Iterator[tuple[TrialKind, TrialFolder]]:
     """Yield the kind and the folder of each trial of a study that has begun."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        spec = StudySpec.model_validate(about)
-        resources = TrialResources(cpus=about["cpus_per_trial"], gpus=about["gpus_per_trial"])
-        known = {job.variant: job.experiment for job in spec.jobs()}
-    except (ValueError, KeyError, TypeError, ValidationError):  # another version, or no study
-        return
+    about = read_json(path)
+    spec = StudySpec.model_validate(about)
+    resources = TrialResources(cpus=about["cpus_per_trial"], gpus=about["gpus_per_trial"])
+    known = {job.variant: job.experiment for job in spec.jobs()}
     for folder in sorted(path.parent.glob("trials/*-fold*")):
         variant = folder.name.rpartition("-fold")[0]
         if variant in known:

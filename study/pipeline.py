@@ -32,15 +32,16 @@ from study.storage.leaderboard import (
     count_open,
     leaderboard_folder,
     ranked,
+    read_candidates,
     read_leaderboard,
     write_leaderboard,
 )
 from study.storage.lease import hold
 from study.storage.probability_maps import collect_ensembles
+from study.storage.schema import EXTERNAL, FAILURES, Row
+from study.storage.schema import FINISHED as TRIAL_FINISHED
 from study.storage.study_folder import check_folder, read_study
 from study.storage.tables import collect, jobs_to_export
-from study.storage.trial_folder import EXTERNAL, FAILURES, Row, read_params
-from study.storage.trial_folder import FINISHED as TRIAL_FINISHED
 from study.tune.cluster import require_shared, start_cluster
 from study.tune.progress import Progress
 from study.tune.searcher import run_search
@@ -152,7 +153,7 @@ def _search(
         return
     if not full:
         console.print(f"The search{of} has no winner: no candidate ran in full.")
-    elif spec.search_space.is_variant(read_params(study.folder, group)[full[0]["candidate"]]):
+    elif spec.search_space.is_variant(read_candidates(study.folder, spec)[full[0]["candidate"]]):
         console.print(f"The search{of} found nothing better than {full[0]['variant']}, unchanged.")
     else:
         console.print(

@@ -33,10 +33,11 @@ from study.spec.search_space import load_space
 from study.spec.study_spec import SearchSpec, StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
+from study.storage.schema import FAILURES, OF_EXTERNAL
 from study.storage.study_folder import default_name, read_spec, read_study, write_study
 from study.storage.sync import StudySync
-from study.storage.tables import EXTERNAL_TABLES, external_folder
-from study.storage.trial_folder import FAILURES, TrialFolder
+from study.storage.tables import external_folder
+from study.storage.trial_folder import TrialFolder
 
 Say = Callable[[str], None]
 
@@ -73,7 +74,7 @@ class Study:
         tables = [
             external_folder(self.folder, name) / f"{table}.csv"
             for name in self.spec.external
-            for table in EXTERNAL_TABLES
+            for table in OF_EXTERNAL
         ]
         is_known = read_spec(self.folder).external == self.spec.external
         return not (is_known and all(path.exists() for path in tables))

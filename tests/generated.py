@@ -18,13 +18,13 @@ from brainseg.config import Experiment
 from brainseg.metrics import dice
 from brainseg.storage.files import write_bytes, write_csv, write_text
 from study.analysis.protocol import register
-from study.report.examples import EXAMPLE_COLUMNS
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
+from study.storage.schema import ENSEMBLE, EXAMPLES, Row
 from study.storage.study_folder import write_study
 from study.storage.tables import collect
-from study.storage.trial_folder import TABLES, Row, TrialFolder
+from study.storage.trial_folder import TrialFolder
 
 SITES = ("CS", "DU", "FG", "HT", "EZ")
 STAGES = {"plain": 0.0, "flips": 0.01, "threshold": 0.005, "largest component": -0.01}
@@ -112,7 +112,7 @@ def generate_study(
     _write_split(folder, cohort, folds)
     write_study(folder, spec, {**FACTS, "protocol": register([], spec, 0)})
     collect(folder, jobs)
-    write_csv(folder / "ensemble.csv", ensemble, TABLES["stages"])
+    write_csv(folder / "ensemble.csv", ensemble, ENSEMBLE.names)
     _draw(folder, [patient.name for patient in cohort], rng)
     return folder
 
@@ -292,7 +292,7 @@ def _draw(folder: Path, patients: list[str], rng: np.random.Generator) -> None:
             cell = {"variant": variant, "fold": 0, "seed": 44, "patient": patient}
             picture = {"slice": f"{patient}_19990101_3", "Dice": "0.5", "picture": name}
             rows.append({"kind": kind, "place": place, **cell, **picture})
-    write_csv(folder / "examples.csv", rows, EXAMPLE_COLUMNS)
+    write_csv(folder / "examples.csv", rows, EXAMPLES.names)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from study.spec.search_space import load_space
 from study.spec.study_spec import SCORE, SearchSpec, StudySpec
 from study.spec.trial_job import TrialJob, candidate_name
 from study.storage.leaderboard import write_leaderboard
+from study.storage.schema import Row
 from study.storage.sync import StudySync
-from study.storage.trial_folder import Row, TrialFolder
+from study.storage.trial_folder import TrialFolder
 from study.tune import trainable
 from study.tune.schedulers import STOP, Decisions, build_scheduler
 from study.tune.searcher import OptunaSearcher, run_search

@@ -6,7 +6,6 @@ Patterns name files relative to the folder, such as `{patient}/{name}.png`: `{pa
 
 from __future__ import annotations
 
-import csv
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -33,12 +32,15 @@ from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
 from brainseg.plugins import LAYOUTS, describe, load
-from brainseg.storage.files import write_csv, write_text
+from brainseg.storage.files import read_cells, write_csv, write_text
 
 FILE, MANIFEST = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _MAX_SIDE = 4096
+_COUNTED = ("slices", "tumour_slices", "tumour_pixels", "missing")
+"""Columns of a study's patients.csv that are counted and cannot be given."""
+
 _IGNORED = ("dataset.yaml", "data.csv", "README", "LICENSE", "Thumbs.db")
 Pattern = Annotated[str, Field(min_length=1, max_length=300)]
 
@@ -432,13 +434,8 @@ def _unused(root: Path, used: set[Path]) -> list[str]:
 def _read_manifest(root: Path, description: Description) -> Files:
     assert description.manifest is not None
     path = root / description.manifest
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
+    columns, cells = read_cells(path)
     channels = description.channel_names
-    columns = list(rows[0]) if rows else []
     images = ["image"] if "image" in columns else list(channels)
     lacking = [name for name in (*images, "mask", "patient") if name not in columns]
     if lacking:
@@ -446,17 +443,21 @@ def _read_manifest(root: Path, description: Description) -> Files:
             f"{path} lacks the column {lacking[0]}; expected image (or one per channel: "
             f"{', '.join(channels)}), mask and patient"
         )
+    counted = [name for name in columns if name in _COUNTED]
+    if counted:
+        raise DataError(f"{path}, line 1: {counted[0]} is counted here: rename that column")
     problems: list[str] = []
     items: list[Item] = []
     covariates: dict[str, dict[str, str]] = {}
-    for line, row in enumerate(rows, start=2):
-        files = [_inside(root, row[name] or "", f"line {line}", problems) for name in images]
-        mask = _inside(root, row["mask"] or "", f"line {line}", problems)
+    for line, values in cells:
+        row = dict(zip(columns, values, strict=True))
+        files = [_inside(root, row[name], f"line {line}", problems) for name in images]
+        mask = _inside(root, row["mask"], f"line {line}", problems)
         if not row["patient"]:
             problems.append(f"line {line}: no patient")
-        items.append(Item(files[0].stem.split(".")[0], row["patient"] or "", tuple(files), mask))
-        rest = {k: v or "" for k, v in row.items() if k and k not in (*images, "mask", "patient")}
-        covariates.setdefault(row["patient"] or "", rest)
+        items.append(Item(files[0].stem.split(".")[0], row["patient"], tuple(files), mask))
+        rest = {k: v for k, v in row.items() if k and k not in (*images, "mask", "patient")}
+        covariates.setdefault(row["patient"], rest)
     if problems or not items:
         raise DataError(f"{path}: {len(problems) or 'no'} lines cannot be used", problems)
     used = {file for item in items for file in (*item.images, item.mask)} | {path}

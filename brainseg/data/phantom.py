@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brainseg.errors import DataError
-from brainseg.storage.files import write_folder, write_text
+from brainseg.storage.files import read_json, write_folder, write_text
 
 MARKER = "phantom.json"
 
@@ -196,8 +196,8 @@ def _write_patient(root: Path, number: int, slices: int, size: int, seed: int) -
 
 def _check_existing(root: Path, parameters: dict[str, int]) -> None:
     try:
-        found = json.loads((root / MARKER).read_text(encoding="utf-8"))["parameters"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_json(root / MARKER)["parameters"]
+    except (DataError, KeyError) as error:
         raise DataError(f"{root} exists and is no generated dataset; name another") from error
     if found != parameters:
         raise DataError(f"{root} was generated with {found}, not {parameters}; name another")

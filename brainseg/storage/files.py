@@ -1,10 +1,12 @@
-"""Files and folders that are written whole or not at all, CSV tables, and the cache folder."""
+"""Files and folders that are written whole or not at all; CSV and JSON; the cache folder."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
+import json
+import math
 import os
 import shutil
 import stat
@@ -15,15 +17,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import platformdirs
+from pydantic import BaseModel, ValidationError
 
-from brainseg.errors import ConfigError, StorageError
+from brainseg.errors import ConfigError, DataError, StorageError
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 # A network disk that is remounted, a full disk on which space is freed: 20 seconds in all.
 _WAITS = (1.0, 4.0, 15.0)
 FAR_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
 """Seconds between tries for an object store, 90 in all: a server that is restarted."""
+
+_LARGEST = 2**28
+"""Bytes of a table or record: ten times those of the largest study, and fits any memory."""
 
 
 def cache_folder(name: str) -> Path:
@@ -112,12 +119,144 @@ def regular_file(path: Path) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 text file, without a byte order mark.
+
+    Raises:
+        DataError: Naming the file and the line, if it is no file, too large or no text.
+    """
+    try:
+        size = regular_file(path).stat().st_size
+        if size > _LARGEST:
+            raise DataError(
+                f"{path} has {size / 1e6:,.0f} MB; at most {_LARGEST / 1e6:.0f} are read"
+            )
+        content = path.read_bytes()
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    end = content.find(b"\0")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        end = error.start if end < 0 else min(end, error.start)
+    if end >= 0:
+        line = content.count(b"\n", 0, end) + 1
+        raise DataError(
+            f"{path}, line {line}: the byte 0x{content[end]:02x} is no UTF-8 text: the file is "
+            "damaged, or must be saved as UTF-8"
+        )
+    return text
+
+
+def read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header of a CSV file, and its rows with their line numbers; cells as text.
+
+    Raises:
+        DataError: Naming the file and the line, if it is no table: a row has other than the
+            header's number of cells, two columns have one name, a quote is not closed.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        rows = [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}; expected a CSV row") from error
+    if not rows:
+        raise DataError(f"{path} is empty; expected a line with the names of its columns")
+    (_, header), *rows = rows
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}, line 1: two columns are named {twice[0]!r}; keep one")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise DataError(
+                f"{path}, line {line}: {len(row)} cells; expected {len(header)}, as in the header"
+            )
+    return header, rows
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, cells as text; an empty list if there is no such file."""
+    """Return the rows of a CSV file, cells as text; an empty list if there is no such file.
+
+    Raises:
+        DataError: As `read_cells` does.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    header, rows = read_cells(path)
+    return [dict(zip(header, row, strict=True)) for _, row in rows]
+
+
+def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
+    """Return the object of a JSON file.
+
+    Args:
+        path: The file.
+        finite: Refuse NaN and infinite numbers.
+
+    Raises:
+        DataError: Naming the file, and the line if it is known: no file, no JSON, no object, a key
+            that is there twice.
+    """
+
+    def number(text: str) -> float:
+        if finite and not math.isfinite(float(text)):
+            raise ValueError(f"{text[:20]} is no finite number")
+        return float(text)
+
+    text = read_text(path)
+    try:
+        found = json.loads(
+            text, object_pairs_hook=_unique, parse_float=number, parse_constant=number
+        )
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: no JSON: {error.msg}") from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}: a text in it is no Unicode: {error.reason}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply to be read") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: holds {_kind(found)}; expected an object, {{...}}")
+    return found
+
+
+def check_record(path: Path, record: dict[str, Any], model: type[_Model]) -> _Model:
+    """Return the object of a JSON file as a model.
+
+    Args:
+        path: The file, for the message.
+        record: Its object, see `read_json`.
+        model: Says which keys must be there, and what their values may be.
+
+    Raises:
+        DataError: Naming the file and the key.
+    """
+    try:
+        return model.model_validate(record)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"])) or "its values"
+        found = f"found {problem['input']!r:.80}; {problem['msg']}"
+        if problem["type"] == "missing":
+            found = "the key is missing"
+        raise DataError(f"{path}, {key}: {found}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} is there twice; keep one")
+    return found
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else f"{value!r:.40}"
 
 
 def write_csv(

@@ -16,18 +16,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from brainseg.config import Experiment, differences
 from brainseg.errors import CheckpointError, CheckpointWarning
 from brainseg.model.model_file import Tensors, save_tensors, versions
-from brainseg.storage.files import hash_file, retry_storage, write_folder, write_text
+from brainseg.storage.files import (
+    check_record,
+    hash_file,
+    read_json,
+    retry_storage,
+    write_folder,
+    write_text,
+)
 
 _MANIFEST, _RECORD = "manifest.json", "state.json"
 _STATE, _BEST = "state.safetensors", "best.safetensors"
 _RECORDED = ("stage", "epoch", "history", "best", "scheduler", "scaler")
 _NUM_KEPT = 2
+
+
+class _Record(BaseModel):
+    """What state.json holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    stage: int
+    epoch: int
+    history: list[dict[str, float]]
+    best: dict[str, float]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any]
+    optimizer: dict[str, Any]
+    fingerprint: str
+    experiment: dict[str, Any]
 
 
 @dataclass
@@ -133,7 +157,9 @@ class CheckpointFolder:
             shutil.rmtree(final, ignore_errors=True)
 
     def _read(self, folder: Path) -> EpochState:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        # Plateaus count from an infinite loss.
+        record = read_json(folder / _RECORD, finite=False)
+        check_record(folder / _RECORD, record, _Record)
         self._check_identity(folder, record)
         tensors = load_file(folder / _STATE)
         return EpochState(
@@ -193,6 +219,10 @@ def _verify(folder: Path) -> None:
     manifest = folder / _MANIFEST
     if not manifest.exists():
         raise ValueError("it was never completed")
-    for name, expected in json.loads(manifest.read_text(encoding="utf-8")).items():
-        if hash_file(folder / name) != expected:
+    sums = read_json(manifest)
+    missing = {_RECORD, _STATE, _BEST} - sums.keys()
+    if missing:
+        raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
+    for name, expected in sums.items():
+        if Path(name).name != name or hash_file(folder / name) != expected:
             raise ValueError(f"{name} does not match its checksum")

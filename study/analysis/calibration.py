@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from study.analysis.scores import Floats
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 _UNSURE = 0.05
 

@@ -17,7 +17,7 @@ from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import Pair, VariantScores, compare
 from study.analysis.scores import Floats, ScoreMatrix
 from study.spec.grid import LEAKY, Changes
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 _COUNTS = ("TP", "FP", "FN", "TN")
 _KEY = "data.split"

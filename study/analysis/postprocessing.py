@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.bootstrap import Estimate, estimate_group_mean
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 PLAIN = "plain"
 _ALL_SEEDS = "all"

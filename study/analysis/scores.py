@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
 from brainseg.metrics import dice, volume_similarity
-from study.storage.trial_folder import EXTERNAL, Row
+from study.storage.schema import EXTERNAL, Row
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from study.analysis.bootstrap import Estimate, estimate_group_mean
 from study.analysis.scores import Floats, dice_by_patient, sum_by_patient
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,14 @@ from brainseg.inference.overlay import (
     draw_flair,
     encode_picture,
 )
-from brainseg.storage.files import read_csv, write_bytes, write_csv
+from brainseg.storage.files import write_bytes, write_csv
 from study.analysis.scores import dice_by_patient, read_slices
 from study.report.results import WORST_PATIENT, WORST_SLICE
 from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import LEVELS, load_probabilities
-from study.storage.trial_folder import Row, TrialFolder
+from study.storage.schema import EXAMPLES, SLICES, Row, read_table
+from study.storage.trial_folder import TrialFolder
 
-EXAMPLE_COLUMNS = (
-    *("kind", "place", "variant", "fold", "seed", "patient", "slice", "Dice", "picture"),
-)
 _NUM_WORST = 10
 _MOST_OF_A_PATIENT = 2
 _SIDE = 256
@@ -53,7 +51,7 @@ def draw_examples(study: Path, jobs: Sequence[TrialJob], data: SliceStore) -> No
         jobs: All trials of the study; those without probability maps get no pictures.
         data: The dataset.
     """
-    slices = read_slices(read_csv(study / "slices.csv"))
+    slices = read_slices(read_table(study / "slices.csv", SLICES))
     folder = study / "examples"
     shutil.rmtree(folder, ignore_errors=True)  # a smaller study had other examples
     rows = _choose(slices)
@@ -62,7 +60,7 @@ def draw_examples(study: Path, jobs: Sequence[TrialJob], data: SliceStore) -> No
     for name, picture in drawn.items():
         (study / name).parent.mkdir(parents=True, exist_ok=True)
         write_bytes(study / name, picture)
-    write_csv(study / "examples.csv", kept, EXAMPLE_COLUMNS)
+    write_csv(study / "examples.csv", kept, EXAMPLES.names)
 
 
 def _choose(slices: pd.DataFrame) -> list[Row]:

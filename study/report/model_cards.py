@@ -22,8 +22,8 @@ from brainseg.storage.files import write_text
 from study.report.provenance import describe_licence, describe_study
 from study.report.results import StudyResults, format_estimate
 from study.spec.grid import LEAKY
+from study.storage.schema import Row
 from study.storage.tables import kept_models
-from study.storage.trial_folder import Row
 
 
 def write_model_cards(results: StudyResults) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from brainseg.config import load_experiment
 from brainseg.data.about import LGG
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
+from brainseg.storage.files import read_text
 from study.analysis.protocol import describe_changes
 from study.report.results import SYNTHETIC, StudyResults
-from study.storage.trial_folder import EXTERNAL, Row
+from study.storage.schema import EXTERNAL, Row
 
 _HOUR = 3600
 
@@ -255,7 +256,7 @@ def _reproduction(results: StudyResults) -> Iterator[Block]:
     yield Listing("The variants and the keys in which they differ:", differences)
     shared = results.folder / "experiment.yaml"
     if shared.exists():
-        text = shared.read_text(encoding="utf-8")
+        text = read_text(shared)
         yield Listing("The configuration that they share:", text, is_folded=True)
     yield Paragraph(
         "All numbers above come from study.json, split.json and the CSV files beside this report: "

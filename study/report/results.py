@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +12,7 @@ from typing import Any
 import pandas as pd
 
 from brainseg.document import NONE
-from brainseg.errors import StudyError
-from brainseg.storage.files import read_csv
+from brainseg.errors import DataError
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
 from study.analysis.comparison import Comparison, compare
@@ -32,17 +29,13 @@ from study.analysis.subgroups import (
     count_slice_errors,
 )
 from study.spec.grid import LEAKY
-from study.storage.trial_folder import Row, TrialFolder
+from study.storage.schema import EXAMPLES, Row
+from study.storage.study_folder import read_split, read_study
+from study.storage.tables import read_tables
+from study.storage.trial_folder import TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"
-_IN_PATHS = {
-    "variant": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"),
-    "fold": re.compile(r"[A-Za-z0-9]*"),
-    "seed": re.compile(r"[A-Za-z0-9]*"),
-}
-"""Columns whose cells become parts of paths; an external variant has no fold and no seed."""
-
 _NOTHING_KNOWN = 0.025
 WIDE = "Wide: too few patients; the interval covers nearly all values that are possible."
 """The footnote of tables whose intervals `format_estimate` may call wide."""
@@ -192,53 +185,39 @@ def read_results(folder: Path) -> StudyResults:
             then leaves out what they hold.
 
     Raises:
-        StudyError: If scores.csv contradicts itself, or a cell that names a file could name one
-            outside the folder: a study may come from a stranger.
+        DataError: If a file is not as the study writes it, or a picture is outside the folder: a
+            study may come from a stranger.
+        StudyError: If the tables contradict each other.
     """
-    about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    trials = _read_table(folder, "trials")
-    split = folder / "split.json"
-    scores = _read_table(folder, "scores")
-    honest = _without_leaky(trials)
-
-    def read(name: str) -> list[Row]:
-        return _without_leaky(_read_table(folder, name))
-
+    about = read_study(folder)
+    tables = read_tables(folder)
+    honest = {name: _without_leaky(tables[name]) for name in tables.keys() - {"patients"}}
     return StudyResults(
         folder=folder,
         about=about,
-        split=json.loads(split.read_text(encoding="utf-8")) if split.exists() else {},
-        trials=trials,
-        patients={row["patient"]: row for row in read_csv(folder / "patients.csv")},
-        postprocessing=read("stages") + read("ensemble"),
-        calibration=read("calibration"),
-        examples=[row for row in read("examples") if (folder / row["picture"]).exists()],
-        slices=read_slices(read("slices")),
-        history=pd.DataFrame([epoch for row in honest for epoch in _read_history(folder, row)]),
-        matrix=read_matrix(_without_leaky(scores), honest),
-        leaks=measure_leaks(scores, about["variants"]),
+        split=read_split(folder),
+        trials=tables["trials"],
+        patients={row["patient"]: row for row in tables["patients"]},
+        postprocessing=honest["stages"] + honest["ensemble"],
+        calibration=honest["calibration"],
+        examples=[row for row in honest["examples"] if _has_picture(folder, row["picture"])],
+        slices=read_slices(honest["slices"]),
+        history=pd.DataFrame(
+            [epoch for row in honest["trials"] for epoch in _read_history(folder, row)]
+        ),
+        matrix=read_matrix(honest["scores"], honest["trials"]),
+        leaks=measure_leaks(tables["scores"], about["variants"]),
     )
 
 
-def _read_table(folder: Path, name: str) -> list[Row]:
-    """Return the rows of a table, whose names of variants and pictures are safe in paths."""
-    path, root = folder / f"{name}.csv", folder.resolve()
-    rows = read_csv(path)
-    for line, row in enumerate(rows, start=2):
-        for column, pattern in _IN_PATHS.items():
-            value = str(row.get(column, "0"))
-            if not pattern.fullmatch(value):
-                raise StudyError(
-                    f"{path}, line {line}: {column} is {value[:80]!r}; expected "
-                    f"{pattern.pattern}. The table was changed, or is of another program"
-                )
-        picture = str(row.get("picture", ""))
-        if not (root / picture).resolve().is_relative_to(root):
-            raise StudyError(
-                f"{path}, line {line}: picture is {picture[:80]!r}, which is outside the study: "
-                "only pictures of the study are shown"
-            )
-    return rows
+def _has_picture(folder: Path, name: str) -> bool:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f"{folder / EXAMPLES.file}, column picture: found {name[:80]!r}, which is outside the "
+            "study: only pictures of the study are shown"
+        )
+    return path.is_file()
 
 
 def _without_leaky(rows: Sequence[Row]) -> list[Row]:

@@ -37,10 +37,12 @@ from study.storage.leaderboard import (
     measure_agreement,
     measure_spent,
     ranked,
+    read_candidates,
     read_leaderboard,
 )
+from study.storage.schema import FINISHED, Row
 from study.storage.study_folder import read_spec
-from study.storage.trial_folder import FINISHED, Row, candidate_folder, read_params
+from study.storage.trial_folder import candidate_folder
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -66,7 +68,8 @@ def describe_search(results: StudyResults, figures: FigureWriter) -> list[Sectio
         rows, group = read_leaderboard(results.folder, spec), _group(spec)
         if not rows:
             continue
-        params = read_params(results.folder, group)
+        # A search that goes on has drawn more than its table shows.
+        params = read_candidates(results.folder, spec)[: len(rows)]
         blocks = [
             *_summary(spec, rows, params),
             *_best(results, spec, rows, params),

@@ -30,7 +30,7 @@ from study.report.results import (
     StudyResults,
     format_estimate,
 )
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 _SCORES = {
     **dict.fromkeys(("Dice/patient", "global Dice", "Dice/slice"), ".3f"),

@@ -93,7 +93,7 @@ class Range(BaseModel):
         if self.choices is not None:
             return value in self.choices
         low, high = self.ends
-        return bool(low <= value <= high)
+        return isinstance(value, int | float) and bool(low <= value <= high)
 
     def edge(self, value: float) -> tuple[str, float, float] | None:
         """Return the end near a number, as (side, end, a number beyond it); None if none is near.
@@ -150,6 +150,27 @@ class SearchSpace:
         changes = self.shared(str(trial.suggest_categorical(VARIANT, list(self.variants))))
         for key, values in self._varied(changes):
             changes[key] = self._draw(trial, key, values)
+
+    def check(self, params: Changes) -> None:
+        """Check that a candidate's parameters are ones that `suggest` draws.
+
+        Raises:
+            ConfigError: Naming the key.
+        """
+        variant = params.get(VARIANT)
+        if variant not in self.variants:
+            known = ", ".join(self.variants)
+            raise ConfigError(f"{VARIANT}: found {variant!r:.80}; expected one of {known}")
+        changes = self.shared(str(variant))
+        left = params.keys() - {VARIANT}
+        for key, values in self._varied(changes):
+            if key not in params or not values.holds(params[key]):
+                found = f"{params[key]!r:.80}" if key in params else "nothing"
+                raise ConfigError(f"{key}: found {found}; expected {values}")
+            changes[key] = params[key]
+            left -= {key}
+        if left:
+            raise ConfigError(f"{min(left)[:80]!r} is not varied for {variant}")
 
     def baseline(self, variant: str) -> Changes:
         """Return the parameters of the candidate that is a variant with the base's values."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from scipy import stats
 
-from brainseg.storage.files import read_csv, write_csv, write_text
+from brainseg.errors import ConfigError, DataError
+from brainseg.storage.files import write_csv, write_text
 from study.spec.grid import WINNER, Changes, parse_winner
-from study.spec.search_space import VARIANT
 from study.spec.study_spec import SCORE, StudySpec
-from study.spec.trial_job import TrialJob, search_path
-from study.storage.trial_folder import (
+from study.spec.trial_job import TrialJob, candidate_path, search_path
+from study.storage.schema import (
+    CANDIDATES,
     FINISHED,
+    KEY,
+    RUNG,
     STOPPED,
     UNFINISHED,
     Row,
-    TrialFolder,
-    candidate_folder,
-    read_params,
+    Table,
+    read_table,
 )
+from study.storage.trial_folder import TrialFolder, candidate_folder, read_params
 
 TOP = 5
 
@@ -73,8 +76,39 @@ def leaderboard_folder(study: Path, spec: StudySpec) -> Path:
 
 
 def read_leaderboard(study: Path, spec: StudySpec) -> list[Row]:
-    """Return the rows of candidates.csv; none if it was not written yet."""
-    return read_csv(leaderboard_folder(study, spec) / "candidates.csv")
+    """Return the rows of candidates.csv, in order; none if it was not written yet.
+
+    Raises:
+        DataError: If it is not as `write_leaderboard` writes it.
+    """
+    assert spec.search is not None
+    path = leaderboard_folder(study, spec) / "candidates.csv"
+    rows = read_table(path, candidates_table(spec))
+    drawn = len(read_candidates(study, spec))
+    for index, row in enumerate(rows):
+        if row["candidate"] != str(index) or index >= drawn:
+            raise DataError(
+                f"{path} has candidate {row['candidate']} in the place of {index}; expected the "
+                f"{drawn} candidates in {search_path(spec.search.group)}/candidates, from 0"
+            )
+    return rows
+
+
+def read_candidates(study: Path, spec: StudySpec) -> list[Changes]:
+    """Return the parameters of the candidates that a search has drawn, in order.
+
+    Raises:
+        DataError: If a file is missing, or the search could not have drawn what it holds.
+    """
+    assert spec.search is not None
+    all_params = read_params(study, spec.search.group)
+    for index, params in enumerate(all_params):
+        try:
+            spec.search_space.check(params)
+        except ConfigError as error:
+            path = study / candidate_path(index, spec.search.group) / "params.json"
+            raise DataError(f"{path}, {error}: put back what the search drew") from error
+    return all_params
 
 
 def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
@@ -86,13 +120,13 @@ def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
         heading: What a reader must know beside a score; written into the YAML files.
 
     Returns:
-        A row per candidate that was drawn, in order, with the columns of `columns`.
+        A row per candidate that was drawn, in order, with the columns of `candidates_table`.
     """
     assert spec.search is not None
     folder, group = leaderboard_folder(study, spec), spec.search.group
-    all_params = read_params(study, group)
+    all_params = read_candidates(study, spec)
     rows = [_row(study, spec, index, params) for index, params in enumerate(all_params)]
-    write_csv(folder / "candidates.csv", rows, columns(spec))
+    write_csv(folder / "candidates.csv", rows, candidates_table(spec).names)
     for rank, row in enumerate(ranked(rows)[:TOP], 1):
         text = _to_yaml(spec, row, all_params[row["candidate"]], rank, heading)
         write_text(study / search_path(group) / f"top-{rank}.yaml", text)
@@ -101,11 +135,15 @@ def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
     return rows
 
 
-def columns(spec: StudySpec) -> list[str]:
-    """Return the columns of candidates.csv; no times, so that equal searches give equal files."""
-    rungs = [f"{SCORE}@{rung}" for rung in spec.rungs]
-    head = ["candidate", "status", "epochs", "planned_epochs", SCORE, *rungs]
-    return [*head, VARIANT, *spec.search_space.ranges, "error"]
+def candidates_table(spec: StudySpec) -> Table:
+    """Return the table candidates.csv; it has no times, so that equal searches are equal."""
+    names = {RUNG: [f"{SCORE}@{rung}" for rung in spec.rungs], KEY: spec.search_space.ranges}
+    columns = (
+        replace(column, name=name)
+        for column in CANDIDATES.columns
+        for name in names.get(column.name, [column.name])
+    )
+    return replace(CANDIDATES, columns=tuple(columns))
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -127,7 +165,7 @@ def winner_jobs(study: Path, spec: StudySpec) -> list[TrialJob]:
     """
     assert spec.search is not None
     group = spec.search.group
-    all_params = read_params(study, group)
+    all_params = read_candidates(study, spec)
     best = ranked([_row(study, spec, index, params) for index, params in enumerate(all_params)])
     current = best[0]["candidate"] if best else None
     if current is not None and spec.search_space.is_variant(all_params[current]):
@@ -203,7 +241,7 @@ def _row(study: Path, spec: StudySpec, index: int, params: Changes) -> Row:
     assert spec.search is not None
     folder = candidate_folder(study, index, spec.search.group)
     result = folder.read() or {"status": UNFINISHED, "error": "stopped before its end"}
-    history = {int(epoch["step"]): epoch[SCORE] for epoch in folder.read_history()}
+    history = {int(epoch["step"]): epoch.get(SCORE, "") for epoch in folder.read_history()}
     row = {
         "candidate": index,
         "status": result["status"],

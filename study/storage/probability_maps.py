@@ -7,6 +7,8 @@ test patients. A mean over folds could not: each of them trained on most others'
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +17,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg.errors import ConfigError, DataError
 from brainseg.metrics import count_pixels, dice, sum_by_patient
-from brainseg.storage.files import write_bytes, write_csv
+from brainseg.storage.files import regular_file, write_bytes, write_csv
 from study.spec.trial_job import TrialJob
-from study.storage.trial_folder import TABLES, Row, TrialFolder
+from study.storage.schema import ALL_SEEDS, Row
+from study.storage.schema import ENSEMBLE as ENSEMBLE_TABLE
+from study.storage.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
     from brainseg.inference.evaluation import Evaluation
 
 LEVELS = 64
 """Steps of the probability that are kept, a power of 2 so that 0.5 is one; few, to pack well."""
+
+_DAMAGES = (
+    *(ConfigError, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
+"""What reading an archive of arrays can raise that was changed or cut."""
 
 ENSEMBLE = "ensemble"
 _PARTS = ("val", "test")
@@ -64,22 +75,29 @@ def save_probabilities(path: Path, evaluation: Evaluation) -> None:
 
 
 def load_probabilities(path: Path, part: str) -> PartMaps:
-    """Read the probabilities of `val` or `test`."""
-    with np.load(path, allow_pickle=False) as file:
-        levels, shapes = file[f"{part}_levels"], file[f"{part}_shapes"]
-        bits = np.unpackbits(file[f"{part}_true"], count=levels.size).astype(bool)
+    """Read the probabilities of `val` or `test`.
+
+    Raises:
+        DataError: Naming the file, if it cannot be read.
+    """
+    try:
+        with np.load(regular_file(path), allow_pickle=False) as file:
+            levels, shapes = file[f"{part}_levels"], file[f"{part}_shapes"]
+            names = [file[f"{part}_{key}"].tolist() for key in ("slices", "patients")]
+            bits = np.unpackbits(file[f"{part}_true"], count=levels.size).astype(bool)
         ends = np.cumsum(shapes.prod(axis=1))[:-1]
-        return PartMaps(
-            file[f"{part}_slices"].tolist(),
-            file[f"{part}_patients"].tolist(),
-            *(
-                [
-                    one.reshape(shape)
-                    for one, shape in zip(np.split(flat, ends), shapes, strict=True)
-                ]
-                for flat in (levels, bits)
-            ),
-        )
+        maps = [
+            [one.reshape(shape) for one, shape in zip(np.split(flat, ends), shapes, strict=True)]
+            for flat in (levels, bits)
+        ]
+        if not len(names[0]) == len(names[1]) == len(shapes):
+            raise ValueError(f"{len(names[0])} names of {len(shapes)} slices")
+    except _DAMAGES as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{path} is damaged ({reason}): remove the trial's folder, so that it runs again"
+        ) from error
+    return PartMaps(*names, *maps)
 
 
 def collect_ensembles(study: Path, jobs: Sequence[TrialJob]) -> None:
@@ -95,10 +113,10 @@ def collect_ensembles(study: Path, jobs: Sequence[TrialJob]) -> None:
     rows: list[Row] = []
     for (variant, fold), members in groups.items():
         if len(members) > 1:
-            head = {"variant": variant, "fold": fold, "seed": "all", "stage": ENSEMBLE}
+            head = {"variant": variant, "fold": fold, "seed": ALL_SEEDS, "stage": ENSEMBLE}
             head["setting"] = f"{len(members)} seeds"
             rows += [head | row for row in _vote(study, members)]
-    write_csv(study / "ensemble.csv", rows, TABLES["stages"])
+    write_csv(study / "ensemble.csv", rows, ENSEMBLE_TABLE.names)
 
 
 def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
@@ -108,7 +126,14 @@ def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
         first = _maps_of(study, members[0], part)
         totals = [levels.astype(np.uint16) for levels in first.levels]
         for job in members[1:]:
-            for total, levels in zip(totals, _maps_of(study, job, part).levels, strict=True):
+            maps = _maps_of(study, job, part)
+            shapes = [[one.shape for one in each.levels] for each in (first, maps)]
+            if maps.slices != first.slices or shapes[0] != shapes[1]:
+                raise DataError(
+                    f"{study}/{job.path}/probabilities.npz has other slices in {part} than "
+                    f"{members[0].name}: remove the folder of the wrong one, so that it runs again"
+                )
+            for total, levels in zip(totals, maps.levels, strict=True):
                 total += levels
         # A level stands for the middle of its step.
         lowest = (threshold * LEVELS - 0.5) * len(members)

@@ -12,16 +12,64 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from brainseg import __version__
-from brainseg.errors import StudyError
-from brainseg.storage.files import write_text
+from brainseg.errors import DataError, StudyError
+from brainseg.storage.files import check_record, read_json, write_text
 from study.spec.grid import ONE
 from study.spec.study_spec import StudySpec
+
+
+def _file_name(name: str) -> str:
+    if not name or name.startswith(".") or Path(name).name != name or not name.isprintable():
+        raise ValueError("expected the name of a folder")
+    return name
+
+
+class _Start(BaseModel):
+    """A start of a study."""
+
+    time: str
+    command: str
+    commit: str
+    versions: dict[str, str]
+
+
+class StudyRecord(StudySpec):
+    """What study.json holds: what the study asks, where it ran and how it was started."""
+
+    name: Annotated[str, AfterValidator(_file_name)]
+    first_seed: int = Field(ge=0)
+    weights: str
+    cpus_per_trial: int = Field(ge=1)
+    gpus_per_trial: float = Field(ge=0)
+    versions: dict[str, str]
+    starts: list[_Start] = Field(min_length=1)
+
+
+class _Part(BaseModel):
+    """A rotation in split.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    rotation: int = Field(ge=0)
+    train: list[str]
+    val: list[str]
+    test: list[str]
+
+
+class _Splits(BaseModel):
+    """What split.json holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    patients: list[str]
+    rotations: list[_Part]
+    search: list[_Part] = []
 
 
 def default_name(grid: str, config: Path | None, *, synthetic: bool) -> str:
@@ -67,32 +115,42 @@ def read_study(folder: Path) -> dict[str, Any]:
     """Return study.json.
 
     Raises:
-        StudyError: If the folder holds none.
+        StudyError: If the folder holds none, or one of another version.
+        DataError: If the file cannot be read.
     """
-    try:
-        record: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    path = folder / "study.json"
+    if not path.exists():
         raise StudyError(
             f"{folder} holds no readable study.json, so it is no study: choose another --name"
+        )
+    record = read_json(path)
+    try:
+        return check_record(path, record, StudyRecord).model_dump(mode="json")
+    except DataError as error:
+        raise StudyError(
+            f"{error}: the file was changed, or is of another version of this program; choose "
+            "another --name, or --fresh to move it aside"
         ) from error
-    return record
 
 
 def read_spec(folder: Path) -> StudySpec:
     """Return what a study asks.
 
     Raises:
-        StudyError: If study.json is missing, or of a version that this one cannot read.
+        StudyError: As `read_study` does.
+        DataError: As `read_study` does.
     """
-    try:
-        return StudySpec.model_validate(read_study(folder))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise StudyError(
-            f"{folder}/study.json is of another version of this program ({key}: "
-            f"{problem['msg']}): choose another --name, or --fresh to move it aside"
-        ) from error
+    return StudySpec.model_validate(read_study(folder))
+
+
+def read_split(folder: Path) -> dict[str, Any]:
+    """Return split.json; empty if there is none.
+
+    Raises:
+        DataError: If the file cannot be read, or holds something else.
+    """
+    path = folder / "split.json"
+    return check_record(path, read_json(path), _Splits).model_dump() if path.exists() else {}
 
 
 @contextmanager

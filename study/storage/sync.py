@@ -19,8 +19,9 @@ from pathlib import Path
 from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
 from brainseg.storage.remote import Entry, RemoteFolder, is_current, local_files, pull
 from brainseg.storage.urls import Location, is_url, join_location, name_of
+from study.storage.schema import STOPPED
 from study.storage.study_folder import default_name, move_aside
-from study.storage.trial_folder import ELSEWHERE, STOPPED, TrialFolder
+from study.storage.trial_folder import ELSEWHERE, TrialFolder
 
 _TRIALS = r"(trials|search/candidates|search/(?!candidates/)[^/]+/candidates)"
 _OF_TRIALS = re.compile(rf"{_TRIALS}/.+")

@@ -11,39 +11,61 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from brainseg.storage.files import read_csv, write_csv, write_text
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from brainseg.errors import DataError
+from brainseg.storage.files import check_record, read_json, write_csv, write_text
 from study.spec.grid import Changes
 from study.spec.study_spec import SCORE
 from study.spec.trial_job import TrialJob, candidate_path, search_path
-
-Row = dict[str, Any]
-"""Column -> value of one line of a CSV file."""
-
-_CELL, _COUNTS = ("variant", "fold", "seed"), ("TP", "FP", "FN", "TN", "Dice")
-_OUTLINES = ("hd95", "hd95_worst", "nsd")
-_LESIONS = ("lesions_found", "lesions_missed", "lesions_invented")
-TABLES = {
-    "scores": (*_CELL, "patient", *_COUNTS, *_OUTLINES, *_LESIONS),
-    "slices": (*_CELL, "patient", "slice", *_COUNTS, *_OUTLINES, "tumour_pixels", "missing"),
-    "stages": (*_CELL, "stage", "setting", "part", "patient", *_COUNTS),
-    "calibration": (*_CELL, "from", "to", "pixels", "probability_sum", "tumour_pixels"),
-}
-"""Name of a CSV file -> its columns; each finished trial writes one, the study joins them."""
-
-FINISHED, STOPPED, UNFINISHED = "finished", "stopped", "unfinished"
-EXTERNAL = "external"
-"""The status of a variant that was not trained here: its masks were read from files."""
-
-FAILURES = ("failed", "diverged")
-"""How a trial can end without a score. A stopped candidate was ended by the scheduler; an
-unfinished trial has not ended."""
+from study.storage.schema import (
+    FINISHED,
+    HISTORY,
+    OF_TRIALS,
+    STOPPED,
+    UNFINISHED,
+    Row,
+    read_table,
+)
 
 ELSEWHERE = ".elsewhere"
 """In a trial's folder: names of its files that exist only at the study's URL."""
 
 _MEMORY = "memory.json"
+
+
+class _Result(BaseModel):
+    """What result.json must hold; the facts of the trial's end follow."""
+
+    model_config = ConfigDict(strict=True)
+
+    variant: str
+    fold: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    status: Literal["finished", "stopped", "failed", "diverged"]
+    error: str
+    epochs: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0, ge=0)
+    wall_seconds: float = 0
+    val_loss: float | None = None
+    best_val_dice: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_scores(self) -> _Result:
+        if self.status == FINISHED and self.val_loss is None and self.best_val_dice is None:
+            raise ValueError("a finished trial has val_loss, a finished candidate best_val_dice")
+        return self
+
+
+class _Params(BaseModel):
+    """What params.json holds: the variant, and the value of each dotted key that was drawn."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, str | int | float | bool | list[str] | None]
+
+    variant: str
 
 
 class TrialFolder:
@@ -63,12 +85,20 @@ class TrialFolder:
         self._history = path / "history.csv"
 
     def read(self) -> Row | None:
-        """Return the trial's result, or None if it has not ended."""
+        """Return the trial's result, or None if it has not ended.
+
+        A file that is no JSON is no result: the trial runs again.
+
+        Raises:
+            DataError: If the file holds something else than a result.
+        """
+        path = self.path / "result.json"
         try:
-            row: Row = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            record = read_json(path)
+        except DataError:
             return None
-        return row
+        check_record(path, record, _Result)
+        return record
 
     @property
     def status(self) -> str:
@@ -108,15 +138,16 @@ class TrialFolder:
 
     def read_history(self) -> list[dict[str, float]]:
         """Return one row per epoch that was reported."""
-        return [{k: float(v) for k, v in row.items()} for row in read_csv(self._history)]
+        rows = read_table(self._history, HISTORY)
+        return [{k: float(v) for k, v in row.items()} for row in rows]
 
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write one row per epoch; it is committed together with the epoch's checkpoint."""
         write_csv(self._history, history)
 
     def read_table(self, name: str) -> list[Row]:
-        """Return the rows of one of `TABLES`; none if the trial left no such file."""
-        return read_csv(self.path / f"{name}.csv")
+        """Return the rows of one of `OF_TRIALS`; none if the trial left no such file."""
+        return read_table(self.path / f"{name}.csv", OF_TRIALS[name])
 
     def write_params(self, params: Changes) -> None:
         """Make a candidate's folder, with its parameters in it."""
@@ -132,11 +163,12 @@ class TrialFolder:
         Args:
             job: The trial.
             values: Columns of trials.csv, and further facts for result.json.
-            tables: Name in `TABLES` -> rows, without variant, fold and seed.
+            tables: Name in `OF_TRIALS` -> rows, without variant, fold and seed.
         """
         cell = {"variant": job.variant, "fold": job.fold, "seed": job.seed}
         for name, rows in tables.items():
-            write_csv(self.path / f"{name}.csv", [cell | row for row in rows], TABLES[name])
+            path = self.path / f"{name}.csv"
+            write_csv(path, [cell | row for row in rows], OF_TRIALS[name].names)
         self._write_result(job, {"status": FINISHED, "error": "", **values})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.commit()
@@ -184,6 +216,14 @@ def candidate_folder(study: Path, index: int, group: str = "") -> TrialFolder:
 
 
 def read_params(study: Path, group: str = "") -> list[Changes]:
-    """Return the parameters of all candidates of a search that were drawn, in order."""
+    """Return the parameters of all candidates of a search that were drawn, in order.
+
+    Raises:
+        DataError: If a file is missing between others, or holds something else than parameters.
+    """
     paths = sorted((study / search_path(group) / "candidates").glob("*/params.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for index, path in enumerate(paths):
+        expected = candidate_folder(study, index, group).path / path.name
+        if path != expected:
+            raise DataError(f"there is no {expected}, but {path}; candidates count up from 0")
+    return [check_record(path, read_json(path), _Params).model_dump() for path in paths]

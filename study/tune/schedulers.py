@@ -23,12 +23,11 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from brainseg.storage.files import read_csv
 from study.spec.halving import FACTOR, Halving
 from study.spec.study_spec import MODE, SCORE, StudySpec
+from study.storage.schema import DECISIONS, read_table
 from study.tune.trainable import JOB
 
-_COLUMNS = ("candidate", "epoch", "value", "decision")
 STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 _JUDGED_BY = {"time_attr": "epoch", "metric": SCORE, "mode": MODE}
 
@@ -47,7 +46,8 @@ class Decisions:
         self._path, self._send = path, send
         self._made: dict[tuple[int, int], tuple[float, str]] = {}
         drop_broken_line(path)
-        for row in read_csv(path):
+        is_begun = path.exists() and (not path.is_file() or path.stat().st_size > 0)
+        for row in read_table(path, DECISIONS) if is_begun else ():
             self._made[int(row["candidate"]), int(row["epoch"])] = (
                 float(row["value"]),
                 row["decision"],
@@ -72,7 +72,7 @@ class Decisions:
         with self._path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if is_new:
-                writer.writerow(_COLUMNS)
+                writer.writerow(DECISIONS.names)
             writer.writerow((candidate, epoch, repr(value), decision))
             file.flush()
             os.fsync(file.fileno())
@@ -178,7 +178,7 @@ def _bracket(halving: Halving, index: int) -> TrialScheduler:
 
 def drop_broken_line(path: Path) -> None:
     """Remove what follows the last end of line: a write that was interrupted."""
-    content = path.read_bytes() if path.exists() else b""
+    content = path.read_bytes() if path.is_file() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         with path.open("r+b") as file:

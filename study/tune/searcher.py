@@ -29,8 +29,10 @@ from study.spec.resources import TrialResources
 from study.spec.search_space import VARIANT
 from study.spec.study_spec import MODE, SCORE, StudySpec
 from study.spec.trial_job import candidate_path, search_path
+from study.storage.leaderboard import read_candidates
+from study.storage.schema import FINISHED, STOPPED, UNFINISHED
 from study.storage.sync import StudySync
-from study.storage.trial_folder import FINISHED, STOPPED, UNFINISHED, TrialFolder, read_params
+from study.storage.trial_folder import TrialFolder
 from study.tune.progress import Progress
 from study.tune.schedulers import Decisions, build_scheduler, drop_broken_line
 from study.tune.trainable import run_job
@@ -151,7 +153,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _restore_lost(self) -> None:
         """Add candidates that have a folder but are not in the journal, which was lost."""
-        for params in read_params(self._sync.folder, self._group)[len(self._trials()) :]:
+        for params in read_candidates(self._sync.folder, self._spec)[len(self._trials()) :]:
             fixed = FixedTrial(params)
             self._space.suggest(fixed)
             trial = create_trial(

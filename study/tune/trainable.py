@@ -42,8 +42,9 @@ from study.spec.resources import TrialResources
 from study.spec.study_spec import SCORE
 from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import save_probabilities
+from study.storage.schema import Row
 from study.storage.sync import StudySync
-from study.storage.trial_folder import Row, TrialFolder
+from study.storage.trial_folder import TrialFolder
 from study.tune.tensorboard import LiveCurves
 
 JOB = "job"

@@ -18,8 +18,9 @@ from ray import tune
 from study.spec.resources import TrialResources
 from study.spec.study_spec import METRIC, MODE, SCORE
 from study.spec.trial_job import TrialJob
+from study.storage.schema import UNFINISHED
 from study.storage.sync import StudySync
-from study.storage.trial_folder import UNFINISHED, TrialFolder
+from study.storage.trial_folder import TrialFolder
 from study.tune.progress import Progress
 from study.tune.trainable import JOB, run_job
 from study.tune.waiting import WaitNotice
@@ -218,7 +219,8 @@ def _name(trial: Any) -> str:
 def _last_failure(trial: Any) -> str:
     """Return Tune's text of the latest failure of a trial."""
     path = Path(trial.error_file) if trial.error_file else None
-    text = path.read_text(encoding="utf-8") if path and path.exists() else "unknown"
+    found = path is not None and path.is_file()
+    text = path.read_text(encoding="utf-8", errors="replace") if path and found else "unknown"
     return text.rpartition("Failure # ")[2]
 
 

@@ -111,9 +111,12 @@ def _starting() -> str:
 
 def _read_report(text: bytes | None) -> Counter[str]:
     """Count the nodes that are being started, by type, in the report of an autoscaler."""
-    report = (json.loads(text or b"{}").get("autoscaler_report")) or {}
-    names = Counter(report.get("pending_launches") or {})
-    names.update(node[1] for node in report.get("pending_nodes") or [])
+    try:
+        report = (json.loads(text or b"{}").get("autoscaler_report")) or {}
+        names = Counter(report.get("pending_launches") or {})
+        names.update(node[1] for node in report.get("pending_nodes") or [])
+    except (ValueError, AttributeError, TypeError, LookupError):  # another version of Ray's
+        return Counter()
     return names
 
 

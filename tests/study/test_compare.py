@@ -28,6 +28,17 @@ def _edit(study: Path, **changes: object) -> None:
     write_text(study / "study.json", json.dumps(about | changes))
 
 
+def _shift(study: Path, column: str, by: int) -> None:
+    """Add a number to the cells of a column in every table that has it."""
+    for path in study.glob("*.csv"):
+        rows = read_csv(path)
+        shifted = [
+            row | {column: int(row[column]) + by} if row.get(column, "").isdigit() else row
+            for row in rows
+        ]
+        write_csv(path, shifted, tuple(rows[0]))
+
+
 def test_two_studies_are_paired_on_the_patients_that_both_tested(
     small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,10 +70,9 @@ def test_two_studies_are_paired_on_the_patients_that_both_tested(
 def test_studies_without_a_common_seed_are_averaged(
     small: Path, other: Path, tmp_path: Path
 ) -> None:
-    for name in ("scores", "trials"):
-        rows = read_csv(other / f"{name}.csv")
-        shifted = [row | {"seed": int(row["seed"]) + 10} for row in rows]
-        write_csv(other / f"{name}.csv", shifted, tuple(rows[0]))
+    _shift(other, "seed", 10)
+    about = json.loads((other / "study.json").read_text())
+    _edit(other, experiment=about["experiment"] | {"seed": about["experiment"]["seed"] + 10})
     assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == FINISHED
     assert "share no seed" in (tmp_path / "out" / "comparison.md").read_text()
 
@@ -92,9 +102,9 @@ def test_other_resolutions_and_rotations_are_refused(
     column: str, change: int, reason: str, small: Path, other: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    rows = read_csv(other / "scores.csv")
-    changed = [row | {column: int(row[column]) + change} for row in rows]
-    write_csv(other / "scores.csv", changed, tuple(rows[0]))
+    (other / "slices.csv").unlink()  # whose sums would be others
+    _shift(other, column, change)
+    _edit(other, folds=2)
     assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
     assert reason in capsys.readouterr().err
 

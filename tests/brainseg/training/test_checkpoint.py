@@ -9,7 +9,8 @@ import torch
 from pydantic import BaseModel
 
 from brainseg.config import Experiment
-from brainseg.errors import CheckpointError, StorageError
+from brainseg.errors import CheckpointError, CheckpointWarning, StorageError
+from brainseg.storage.files import hash_file
 from brainseg.training.checkpoint import CheckpointFolder, EpochState
 
 
@@ -92,6 +93,54 @@ def test_a_checkpoint_without_a_manifest_is_skipped(folder: CheckpointFolder) ->
     folder.save(_state(1, 1))
     (folder.save(_state(1, 2)) / "manifest.json").unlink()
     with pytest.warns(UserWarning, match="never completed"):
+        state = folder.latest()
+    assert state is not None
+    assert state.epoch == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "{", '{"state.json": "0"}', '{"state.json": NaN}', "[" * 100_000, "\0" * 99],
+)
+def test_a_checkpoint_with_another_manifest_is_skipped(
+    folder: CheckpointFolder, text: str
+) -> None:
+    folder.save(_state(1, 1))
+    (folder.save(_state(1, 2)) / "manifest.json").write_text(text)
+    with pytest.warns(CheckpointWarning, match="stage1-epoch0002 is damaged"):
+        state = folder.latest()
+    assert state is not None
+    assert state.epoch == 1
+
+
+def test_a_manifest_names_no_file_elsewhere(folder: CheckpointFolder, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    path = folder.save(_state(1, 1)) / "manifest.json"
+    sums = json.loads(path.read_text()) | {"../secret": hash_file(tmp_path / "secret")}
+    path.write_text(json.dumps(sums))
+    with pytest.warns(CheckpointWarning, match=r"\.\./secret"):
+        assert folder.latest() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"stage": "one"}, {"epoch": None}, {"history": 3}, {"history": [[]]}, {"best": []}),
+        *({"optimizer": []}, {"experiment": 1}, {"scheduler": 0}, {"fingerprint": 7}),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_with_another_record_is_skipped(
+    folder: CheckpointFolder, change: dict[str, Any]
+) -> None:
+    folder.save(_state(1, 1))
+    path = folder.save(_state(1, 2))
+    record = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(record | change))
+    sums = json.loads((path / "manifest.json").read_text())
+    sums["state.json"] = hash_file(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(sums))
+    with pytest.warns(CheckpointWarning, match="stage1-epoch0002 is damaged"):
         state = folder.latest()
     assert state is not None
     assert state.epoch == 1

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from study.analysis.leak import measure_leaks
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw": {"data.split": "patient"},

@@ -153,7 +153,8 @@ def test_a_candidate_that_never_trained_is_reported(tmp_path: Path) -> None:
     _table(describe(), "What early stopping saved")
     candidate = candidate_folder(folder, 0)
     (candidate.path / "history.csv").unlink()
-    result = {"status": "failed", "error": "out of memory"}
+    result = {"variant": "raw-lite0", "fold": 0, "seed": 44}
+    result |= {"status": "failed", "error": "out of memory"}
     (candidate.path / "result.json").write_text(json.dumps(result))
     write_leaderboard(folder, spec, "SYNTHETIC")
     assert not [b for b in describe().blocks if isinstance(b, Table | Figure)]

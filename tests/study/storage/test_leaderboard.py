@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +11,21 @@ import pytest
 from stubs import BASE, Drive, build_search
 
 from brainseg.config import load_experiment
+from brainseg.errors import DataError
 from brainseg.storage.files import read_csv
 from study.spec.study_spec import SCORE, StudySpec
 from study.storage.leaderboard import (
-    columns,
+    candidates_table,
     count_open,
     measure_agreement,
     measure_spent,
     ranked,
+    read_leaderboard,
     winner_jobs,
     write_leaderboard,
 )
-from study.storage.trial_folder import Row, candidate_folder
+from study.storage.schema import Row
+from study.storage.trial_folder import candidate_folder
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def test_every_candidate_has_a_row_in_order(searched: tuple[Path, StudySpec]) ->
     folder, spec = searched
     rows = read_csv(folder / "candidates.csv")
     assert [int(row["candidate"]) for row in rows] == list(range(16))
-    assert list(rows[0]) == columns(spec)
+    assert list(rows[0]) == list(candidates_table(spec).names)
     assert not any("second" in name for name in rows[0])
     for row in rows:
         epochs = int(row["epochs"])
@@ -91,7 +97,8 @@ def test_a_former_winners_trials_stay_as_far_as_they_have_ended(
     path.mkdir(parents=True)
     spec = spec.model_copy(update={"seeds": 2})
     assert {job.name for job in winner_jobs(folder, spec)}.isdisjoint({path.name})
-    (path / "result.json").write_text('{"status": "finished"}')
+    result = {"variant": path.name, "fold": 0, "seed": 44, "status": "failed", "error": "x"}
+    (path / "result.json").write_text(json.dumps(result))
     names = [job.name for job in winner_jobs(folder, spec)]
     assert names[0] == path.name
     assert len(names) == 3
@@ -147,6 +154,50 @@ def test_two_candidates_agree_on_nothing() -> None:
     (found,) = measure_agreement(_rows([0.1, 0.2], [0.1, 0.2]), [3])
     assert math.isnan(found.spearman)
     assert measure_agreement([], [3]) == []
+
+
+def test_a_changed_table_of_candidates_is_named(
+    searched: tuple[Path, StudySpec], tmp_path: Path
+) -> None:
+    folder, spec = searched
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    lines = (copy / "candidates.csv").read_text().splitlines(keepends=True)
+    assert [row["candidate"] for row in read_leaderboard(copy, spec)] == [
+        str(index) for index in range(len(lines) - 1)
+    ]
+    for changed, said in (
+        ([lines[0], *lines[2:]], "has candidate 1 in the place of 0"),
+        ([*lines, lines[-1].replace("15,", "16,", 1)], "has candidate 16 in the place of 16"),
+        ([lines[0], lines[1].replace("0,", "0,done,", 1)], "line 2: "),
+        ([lines[0].replace("@3", "@4"), *lines[1:]], "no column best_val_dice@3"),
+    ):
+        (copy / "candidates.csv").write_text("".join(changed))
+        with pytest.raises(DataError, match=re.escape(said)):
+            read_leaderboard(copy, spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"variant": "mine"}, "variant: found 'mine'; expected one of raw-lite0"),
+        ({"augment.strength": 9}, "augment.strength: found 9; expected 0 to 2"),
+        ({"augment.strength": "much"}, "augment.strength: found 'much'"),
+        ({"model.encoder": "vgg"}, "'model.encoder' is not varied for "),
+    ],
+)
+def test_parameters_that_no_search_draws_are_named(
+    searched: tuple[Path, StudySpec], change: dict[str, Any], said: str
+) -> None:
+    folder, spec = searched
+    path = candidate_folder(folder, 2).path / "params.json"
+    text = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(text) | change))
+        for read in (read_leaderboard, winner_jobs):
+            with pytest.raises(DataError, match=re.escape(f"{path}, {said}")):
+                read(folder, spec)
+    finally:
+        path.write_text(text)
 
 
 def test_a_candidate_without_a_result_is_unfinished(searched: tuple[Path, StudySpec]) -> None:

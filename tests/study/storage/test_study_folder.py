@@ -18,7 +18,13 @@ from study.storage.study_folder import (
     write_study,
 )
 
-FACTS = {"first_seed": 44, "weights": "no pretrained weights", "versions": {"torch": "2"}}
+FACTS = {
+    "first_seed": 44,
+    "weights": "no pretrained weights",
+    "cpus_per_trial": 1,
+    "gpus_per_trial": 0.5,
+    "versions": {"torch": "2"},
+}
 SPEC = StudySpec(
     grid="lite",
     variants=load_grid("lite").variants,
@@ -53,7 +59,7 @@ def test_the_same_study_continues_and_another_is_refused(study: Path) -> None:
 def test_a_study_of_another_version_is_refused_in_a_line(study: Path) -> None:
     path = study / "study.json"
     path.write_text(path.read_text().replace('"data": {', '"data": {"colour": 1,'))
-    with pytest.raises(StudyError, match=r"of another version .*experiment\.data\.colour"):
+    with pytest.raises(StudyError, match=r"experiment\.data\.colour: .* of another version"):
         check_folder(study, SPEC)
 
 

@@ -209,7 +209,8 @@ def test_data_that_changed_behind_the_url_are_refused(
     command += ["--name", "lite", "--set", "model.encoder_weights=none", "--plan"]
     study = resolve(parse_options(command), print)
     study.folder.mkdir(parents=True)
-    write_study(study.folder, study.spec, {"versions": {}})
+    facts = {"first_seed": 44, "weights": "none", "cpus_per_trial": 1, "gpus_per_trial": 0}
+    write_study(study.folder, study.spec, facts | {"versions": {}})
     study.sync.commit()
     assert run(command) == FINISHED
     masks = [name for name in local_files(data.root) if name.endswith("_mask.tif")]

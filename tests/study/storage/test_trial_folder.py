@@ -11,6 +11,7 @@ from study.spec.trial_job import TrialJob
 from study.storage.trial_folder import TrialFolder, candidate_folder, read_params
 
 JOB = TrialJob(variant="raw", fold=0, seed=44, experiment=Experiment(), candidate=7)
+EPOCH = {"stage": 2, "epoch": 1, "val_loss": 0.5, "val_dice": 0.5}
 
 
 @pytest.fixture
@@ -33,7 +34,10 @@ def test_parameters_survive_on_the_disk(tmp_path: Path) -> None:
 def test_a_stopped_candidate_keeps_its_history_and_no_checkpoints(folder: TrialFolder) -> None:
     folder.checkpoints.mkdir()
     folder.write_history(
-        [{"step": 1, "seconds": 2.5, SCORE: 0.1}, {"step": 2, "seconds": 2.0, SCORE: 0.3}]
+        [
+            {"step": step, "seconds": seconds, SCORE: score, **EPOCH}
+            for step, seconds, score in ((1, 2.5, 0.1), (2, 2.0, 0.3))
+        ]
     )
     folder.write_stopped(JOB)
     row = folder.read()
@@ -50,7 +54,7 @@ def test_what_ends_a_trial_is_committed(tmp_path: Path) -> None:
     folder = TrialFolder(path, lambda: seen.append(TrialFolder(path).status))
     folder.write_params({"variant": "raw"})
     folder.write_failure(JOB, "diverged", "the loss is nan,\n in stage 1")
-    folder.write_success(JOB, {}, {})
+    folder.write_success(JOB, {SCORE: 0.5}, {})
     assert seen == ["unfinished", "diverged", "finished"]
 
 

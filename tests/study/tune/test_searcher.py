@@ -12,7 +12,8 @@ from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
 from study.spec.search_space import SearchSpace
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SCORE
 from study.storage.leaderboard import ranked
-from study.storage.trial_folder import Row, candidate_folder
+from study.storage.schema import Row
+from study.storage.trial_folder import candidate_folder
 
 
 def _best(rows: list[Row]) -> float:
