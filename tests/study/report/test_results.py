@@ -49,9 +49,14 @@ def test_an_example_without_its_picture_is_left_out(small: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "old", "new", "said"),
     [
-        ("trials", "\nraw-lite0,", "\n../../../pwn,", "variant is '../../../pwn'"),
-        ("scores", "\nraw-lite0,", "\n/tmp/pwn,", "variant is '/tmp/pwn'"),
-        ("examples", "examples/", "../../secret/", "line 2: picture is '../../secret/"),
+        (
+            "trials",
+            "\nraw-lite0,",
+            "\n../../../pwn,",
+            "line 2, column variant: found '../../",
+        ),
+        ("scores", "\nraw-lite0,", "\n/tmp/pwn,", "line 2, column variant: found '/tmp/pwn'"),
+        ("examples", "examples/", "../../secret/", "column picture: found '../../secret/"),
     ],
 )
 def test_a_strangers_study_neither_writes_nor_reads_outside_its_folder(
