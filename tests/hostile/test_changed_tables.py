@@ -538,6 +538,13 @@ def test_collecting_a_study_again_gives_the_same_bytes(study: Path) -> None:
     assert before == {name: (study / f"{name}.csv").read_bytes() for name in names}
 
 
+def _become(name: str, what: str) -> Callable[[Path], None]:
+    def damage(study: Path) -> None:
+        FILES[what][0](study / f"{name}.csv", [])
+
+    return damage
+
+
 REPORT = ("study.run", "--grid", "lite", "--storage", "{here}", "--name", "small", "--report-only")
 COMPARE = ("study.compare", "{here}/small", "{here}/other")
 REPORTED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -567,10 +574,7 @@ REPORTED: dict[str, tuple[Callable[[Path], object], str]] = {
         "examples.csv, column picture: found '../secret.png', which is outside the study",
     ),
     **{
-        f"{name}.csv is {what}": (
-            lambda study, name=name, what=what: FILES[what][0](study / f"{name}.csv", []),
-            f"{name}.csv",
-        )
+        f"{name}.csv is {what}": (_become(name, what), f"{name}.csv")
         for name in OF_STUDY
         for what in ("empty", "zeros alone", "a folder", "a pipe")
     },

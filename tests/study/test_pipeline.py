@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from brainseg.cli import FINISHED, SOME_FAILED
-from brainseg.storage.files import write_csv
 from study.pipeline import _exit_code
 from study.resolve import Study
+from study.storage.schema import Row
 
 TRIAL = {"variant": "raw", "fold": 0, "seed": 44, "status": "finished", "error": ""}
 FAILED = TRIAL | {"status": "diverged", "error": "the loss is nan"}
@@ -35,10 +35,11 @@ def test_a_failed_trial_is_named_with_what_to_do(
 
 
 def test_a_search_without_a_winner_or_with_candidates_left_has_not_finished(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows: list[Row] = []
+    monkeypatch.setattr("study.pipeline.read_leaderboard", lambda folder, search: rows)
     assert _exit_code(_study(tmp_path, searching=True), [TRIAL]) == SOME_FAILED
-    rows = [{"candidate": 0, "status": "finished", "best_val_dice": 0.5}]
-    write_csv(tmp_path / "candidates.csv", rows)
+    rows.append({"candidate": 0, "status": "finished", "best_val_dice": 0.5})
     assert _exit_code(_study(tmp_path, searching=True), [TRIAL]) == FINISHED
     assert _exit_code(_study(tmp_path, searching=True, left=1), [TRIAL]) == SOME_FAILED

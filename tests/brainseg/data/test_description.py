@@ -246,7 +246,7 @@ def test_a_faulty_file_is_named(tmp_path: Path, fault: str, said: str) -> None:
 def test_a_faulty_line_of_a_manifest_is_named(tmp_path: Path, line: str, said: str) -> None:
     root = _write(tmp_path / "data", _manifest)
     with (root / "list.csv").open("a") as file:
-        file.write(f"{line}\n")
+        file.write(f"{line},A\n")
     with pytest.raises(DataError) as error:
         open_dataset(root)
     assert any(said in problem and "line 32" in problem for problem in error.value.problems)

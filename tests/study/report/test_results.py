@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from generated import EPOCHS
 
-from brainseg.errors import StudyError
+from brainseg.errors import DataError
 from study.analysis.bootstrap import Estimate
 from study.report.build import write_report
 from study.report.results import format_estimate, read_results
@@ -49,9 +49,14 @@ def test_an_example_without_its_picture_is_left_out(small: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "old", "new", "said"),
     [
-        ("trials", "\nraw-lite0,", "\n../../../pwn,", "variant is '../../../pwn'"),
-        ("scores", "\nraw-lite0,", "\n/tmp/pwn,", "variant is '/tmp/pwn'"),
-        ("examples", "examples/", "../../secret/", "line 2: picture is '../../secret/"),
+        (
+            "trials",
+            "\nraw-lite0,",
+            "\n../../../pwn,",
+            "line 2, column variant: found '../../",
+        ),
+        ("scores", "\nraw-lite0,", "\n/tmp/pwn,", "line 2, column variant: found '/tmp/pwn'"),
+        ("examples", "examples/", "../../secret/", "column picture: found '../../secret/"),
     ],
 )
 def test_a_strangers_study_neither_writes_nor_reads_outside_its_folder(
@@ -62,7 +67,7 @@ def test_a_strangers_study_neither_writes_nor_reads_outside_its_folder(
     assert old in text
     path.write_text(text.replace(old, new))
     before = sorted(small.parent.rglob("*"))
-    with pytest.raises(StudyError, match=re.escape(said)):
+    with pytest.raises(DataError, match=re.escape(said)):
         write_report(small)
     assert sorted(small.parent.rglob("*")) == before
 

@@ -144,7 +144,8 @@ def test_a_driver_fetches_results_but_no_checkpoints_and_no_model(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = _on("node", url, tmp_path, monkeypatch)
-    result = json.dumps({"status": "finished"})
+    facts = {"variant": "raw", "fold": 0, "seed": 1, "error": "", "val_loss": 0.5}
+    result = json.dumps({"status": "finished", **facts})
     folder = _work(node)
     _write(node, {"model.safetensors": "weights", "result.json": result, **_checkpoint(1)})
     folder.commit()
@@ -234,7 +235,7 @@ def test_a_stopped_candidate_leaves_no_checkpoints_behind_the_url(
 ) -> None:
     node = _on("node", url, tmp_path, monkeypatch)
     folder = _work(node)
-    history = "step,seconds,best_val_dice\n1,2.0,0.5\n"
+    history = "stage,epoch,step,val_loss,val_dice,best_val_dice,seconds\n1,1,1,1,0,0.5,2.0\n"
     _write(node, {"history.csv": history, **_checkpoint(1)})
     folder.commit()
     driver = _on("driver", url, tmp_path, monkeypatch)
