@@ -15,11 +15,12 @@ from brainseg.errors import StudyError
 from brainseg.storage.files import write_csv, write_text
 from study.report.figures import FigureWriter
 from study.report.model_cards import write_model_cards
-from study.report.numbers import SCORE_COLUMNS, describe_numbers, score_rows
+from study.report.numbers import describe_numbers, score_rows
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
 from study.report.sections import describe_findings, ranked_rows
+from study.storage.schema import SCORE_TABLE
 from study.storage.study_folder import read_study
 from study.storage.sync import StudySync
 
@@ -95,7 +96,7 @@ def write_report(folder: Path) -> StudyResults:
     write_text(folder / "table.tex", to_latex(Table(caption, rows), results.labels))
     numbers = json.dumps(describe_numbers(results), indent=1, allow_nan=False)
     write_text(folder / "report.json", numbers + "\n")
-    write_csv(folder / "table.csv", score_rows(results), SCORE_COLUMNS)
+    write_csv(folder / "table.csv", score_rows(results), SCORE_TABLE.names)
     write_model_cards(results)
     return results
 

@@ -30,8 +30,6 @@ UNITS = {
 }
 """Score -> unit; 1 is a share. HD95 is the better the lower, the others the higher."""
 
-SCORE_COLUMNS = ("variant", "score", "unit", "patients", "point", "low", "high")
-
 
 def describe_numbers(results: StudyResults) -> dict[str, Any]:
     """Return what the report shows as plain lists, dictionaries, numbers and texts.

@@ -364,6 +364,20 @@ COMPARISON = Table(
     ),
     ("first", "second"),
 )
+SCORE_TABLE = Table(
+    "table.csv",
+    "a score of a variant in the report, for other programs; report.json has all of its numbers",
+    (
+        Column("variant", "text", "name of the variant"),
+        Column("score", "text", "name of the score"),
+        Column("unit", "text", "of the score; 1 is a share"),
+        Column("patients", "whole", "test patients of the variant"),
+        Column("point", "number", "the score", low=-math.inf),
+        Column("low", "number", "end of its 95 % interval", empty="no interval"),
+        Column("high", "number", "end of its 95 % interval", empty="no interval"),
+    ),
+    ("variant", "score"),
+)
 OF_TRIALS = {"scores": SCORES, "slices": SLICES, "stages": STAGES, "calibration": CALIBRATION}
 """Tables that each finished trial writes, and that the study joins."""
 
@@ -383,7 +397,7 @@ OF_EXTERNAL = {
 }
 """Tables of the predictions of another tool; see `study.external`."""
 
-TABLES = (*OF_STUDY.values(), HISTORY, CANDIDATES, DECISIONS, COMPARISON)
+TABLES = (*OF_STUDY.values(), SCORE_TABLE, HISTORY, CANDIDATES, DECISIONS, COMPARISON)
 
 
 def read_table(path: Path, table: Table) -> list[Row]:

@@ -39,6 +39,15 @@ class _Start(BaseModel):
     versions: dict[str, str]
 
 
+class _Registered(BaseModel):
+    """A protocol in study.json; see `study.analysis.protocol`."""
+
+    time: str
+    hash: str
+    tested: int = Field(ge=0)
+    protocol: dict[str, str | int]
+
+
 class StudyRecord(StudySpec):
     """What study.json holds: what the study asks, where it ran and how it was started."""
 
@@ -49,6 +58,7 @@ class StudyRecord(StudySpec):
     gpus_per_trial: float = Field(ge=0)
     versions: dict[str, str]
     starts: list[_Start] = Field(min_length=1)
+    protocol: list[_Registered] = []
 
 
 class _Part(BaseModel):

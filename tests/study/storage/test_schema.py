@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from study.storage.schema import OF_STUDY, SLICES, TABLES, Table, describe_tables, read_table
+from study.storage.schema import (
+    OF_STUDY,
+    SCORE_TABLE,
+    SLICES,
+    TABLES,
+    Table,
+    describe_tables,
+    read_table,
+)
 
 PAGE = Path(__file__).parents[3] / "docs" / "report.md"
 
@@ -36,7 +44,7 @@ def test_a_table_names_each_column_once_and_says_what_it_is(table: Table) -> Non
 
 def test_every_table_that_a_study_has_is_in_the_schema(generated: Path) -> None:
     found = {path.name for path in generated.glob("*.csv")}
-    assert found == {table.file for table in OF_STUDY.values()}
+    assert found == {table.file for table in (*OF_STUDY.values(), SCORE_TABLE)}
     for table in OF_STUDY.values():
         with (generated / table.file).open(newline="", encoding="utf-8") as file:
             assert tuple(next(csv.reader(file))) == table.names
@@ -45,7 +53,7 @@ def test_every_table_that_a_study_has_is_in_the_schema(generated: Path) -> None:
 def test_a_large_table_is_read_in_seconds(tmp_path: Path) -> None:
     head = ",".join(SLICES.names)
     rows = (
-        f"v{n % 4},{n % 10},{n % 3},P{n // 36},S{n},3,1,1,65531,0.75,,4," for n in range(100_000)
+        f"v{n % 4},{n % 10},{n % 3},P{n // 36},S{n},3,1,1,65531,0.75,,,,4," for n in range(100_000)
     )
     (tmp_path / "slices.csv").write_text("\n".join([head, *rows, ""]))
     start = time.process_time()
@@ -55,7 +63,7 @@ def test_a_large_table_is_read_in_seconds(tmp_path: Path) -> None:
 
 def test_a_table_of_several_faults_names_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "slices.csv"
-    rows = [f"v,0,1,P,S{n},3,1,1,11,{score},,4," for n, score in enumerate(("0.75", "2", "3"))]
+    rows = [f"v,0,1,P,S{n},3,1,1,11,{score},,,,4," for n, score in enumerate(("0.75", "2", "3"))]
     path.write_text("\n".join([",".join(SLICES.names), *rows, ""]))
     with pytest.raises(ValueError, match=re.escape("line 3, column Dice: found '2'")):
         read_table(path, SLICES)
