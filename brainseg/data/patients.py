@@ -5,6 +5,8 @@ The dataset replaces a missing sequence by a copy of FLAIR, which is how it is r
 
 from __future__ import annotations
 
+import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.data.about import CHANNELS
+from brainseg.data.layouts import require_file
 from brainseg.data.slice_store import SliceStore
+from brainseg.errors import DataError
 from brainseg.storage.files import read_csv
 
 _FLAIR = 1
@@ -88,6 +92,22 @@ def site_of(patient: str) -> str:
 def _read_clinical(path: Path) -> dict[str, dict[str, str]]:
     """Patient -> grade and histology; empty if the file is missing or has other columns."""
     return {
-        row.get("Patient", ""): {key: row.get(name) or "" for key, name in _CLINICAL.items()}
-        for row in read_csv(path)
+        row.get("Patient", ""): {key: row.get(name, "") for key, name in _CLINICAL.items()}
+        for row in read_patient_rows(path)
     }
+
+
+def read_patient_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of data.csv, cells as text; an empty list if there is no such file.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if not os.path.lexists(path):
+        return []
+    require_file(path)
+    try:
+        rows = read_csv(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}; save it as CSV in UTF-8") from error
+    return [{key: cell or "" for key, cell in row.items() if key is not None} for row in rows]

@@ -19,11 +19,10 @@ from scipy import stats
 from tqdm import tqdm
 
 from brainseg.data.layouts import natural_key
-from brainseg.data.patients import missing_in
+from brainseg.data.patients import missing_in, read_patient_rows
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
 from brainseg.inference.overlay import shown_channel
-from brainseg.storage.files import read_csv
 
 AIR = 10
 """Levels below this are air and noise around the head; comparisons of tissue leave them out."""
@@ -209,9 +208,9 @@ def read_patient_table(path: Path) -> pd.DataFrame:
     """Read data.csv: a row per patient, cells as text; an empty table if there is no such file.
 
     Raises:
-        DataError: If it has no column `Patient`.
+        DataError: If it cannot be read, or has no column `Patient`.
     """
-    table = pd.DataFrame(read_csv(path)).fillna("")
+    table = pd.DataFrame(read_patient_rows(path)).fillna("")
     if _PATIENT not in table:
         if path.exists():
             raise DataError(f"{path}: no rows with a column {_PATIENT}")
