@@ -12,9 +12,11 @@ import os
 import re
 import unicodedata
 import warnings
+import zlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,6 +46,7 @@ _REFUSED_MODES = {
 """Pillow's modes of images that OpenCV would convert, or read without a channel."""
 _CHECKED = ("tiff_deflate", "tiff_adobe_deflate")
 """Compressions with a checksum, in Pillow's words."""
+_STRIPS = ((273, 279), (324, 325))  # the tags of offsets and sizes, of strips and of tiles
 _ORIENTATION = 274  # the number of the tag, in TIFF and Exif
 _NOT_DATA = ("data.csv", "dataset.yaml", "phantom.json", "thumbs.db", "desktop.ini")
 _NOT_DATA_STEMS = ("readme", "license", "licence", "changelog", "citation")
@@ -253,7 +256,7 @@ def _check_header(path: Path, raw: bytes) -> None:
         with Image.open(io.BytesIO(raw), formats=tuple(_FORMATS)) as image:
             reason = _find_fault(image, path.suffix.lower())
             if reason is None and image.info.get("compression") in _CHECKED:
-                image.load()  # OpenCV decodes a damaged one, and gives other pixels
+                _check_strips(image, raw)
     except UnidentifiedImageError as error:
         reason = f"not a TIFF, PNG or JPEG image, or a truncated one: {len(raw):,} bytes"
         raise DataError(f"{show_name(path)}: {reason}") from error
@@ -263,6 +266,22 @@ def _check_header(path: Path, raw: bytes) -> None:
         reason = f"cannot be read, perhaps truncated: {_one_line(error)}"
     if reason is not None:
         raise DataError(f"{show_name(path)}: {reason}")
+
+
+def _check_strips(image: Any, raw: bytes) -> None:
+    """Compare a TIFF's strips or tiles with their checksums, which libtiff does not read.
+
+    Raises:
+        zlib.error: If one is damaged.
+        EOFError: If one is cut, or far longer than the image.
+    """
+    tags, longest = image.tag_v2, 16 * image.width * image.height + 2**20
+    for starts, sizes in _STRIPS:
+        for start, size in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=True):
+            strip = zlib.decompressobj()
+            strip.decompress(raw[start : start + size], longest)
+            if not strip.eof:
+                raise EOFError("a strip is not whole")
 
 
 def _find_fault(image: Image.Image, suffix: str) -> str | None:

@@ -91,9 +91,10 @@ def _save(image: Image.Image, form: str, **options: Any) -> bytes:
 
 def _break_deflate(array: NDArray[np.uint8]) -> bytes:
     """Damage a compressed TIFF where only its checksum tells."""
-    whole = bytearray(_save(Image.fromarray(array), "TIFF", compression="tiff_deflate"))
-    whole[len(whole) // 2] ^= 16
-    return bytes(whole)
+    whole = _save(Image.fromarray(array), "TIFF", compression="tiff_deflate")
+    with Image.open(io.BytesIO(whole)) as image:
+        last = image.tag_v2[273][0] + image.tag_v2[279][0] - 1  # type: ignore[attr-defined]
+    return whole[:last] + bytes([whole[last] ^ 16]) + whole[last + 1 :]
 
 
 def _sparse(path: Path) -> None:
@@ -140,7 +141,7 @@ def _image_faults(form: str, array: NDArray[np.uint8]) -> dict[str, tuple[Fault,
         floats = image.convert("F")
         faults |= {
             "of fractions": (_save(floats, form), "float32"),
-            "damaged inside": (_break_deflate(array), "truncated"),
+            "damaged inside": (_break_deflate(array), "incorrect data check"),
         }
     return faults
 
@@ -177,7 +178,7 @@ def _prepare(write: Any, suffix: str, name: str, fault: Fault, here: Path) -> No
 
 def _volume(channels: int = 1, dtype: type = np.uint8) -> bytes:
     shape = (SIDE, SIDE, 4) if channels == 1 else (SIDE, SIDE, 4, channels)
-    values = np.random.default_rng(channels).integers(0, 200, shape).astype(dtype)
+    values: NDArray[Any] = np.random.default_rng(channels).integers(0, 200, shape).astype(dtype)
     return bytes(nibabel.Nifti1Image(values, np.eye(4)).to_bytes())
 
 
@@ -236,7 +237,7 @@ def _write_volumes(here: Path, suffix: str) -> Path:
     mask[5:9, 5:9, 2] = 1
     for number, patient in enumerate(PATIENTS):
         rng = np.random.default_rng(number)
-        values = rng.integers(0, 200, (SIDE, SIDE, 4), dtype=np.uint8)
+        values: NDArray[np.uint8] = rng.integers(0, 200, (SIDE, SIDE, 4), dtype=np.uint8)
         for folder, array in (("images", values), ("masks", mask)):
             (here / "data" / folder).mkdir(parents=True, exist_ok=True)
             content = bytes(nibabel.Nifti1Image(array, np.eye(4)).to_bytes())

@@ -60,7 +60,7 @@ def _bad_files(folder: Path) -> dict[str, str]:
         "palette.png": "a palette of colours; expected grey values or three",
         "pages.tif": "2 pages; expected one slice in a file",
         "cut_slice.tif": "not a TIFF",
-        "cut_picture.png": "a truncated one",
+        "cut_picture.png": "truncated",
         "text.tif": "not a TIFF, PNG or JPEG image",
         "empty.tif": "not a TIFF, PNG or JPEG image",
         "gif.png": "not a TIFF, PNG or JPEG image",
