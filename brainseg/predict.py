@@ -68,7 +68,6 @@ def _probability(text: str) -> float:
 
 def _predict_files(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help does not need it.
-    import cv2
     from tqdm import tqdm
 
     from brainseg.inference.predictor import Predictor
@@ -76,7 +75,6 @@ def _predict_files(args: argparse.Namespace) -> int:
     from brainseg.inference.writers import PredictionWriter, summary_lines
     from brainseg.model.device import Compute
 
-    cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by this command
     predictor = Predictor.load(args.model, Compute(args.device), allow_code=args.allow_code)
     scans, problems = find_scans(args.inputs)
     size = predictor.experiment.optimizer.batch_size

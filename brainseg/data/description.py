@@ -7,6 +7,7 @@ Patterns name files relative to the folder, such as `{patient}/{name}.png`: `{pa
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from pydantic import (
 )
 
 from brainseg.data.about import About
-from brainseg.data.layouts import decode, natural_key
+from brainseg.data.layouts import decode, describe_unused, natural_key, require_file, show_name
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
@@ -36,12 +37,12 @@ from brainseg.storage.files import read_cells, write_csv, write_text
 
 FILE, MANIFEST = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_UNUSED = "match no pattern and are not used"
+_MAX_BYTES = 2**20
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_MAX_SIDE = 4096
 _COUNTED = ("slices", "tumour_slices", "tumour_pixels", "missing")
 """Columns of a study's patients.csv that are counted and cannot be given."""
 
-_IGNORED = ("dataset.yaml", "data.csv", "README", "LICENSE", "Thumbs.db")
 Pattern = Annotated[str, Field(min_length=1, max_length=300)]
 
 
@@ -158,12 +159,14 @@ def read_description(root: Path) -> Description | None:
         DataError: Naming the file and the key.
     """
     path = root / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
+        if (size := require_file(path)) > _MAX_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; at most {_MAX_BYTES:,} are read")
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Description.model_validate(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         problem = error.errors()[0]
@@ -244,7 +247,8 @@ def find_files(root: Path, description: Description) -> Files:
     masks = _match(root, description.masks)
     found = [_match(root, pattern) for pattern in by_channel]
     keys = sorted(set(found[0]).union(*found[1:]), key=lambda key: natural_key("/".join(key)))
-    keys = [key for key in keys if not all(one.get(key) in masks.values() for one in found)]
+    mask_files = set(masks.values())
+    keys = [key for key in keys if not all(one.get(key) in mask_files for one in found)]
     problems, items = [], []
     for key in keys:
         missing = [p for p, one in zip(by_channel, found, strict=True) if key not in one]
@@ -262,14 +266,16 @@ def find_files(root: Path, description: Description) -> Files:
     ]
     if problems or not items:
         text = f"{len(problems)} files in {root} lack their other half"
+        shown_problems = [show_name(problem) for problem in problems]
         raise DataError(
-            text if problems else f"no file in {root} matches {', '.join(by_channel)}", problems
+            text if problems else f"no file in {root} matches {', '.join(by_channel)}",
+            shown_problems,
         )
     notes = []
     if not any("{patient}" in pattern for pattern in by_channel):
         notes.append("the patterns hold no {patient}: each image is taken as a patient of its own")
     used = {path for item in items for path in (*item.images, item.mask)}
-    notes += _unused(root, used)
+    notes += describe_unused(root, used, _UNUSED)
     return Files(tuple(_together(items)), {}, tuple(notes))
 
 
@@ -337,8 +343,6 @@ def read_values(path: Path) -> NDArray[Any]:
     if not path.name.lower().endswith(_IMAGES):
         raise DataError(f"{path.name}: expected {', '.join((*_IMAGES, *VOLUME_SUFFIXES))}")
     image = decode(path)
-    if max(image.shape[:2]) > _MAX_SIDE:
-        raise DataError(f"{path.name}: {_shape(image)}; at most {_MAX_SIDE} pixels along a side")
     if image.dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path.name}: {image.dtype}; expected 8 or 16 bits")
     if image.ndim == 3 and image.shape[2] in (3, 4):
@@ -417,20 +421,6 @@ def _together(items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=lambda item: order[item.patient])
 
 
-def _unused(root: Path, used: set[Path]) -> list[str]:
-    """Say what lies in the folder and is not used."""
-    left = [
-        path.relative_to(root).as_posix()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path not in used and path.name not in _IGNORED
-        if not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(root).parts)
-    ]
-    if not left:
-        return []
-    shown = ", ".join(left[:5]) + (" ..." if left[5:] else "")
-    return [f"{len(left)} files match no pattern and are not used: {shown}"]
-
-
 def _read_manifest(root: Path, description: Description) -> Files:
     assert description.manifest is not None
     path = root / description.manifest
@@ -461,7 +451,8 @@ def _read_manifest(root: Path, description: Description) -> Files:
     if problems or not items:
         raise DataError(f"{path}: {len(problems) or 'no'} lines cannot be used", problems)
     used = {file for item in items for file in (*item.images, item.mask)} | {path}
-    return Files(tuple(_together(items)), covariates, tuple(_unused(root, used)))
+    notes = describe_unused(root, used, _UNUSED)
+    return Files(tuple(_together(items)), covariates, tuple(notes))
 
 
 def _inside(root: Path, name: str, where: str, problems: list[str]) -> Path:
@@ -469,7 +460,7 @@ def _inside(root: Path, name: str, where: str, problems: list[str]) -> Path:
     if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         problems.append(f"{where}: {name!r} is no path below {root}")
     elif not path.is_file():
-        problems.append(f"{where}: there is no file {name}")
+        problems.append(f"{where}: there is no file {show_name(name)}")
     return path
 
 

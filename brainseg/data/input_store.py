@@ -20,8 +20,8 @@ from filelock import FileLock
 from brainseg.config import EDGES, Experiment
 from brainseg.data import inputs, preprocess
 from brainseg.data.inputs import Image, StoreInputs
-from brainseg.data.slice_store import SliceStore
-from brainseg.storage.files import cache_folder, hash_file, write_atomically
+from brainseg.data.slice_store import SliceStore, checksum
+from brainseg.storage.files import cache_folder, hash_file, write_atomically, write_text
 
 _KEPT = 8
 """Stores besides the newest: as many as the largest grid has inputs."""
@@ -72,7 +72,16 @@ def _signature(store: SliceStore, experiment: Experiment) -> str:
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
+    """Whether a store is there, of its size and with the checksum beside it."""
+    try:
+        known = _sum_of(path).read_bytes()
+        return path.stat().st_size == size and checksum(path).encode() == known
+    except OSError:
+        return False
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_suffix(".sum")
 
 
 def _build(path: Path, direct: StoreInputs, count: int) -> None:
@@ -84,6 +93,7 @@ def _build(path: Path, direct: StoreInputs, count: int) -> None:
         for start in range(0, count, _AHEAD):
             chunk = range(start, min(start + _AHEAD, count))
             file.writelines(image.tobytes() for image in pool.map(direct.prepare, chunk))
+    write_text(_sum_of(path), checksum(path))
 
 
 def _drop_old(newest: Path) -> None:
@@ -91,3 +101,4 @@ def _drop_old(newest: Path) -> None:
     others = [path for path in newest.parent.glob("*.bin") if path != newest]
     for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         path.unlink(missing_ok=True)
+        _sum_of(path).unlink(missing_ok=True)

@@ -6,22 +6,57 @@ channels of an image are three sequences in this order: pre-contrast, FLAIR, pos
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import re
+import unicodedata
+import warnings
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
-from brainseg.errors import DataError
+from brainseg.errors import ConfigError, DataError
+from brainseg.storage.files import regular_file
 from brainseg.storage.urls import Location, is_url
 
+MAX_SIDE = 4096
+"""Pixels along a side of an image that is read: 16.8 megapixels."""
+MAX_BYTES = 64 * 2**20
+"""Bytes of an image file that is read."""
 MASK_SUFFIX = "_mask.tif"
 ENVIRONMENT_VARIABLE = "BRAINSEG_DATA"
 _PATIENT_FOLDER = re.compile(r"((?:TCGA|PHANTOM)_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d{8}")
 _ARCHIVE_COPIES = (".", "kaggle_3m", "lgg-mri-segmentation/kaggle_3m")
+_FORMATS = {"TIFF": (".tif", ".tiff"), "PNG": (".png",), "JPEG": (".jpg", ".jpeg")}
+_REFUSED_MODES = {
+    "P": "a palette of colours",
+    "PA": "a palette of colours",
+    "LA": "grey values and transparency",
+    "CMYK": "four channels of ink (CMYK)",
+    "LAB": "Lab colours",
+}
+"""Pillow's modes of images that OpenCV would convert, or read without a channel."""
+_CHECKED = ("tiff_deflate", "tiff_adobe_deflate")
+"""Compressions with a checksum, in Pillow's words."""
+_STRIPS = ((273, 279), (324, 325))  # the tags of offsets and sizes, of strips and of tiles
+_ORIENTATION = 274  # the number of the tag, in TIFF and Exif
+_NOT_DATA = ("data.csv", "dataset.yaml", "phantom.json", "thumbs.db", "desktop.ini")
+_NOT_DATA_STEMS = ("readme", "license", "licence", "changelog", "citation")
+_DATE = re.compile(r"[\W_]*(19|20)\d\d[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])$")
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SHOWN = 5
+
+# A damaged file is reported once, by this program.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+cv2.utils.logging.setLogLevel(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +101,8 @@ def find_root(path: Path | str) -> tuple[Path, list[str]]:
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise DataError(f"the data folder {path} does not exist")
+        state = "is no folder" if path.exists() else "does not exist"
+        raise DataError(f"the data folder {path} {state}")
     if any(path.glob(f"*{MASK_SUFFIX}")):
         raise DataError(f"{path} holds slices itself: give the folder above, of all patients")
     listings = {}
@@ -75,9 +111,11 @@ def find_root(path: Path | str) -> tuple[Path, list[str]]:
         if listing:
             listings[(path / copy).resolve()] = listing
     if not listings:
+        there = list(itertools.islice(_find_unused(path, ()), _SHOWN + 1))
         raise DataError(
-            f"no patient folders with *{MASK_SUFFIX} files in {path}; "
-            "give the kaggle_3m folder of the LGG MRI segmentation dataset"
+            f"no patient folders with *{MASK_SUFFIX} files in {path}, which holds "
+            f"{_name_some(there) if there else 'nothing'}; give the kaggle_3m folder of the LGG "
+            "MRI segmentation dataset, or describe your own in a dataset.yaml (docs/data.md)"
         )
     root, *copies = listings
     for copy_root in copies:
@@ -113,7 +151,8 @@ def find_slices(root: Path) -> list[SliceFile]:
         elif name.removesuffix(".tif") + MASK_SUFFIX not in known:
             problems.append(f"{name}: its mask {Path(name).stem}{MASK_SUFFIX} is missing")
     if problems:
-        raise DataError(f"{len(problems)} slices in {root} lack their other half", problems)
+        shown = [show_name(problem) for problem in problems]
+        raise DataError(f"{len(problems)} slices in {root} lack their other half", shown)
     return slices
 
 
@@ -128,7 +167,7 @@ def read_slice(files: SliceFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """
     image = read_image(files.image)
     if image.shape[0] != image.shape[1]:
-        raise DataError(f"{files.image.name}: {_shape(image)}; expected a square")
+        raise DataError(f"{show_name(files.image)}: {_shape(image)}; expected a square")
     return image, read_mask(files.mask, image)
 
 
@@ -144,7 +183,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     image = decode(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(
-            f"{path.name}: {_shape(image)} {image.dtype}; expected three channels of uint8"
+            f"{show_name(path)}: {_shape(image)} {image.dtype}; expected three channels of uint8"
         )
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
@@ -164,18 +203,16 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     mask = decode(path)
     if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise DataError(f"{path.name}: {_shape(mask)} {mask.dtype}; expected one channel of uint8")
+        raise DataError(
+            f"{show_name(path)}: {_shape(mask)} {mask.dtype}; expected one channel of uint8"
+        )
     if mask.shape != image.shape[:2]:
-        raise DataError(f"{path.name}: {_shape(mask)}, but its image {_shape(image)}")
+        raise DataError(f"{show_name(path)}: {_shape(mask)}, but its image {_shape(image)}")
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
     if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
         shown = ", ".join(str(value) for value in values[:6])
-        raise DataError(f"{path.name}: values {shown} ...; expected 0 and 255, or 0 and 1")
-    binary = mask.astype(bool).astype(np.uint8)
-    share = float(np.mean(binary))
-    if share > 0.5:
-        raise DataError(f"{path.name}: {share:.0%} is tumour; is it inverted?")
-    return binary
+        raise DataError(f"{show_name(path)}: values {shown} ...; expected 0 and 255, or 0 and 1")
+    return mask.astype(bool).astype(np.uint8)
 
 
 def patient_of(folder: str) -> str:
@@ -191,20 +228,155 @@ def natural_key(name: str) -> list[int | str]:
 
 
 def decode(path: Path) -> NDArray[np.generic]:
-    """Decode an image file as it is.
+    """Decode an image file as it is, after a look at its header.
 
     Raises:
-        DataError: If the file is damaged or no image.
+        DataError: If the file is damaged, no image, too large, of another format than its name
+            says, or one that would be read in part or altered: of several pages, with a palette,
+            ink or transparent grey, turned by a tag.
     """
+    size = require_file(path)
+    if size > MAX_BYTES:
+        raise DataError(f"{show_name(path)}: {size:,} bytes; at most {MAX_BYTES:,} are read")
     # cv2.imread would return None for any error, and cannot open some names.
     try:
         raw = np.fromfile(path, dtype=np.uint8)
-        decoded = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED) if raw.size else None
+        _check_header(path, raw.tobytes())
+        decoded = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
-        raise DataError(f"{path.name}: cannot be read: {error}") from error
+        raise DataError(f"{show_name(path)}: cannot be read: {_one_line(error)}") from error
     if decoded is None:
-        raise DataError(f"{path.name}: {raw.size} bytes that are no image, or a truncated one")
+        raise DataError(f"{show_name(path)}: {raw.size:,} bytes, damaged or truncated")
     return np.asarray(decoded)
+
+
+def _check_header(path: Path, raw: bytes) -> None:
+    """Refuse an image that OpenCV would not decode as it is, before its pixels are decoded."""
+    try:
+        with Image.open(io.BytesIO(raw), formats=tuple(_FORMATS)) as image:
+            reason = _find_fault(image, path.suffix.lower())
+            if reason is None and image.info.get("compression") in _CHECKED:
+                _check_strips(image, raw)
+    except UnidentifiedImageError as error:
+        reason = f"not a TIFF, PNG or JPEG image, or a truncated one: {len(raw):,} bytes"
+        raise DataError(f"{show_name(path)}: {reason}") from error
+    except Image.DecompressionBombError:
+        reason = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; at most {MAX_SIDE} along a side"
+    except Exception as error:  # a damaged header may raise anything
+        reason = f"cannot be read, perhaps truncated: {_one_line(error)}"
+    if reason is not None:
+        raise DataError(f"{show_name(path)}: {reason}")
+
+
+def _check_strips(image: Any, raw: bytes) -> None:
+    """Compare a TIFF's strips or tiles with their checksums, which libtiff does not read.
+
+    Raises:
+        zlib.error: If one is damaged.
+        EOFError: If one is cut, or far longer than the image.
+    """
+    tags, longest = image.tag_v2, 16 * image.width * image.height + 2**20
+    for starts, sizes in _STRIPS:
+        for start, size in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=True):
+            strip = zlib.decompressobj()
+            strip.decompress(raw[start : start + size], longest)
+            if not strip.eof:
+                raise EOFError("a strip is not whole")
+
+
+def _find_fault(image: Image.Image, suffix: str) -> str | None:
+    (width, height), pages = image.size, getattr(image, "n_frames", 1)
+    if max(width, height) > MAX_SIDE:
+        return f"{width} x {height} pixels; at most {MAX_SIDE} along a side"
+    if pages != 1:
+        return f"{pages} pages; expected one slice in a file"
+    if suffix not in _FORMATS.get(image.format or "", ()):
+        return f"holds a {image.format} image, against its name: give the original, or rename it"
+    if image.mode in _REFUSED_MODES:
+        return f"{_REFUSED_MODES[image.mode]}; expected grey values or three channels: convert it"
+    if (turned := image.getexif().get(_ORIENTATION, 1)) != 1:
+        return f"turned by its orientation tag ({turned}): save it upright, without the tag"
+    return None
+
+
+def require_file(path: Path) -> int:
+    """Return the size in bytes of a file of data.
+
+    Raises:
+        DataError: If there is none, or it is a folder, a pipe or a device.
+    """
+    try:
+        return regular_file(path).stat().st_size
+    except (ConfigError, OSError) as error:
+        raise DataError(f"{show_name(path)}: {show_name(str(error))}") from error
+
+
+def show_name(name: Path | str) -> str:
+    """Return the last part of a path, or a text, with what no terminal shows as escapes."""
+    text = name.name if isinstance(name, Path) else name
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def is_writable_name(name: str) -> bool:
+    """Return whether tables can hold a name: it is UTF-8, without control characters."""
+    return _UNSAFE.search(name) is None
+
+
+def describe_unused(root: Path, used: Iterable[Path], remedy: str) -> list[str]:
+    """Return a sentence that names what lies below a folder and is not used, or none.
+
+    Hidden files, and those that are no data, such as README, are left out; an empty folder is
+    named with a slash at its end.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
+    left = sorted(_find_unused(root, {str(path) for path in used}), key=natural_key)
+    return [f"{len(left)} files {remedy}: {_name_some(left)}"] if left else []
+
+
+def _find_unused(root: Path, used: Collection[str]) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        if not files and not folders and Path(folder) != root:
+            yield f"{show_name(os.path.relpath(folder, root))}/"
+        for name in files:
+            if name.startswith(".") or _is_no_data(name.lower()):
+                continue
+            if (path := f"{folder}/{name}") not in used:
+                yield show_name(os.path.relpath(path, root))
+
+
+def find_namesakes(patients: Iterable[str]) -> list[str]:
+    """Return a sentence if patients may be one: names that differ in case or a date only."""
+    groups: dict[str, list[str]] = {}
+    for patient in patients:
+        plain = unicodedata.normalize("NFKC", patient).strip().casefold()
+        groups.setdefault(_DATE.sub("", plain) or plain, []).append(patient)
+    found = [" and ".join(map(show_name, group)) for group in groups.values() if group[1:]]
+    if not found:
+        return []
+    return [
+        f"{len(found)} pairs of patients may be one, who would train and test: "
+        f"{_name_some(found)}; if so, give them one name, or a patient_pattern in a dataset.yaml "
+        "(docs/data.md)"
+    ]
+
+
+def _name_some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" ..." if names[_SHOWN:] else "")
+
+
+def _is_no_data(name: str) -> bool:
+    return name in _NOT_DATA or name.split(".")[0] in _NOT_DATA_STEMS
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _one_line(error: Exception) -> str:
+    return show_name(" ".join(str(error).split()))[:200]
 
 
 def _list_patient_files(root: Path) -> dict[str, int]:
@@ -215,7 +387,7 @@ def _list_patient_files(root: Path) -> dict[str, int]:
     for folder in root.iterdir():
         if folder.name.startswith((".", "__MACOSX")) or not folder.is_dir():
             continue
-        files = [f for f in folder.glob("*.tif") if not f.name.startswith(".")]
+        files = [f for f in folder.iterdir() if f.suffix == ".tif" and f.name[0] != "."]
         if any(f.name.endswith(MASK_SUFFIX) for f in files) or _PATIENT_FOLDER.match(folder.name):
             found |= {f"{folder.name}/{f.name}": f.stat().st_size for f in files}
     return found

@@ -6,7 +6,6 @@ slices from below to above. The file's affine says how its own axes run.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,20 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel import orientations
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.openers import ImageOpener
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from brainseg.data.about import CHANNELS
+from brainseg.data.layouts import MAX_SIDE, require_file, show_name
 from brainseg.data.preprocess import rescale
 from brainseg.errors import DataError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 _AXES = ("L", "P", "S")  # the directions in which columns, rows and slices are counted
 _MAX_BYTES = 2**30
-_READING_ERRORS = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+_MAX_OFFSET = 2**24  # of the values in the file; extensions of the header lie before them
+_HEADER, _CHUNK = 348, 2**24
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,19 @@ class Volume:
 
     Attributes:
         path: The file.
-        num_slices: The number of slices along the axis from below to above.
+        shape: The number of slices from below to above, of rows and of columns.
     """
 
     path: Path
-    num_slices: int
+    shape: tuple[int, int, int]
     _image: Any  # nibabel is not typed
     _to_slices: NDArray[np.float64]
     _to_file: NDArray[np.float64]
+
+    @property
+    def num_slices(self) -> int:
+        """The number of slices."""
+        return self.shape[0]
 
     def read_slices(self, channels: Sequence[str] = CHANNELS) -> NDArray[np.uint8]:
         """Decode the volume.
@@ -102,15 +108,15 @@ class Volume:
         Raises:
             DataError: If the file is damaged, has another size, or holds more than two values.
         """
+        if self.shape != like.shape[:3]:
+            shape = "x".join(map(str, self.shape))
+            raise DataError(f"{self.path.name}: {shape} slices, its image {_shape(like)}")
         data = self._decode()
         values = np.unique(data).tolist() if data.ndim == 3 and not data.dtype.names else None
         if values is None or not (set(values) <= {0, 255} or set(values) <= {0, 1}):
             shown = _shape(data) if values is None else f"values {values[:6]}"
             raise DataError(f"{self.path.name}: {shown}; expected one channel, 0 for no tumour")
-        mask = self._turn(data > 0)
-        if mask.shape != like.shape[:3]:
-            raise DataError(f"{self.path.name}: {_shape(mask)} slices, its image {_shape(like)}")
-        return mask
+        return self._turn(data > 0)
 
     def write_mask(self, masks: NDArray[np.bool_], path: Path) -> None:
         """Write masks as a volume with this one's size, affine and units.
@@ -129,10 +135,24 @@ class Volume:
         nibabel.save(mask, path)
 
     def _decode(self) -> NDArray[Any]:
+        """Read as many values as the header declares, a piece at a time; fractions as float32."""
+        proxy = self._image.dataobj
+        count = int(np.prod(proxy.shape, dtype=object))
+        values = np.empty(count, _decoded_type(proxy))
         try:
-            return np.asanyarray(self._image.dataobj)
-        except _READING_ERRORS as error:
+            with ImageOpener(self.path) as file:
+                file.seek(proxy.offset)
+                for start in range(0, count, _CHUNK):
+                    some = min(_CHUNK, count - start)
+                    raw = file.read(some * proxy.dtype.itemsize)
+                    if len(raw) < some * proxy.dtype.itemsize:
+                        raise EOFError("it ends before the values that its header declares")
+                    values[start : start + some] = _scaled(np.frombuffer(raw, proxy.dtype), proxy)
+        except Exception as error:  # nibabel and the decompressors may raise anything
             raise DataError(f"{self.path.name}: damaged: {_reason(error)}") from error
+        if values.dtype.kind == "f" and np.isinf(values).any():
+            raise DataError(f"{self.path.name}: holds infinite values")
+        return values.reshape(proxy.shape, order="F")
 
     def _turn(self, data: NDArray[Any]) -> NDArray[Any]:
         turned = orientations.apply_orientation(data, self._to_slices)
@@ -143,25 +163,72 @@ def open_volume(path: Path) -> Volume:
     """Read the header of a NIfTI file.
 
     Raises:
-        DataError: If the file is not a NIfTI volume, is too large, or has no affine.
+        DataError: If the file is not a NIfTI volume, is too large or shorter than its header
+            declares, or has no affine.
     """
+    size = require_file(path)
     try:
+        with ImageOpener(path) as file:
+            block = file.read(_HEADER)
+        # Before nibabel reads the extensions, which may be as long as the header says.
+        offset = float(nibabel.Nifti1Header(block, check=False)["vox_offset"])
+        if not 0 <= offset <= _MAX_OFFSET:
+            raise DataError(f"{path.name}: its values begin at byte {offset:.0f}")
         image: Any = nibabel.Nifti1Image.from_filename(path)
         own = orientations.io_orientation(image.affine)
-    except (*_READING_ERRORS, np.linalg.LinAlgError) as error:
-        raise DataError(f"{path.name}: not a NIfTI volume: {_reason(error)}") from error
-    num_bytes = int(np.prod(image.shape, dtype=object)) * image.get_data_dtype().itemsize
-    if num_bytes > _MAX_BYTES:
-        raise DataError(
-            f"{path.name}: {num_bytes:,} bytes decoded; at most {_MAX_BYTES:,} are read"
-        )
-    if len(image.shape) < 3 or min(image.shape) < 1 or np.isnan(own).any():
-        raise DataError(f"{path.name}: {_shape(image)}; expected slices with an affine")
+    except DataError:
+        raise
+    except Exception as error:  # nibabel and the decompressors may raise anything
+        what = _reason(error) if size else "0 bytes: the file is empty"
+        raise DataError(f"{path.name}: not a NIfTI volume: {what}") from error
+    _check_shape(path, image, own)
+    _check_bytes(path, image.dataobj, size)
     known = orientations.axcodes2ornt(_AXES)
     to_slices = orientations.ornt_transform(own[:3], known)
-    axis = int(np.flatnonzero(to_slices[:, 0] == 2)[0])
+    slices, rows, columns = (
+        int(image.shape[np.flatnonzero(to_slices[:, 0] == axis)[0]]) for axis in (2, 1, 0)
+    )
     to_file = orientations.ornt_transform(known, own[:3])
-    return Volume(path, image.shape[axis], image, to_slices, to_file)
+    return Volume(path, (slices, rows, columns), image, to_slices, to_file)
+
+
+def _check_shape(path: Path, image: Any, orientation: NDArray[np.float64]) -> None:
+    if len(image.shape) < 3 or min(image.shape) < 1 or np.isnan(orientation).any():
+        raise DataError(f"{path.name}: {_shape(image)}; expected slices with an affine")
+    if max(image.shape[:3]) > MAX_SIDE:
+        raise DataError(f"{path.name}: {_shape(image)}; at most {MAX_SIDE} along a side")
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "uif" and not dtype.names:
+        raise DataError(f"{path.name}: values of type {dtype}; expected numbers")
+
+
+def _check_bytes(path: Path, proxy: Any, size: int) -> None:
+    """Check what the header declares against the limit and, if not compressed, the file's size."""
+    count = int(np.prod(proxy.shape, dtype=object))
+    decoded = count * max(_decoded_type(proxy).itemsize, proxy.dtype.itemsize)
+    if decoded > _MAX_BYTES:
+        raise DataError(f"{path.name}: {decoded:,} bytes decoded; at most {_MAX_BYTES:,} are read")
+    declared = proxy.offset + count * proxy.dtype.itemsize
+    if path.suffix.lower() == ".nii" and size < declared:
+        raise DataError(
+            f"{path.name}: damaged: {size:,} bytes, but its header declares {declared:,}"
+        )
+
+
+def _decoded_type(proxy: Any) -> np.dtype[Any]:
+    """The type of values after the header's scaling: fractions are rescaled as float32 anyway."""
+    is_scaled = (proxy.slope, proxy.inter) != (1, 0)
+    if is_scaled or proxy.dtype.kind == "f":
+        return np.dtype(np.float32)
+    native: np.dtype[Any] = proxy.dtype.newbyteorder("=")
+    return native
+
+
+def _scaled(values: NDArray[Any], proxy: Any) -> NDArray[Any]:
+    if values.dtype.names:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(apply_read_scaling(values, proxy.slope, proxy.inter))
 
 
 def _to_uint8(data: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -183,4 +250,4 @@ def _shape(array: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return show_name(" ".join(str(error).split()))[:120]

@@ -88,6 +88,6 @@ def site_of(patient: str) -> str:
 def _read_clinical(path: Path) -> dict[str, dict[str, str]]:
     """Patient -> grade and histology; empty if the file is missing or has other columns."""
     return {
-        row.get("Patient", ""): {key: row.get(name) or "" for key, name in _CLINICAL.items()}
+        row.get("Patient", ""): {key: row.get(name, "") for key, name in _CLINICAL.items()}
         for row in read_csv(path)
     }

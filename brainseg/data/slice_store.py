@@ -11,12 +11,13 @@ import hashlib
 import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -36,10 +37,14 @@ from brainseg.data.description import (
 )
 from brainseg.data.layouts import (
     SliceFile,
+    describe_unused,
     find_default_root,
+    find_namesakes,
     find_root,
     find_slices,
+    is_writable_name,
     read_slice,
+    show_name,
 )
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError
@@ -47,9 +52,16 @@ from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
-_FORMAT = 2
+_FORMAT = 3
 _PIXELS, _TABLE = "slices.bin", "table.json"
 _AHEAD = 32
+_BLOCK, _SUMMED = 2**20, 2**32
+_FILLED = 0.5
+"""The share of a slice above which its mask is taken for an inverted one."""
+_UNUSED = (
+    "are not used (a slice is NAME.tif with NAME_mask.tif beside it, in a folder per patient; "
+    "another layout needs a dataset.yaml, see docs/data.md)"
+)
 PHANTOM = "phantom://"
 """The URL of the generated dataset, which every machine generates for itself."""
 
@@ -146,12 +158,13 @@ class SliceStore:
 
 
 class _Table(BaseModel):
-    """What is stored beside the pixels."""
+    """What is stored beside the pixels, after a line with its own SHA-256."""
 
     fingerprint: str
-    bytes: int
+    checksum: str
     slices: tuple[Slice, ...]
     shapes: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...] = ()
 
 
 def open_dataset(path: Location) -> SliceStore:
@@ -168,28 +181,47 @@ def open_dataset(path: Location) -> SliceStore:
     """
     folder = Path(_fetch(str(path)) if is_url(path) else path).expanduser()
     description = read_description(folder)
-    if description is None:
-        root, notes = find_root(folder)
-        files = Files(tuple(_item_of(item) for item in find_slices(root)), {}, tuple(notes))
-    else:
-        root = folder.resolve()
-        files = find_files(root, description)
-    store = cache_folder("slices") / _signature(root, files.items)
+    try:
+        root, files = _find(folder, description)
+        store = cache_folder("slices") / _signature(root, files.items)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     with FileLock(f"{store}.lock"):
         table = _read_table(store) or _build(store, files.items, description)
+    slices = tuple(table.slices)
     return SliceStore(
         folder=store,
         root=root,
         source=path if is_url(path) else root,
         fingerprint=table.fingerprint,
         synthetic=(root / MARKER).exists(),
-        slices=table.slices,
+        slices=slices,
         shapes=table.shapes,
-        notes=files.notes,
+        notes=(
+            *files.notes,
+            *find_namesakes(dict.fromkeys(item.patient for item in slices)),
+            *table.notes,
+        ),
         channels=description.channel_names if description else CHANNELS,
         about=description.about if description else LGG,
         covariates=files.covariates,
     )
+
+
+def checksum(path: Path) -> str:
+    """Return a hash of the sums of a file's blocks of 1 MiB, which takes 0.04 s for 1 GiB.
+
+    Each changed bit and each missing block changes it, up to 4 GiB; of a larger file every second,
+    third, ... block is read. It finds damage, not malice.
+    """
+    raw = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
+    whole = raw.size // 8 * 8
+    words, length = raw[:whole].view(np.uint64), _BLOCK // 8
+    step = length * max(1, -(-raw.size // _SUMMED))
+    starts = range(0, len(words), step)
+    sums = np.array([words[start : start + length].sum() for start in starts], np.uint64)
+    content = f"{raw.size} ".encode() + sums.tobytes() + raw[whole:].tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def open_default(path: Location | None) -> SliceStore:
@@ -225,7 +257,28 @@ def _fetch(url: str) -> Path:
 
 
 def _is_fetched(name: str) -> bool:
-    return name.endswith(_FETCHED) and not any(part[0] == "." for part in name.split("/"))
+    return name.lower().endswith(_FETCHED) and not any(part[0] == "." for part in name.split("/"))
+
+
+def _find(folder: Path, description: Description | None) -> tuple[Path, Files]:
+    """Return a dataset's root and files; refuse names that no table can hold."""
+    if description is None:
+        root, notes = find_root(folder)
+        items = tuple(_item_of(item) for item in find_slices(root))
+        used = [path for item in items for path in (*item.images, item.mask)]
+        notes += describe_unused(root, used, _UNUSED)
+        files = Files(items, {}, tuple(notes))
+    else:
+        root = folder.resolve()
+        files = find_files(root, description)
+    names = dict.fromkeys(f"{item.images[0]} {item.patient} {item.name}" for item in files.items)
+    if bad := [show_name(name) for name in names if not is_writable_name(name)]:
+        raise DataError(
+            f"{len(bad)} files in {show_name(str(root))} have names with control characters, or "
+            "that are not UTF-8, which no table can hold: rename them",
+            bad,
+        )
+    return root, files
 
 
 def _item_of(files: SliceFile) -> Item:
@@ -234,21 +287,35 @@ def _item_of(files: SliceFile) -> Item:
 
 def _signature(root: Path, items: Sequence[Item]) -> str:
     """A hash of the dataset's state, without decoding it: a changed file gives another store."""
-    digest = hashlib.sha256(f"{_FORMAT} {root}".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {root}".encode(errors="surrogateescape"))
     paths = [path for item in items for path in (*item.images, item.mask)]
     for path in [*paths, *(root / name for name in (DESCRIPTION,) if (root / name).exists())]:
         stat = path.stat()
-        digest.update(f"\n{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(
+            f"\n{path} {stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()[:24]
 
 
 def _read_table(folder: Path) -> _Table | None:
     """The table of a store, or None if there is no store or it is damaged."""
     try:
-        table = _Table.model_validate_json((folder / _TABLE).read_bytes())
-        return table if (folder / _PIXELS).stat().st_size == table.bytes else None
+        digest, _, text = (folder / _TABLE).read_bytes().partition(b"\n")
+        if digest.decode("latin-1") != hashlib.sha256(text).hexdigest():
+            return None
+        table = _Table.model_validate_json(text)
+        return table if checksum(folder / _PIXELS) == table.checksum else None
     except (OSError, ValidationError):
         return None
+
+
+class _Found(NamedTuple):
+    """All slices of a dataset: their sizes, the hashes of their pixels and of their images."""
+
+    slices: list[Slice]
+    shapes: list[tuple[int, int]]
+    hashes: list[str]
+    images: list[str]
 
 
 Decoded = list[tuple[Slice, NDArray[np.uint8]]]
@@ -260,40 +327,41 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
     for leftover in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(leftover)
     if description is None:
-        side = _first_size(items)
-        read: Callable[[Sequence[Item]], Decoded] = functools.partial(_read_lgg, side=side)
+        read: Callable[[Sequence[Item]], Decoded] = _read_lgg
         units = [[item] for item in items]
-        slice_bytes = side * side * 4
     else:
         read = functools.partial(_read_described, description=description)
         units = [list(own) for _, own in itertools.groupby(items, key=lambda i: i.patient)]
-        slice_bytes = 0
     with write_folder(folder) as aside:
-        _check_space(aside, len(items) * slice_bytes)
+        _check_space(aside, 0 if description else len(items) * _first_bytes(items))
         with (aside / _PIXELS).open("wb") as file:
-            slices, shapes, hashes = _decode_all(units, read, file)
-        _check_shared(slices, hashes)
-        lines = "".join(f"{item.name} {h}\n" for item, h in zip(slices, hashes, strict=True))
+            decoded = _decode_all(units, read, file)
+        _check_masks(decoded, description)
+        if description is None:
+            _check_sizes(decoded)
+        named = zip(decoded.slices, decoded.hashes, strict=True)
+        lines = "".join(f"{item.name} {hash_}\n" for item, hash_ in named)
         table = _Table(
             fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
-            bytes=(aside / _PIXELS).stat().st_size,
-            slices=tuple(slices),
-            shapes=tuple(shapes),
+            checksum=checksum(aside / _PIXELS),
+            slices=tuple(decoded.slices),
+            shapes=tuple(decoded.shapes),
+            notes=tuple(_find_copies(decoded)),
         )
-        write_text(aside / _TABLE, table.model_dump_json())
+        text = table.model_dump_json()
+        write_text(aside / _TABLE, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
         shutil.rmtree(folder, ignore_errors=True)
     return table
 
 
-def _first_size(items: Sequence[Item]) -> int:
-    """Side of the first slice that can be read; all others must have it."""
+def _first_bytes(items: Sequence[Item]) -> int:
+    """The bytes of the first slice that can be read, by which the space needed is estimated."""
     for item in items:
         try:
-            return int(read_slice(_slice_file(item))[0].shape[0])
+            return read_slice(_slice_file(item))[1].size * (len(CHANNELS) + 1)
         except DataError:
             continue
-    first = items[0].images[0]
-    raise DataError(f"none of the {len(items)} slices can be read; the first is {first}")
+    return 0
 
 
 def _slice_file(item: Item) -> SliceFile:
@@ -309,12 +377,10 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _read_lgg(items: Sequence[Item], side: int) -> Decoded:
-    """Decode a slice of the LGG layout, whose slices have one size."""
+def _read_lgg(items: Sequence[Item]) -> Decoded:
+    """Decode a slice of the LGG layout."""
     (item,) = items
     image, mask = read_slice(_slice_file(item))
-    if image.shape[0] != side:
-        raise DataError(f"{item.name}: {image.shape[0]} pixels wide, the first slice is {side}")
     return [(Slice(item.name, item.patient, int(mask.sum())), np.dstack([image, mask]))]
 
 
@@ -328,8 +394,8 @@ def _read_described(items: Sequence[Item], description: Description) -> Decoded:
 
 def _decode_all(
     units: Sequence[Sequence[Item]], read: Callable[[Sequence[Item]], Decoded], file: BinaryIO
-) -> tuple[list[Slice], list[tuple[int, int]], list[str]]:
-    """Write the pixels of all slices; return the slices, their sizes and their pixels' hashes.
+) -> _Found:
+    """Write the pixels of all slices.
 
     All files are read before the problems of all are raised together.
     """
@@ -340,9 +406,7 @@ def _decode_all(
         except DataError as error:
             return f"{unit[0].images[0].parent.name}/{error}"
 
-    slices: list[Slice] = []
-    shapes: list[tuple[int, int]] = []
-    hashes: list[str] = []
+    found = _Found([], [], [], [])
     problems: list[str] = []
     total = sum(len(unit) for unit in units)
     with (
@@ -360,21 +424,96 @@ def _decode_all(
                 for item, pixels in decoded:
                     content = pixels.tobytes()
                     file.write(content)
-                    slices.append(item)
-                    shapes.append((pixels.shape[0], pixels.shape[1]))
-                    hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+                    found.slices.append(item)
+                    found.shapes.append((pixels.shape[0], pixels.shape[1]))
+                    found.hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+                    found.images.append(_hash_image(pixels[:, :, :-1]))
     if problems:
-        raise DataError(f"{len(problems)} of {len(units)} slices cannot be used", problems)
-    return slices, shapes, hashes
+        what = "slices" if total == len(units) else "patients"
+        raise DataError(f"{len(problems)} of {len(units)} {what} cannot be used", problems)
+    return found
 
 
-def _check_shared(slices: list[Slice], hashes: list[str]) -> None:
-    """Refuse a tumour slice of two patients, which could be in training and in test."""
-    owner: dict[str, Slice] = {}
-    problems = []
-    for item, digest in zip(slices, hashes, strict=True):
-        first = owner.setdefault(digest, item)
-        if item.tumour_pixels and first.patient != item.patient:
-            problems.append(f"{item.name}: the same pixels as {first.name}, of another patient")
+def _hash_image(image: NDArray[np.uint8]) -> str:
+    """A hash of an image alone; empty for one without content, which many patients may have."""
+    if (image == image[0, 0]).all():
+        return ""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
+
+
+def _check_masks(found: _Found, description: Description | None) -> None:
+    """Refuse masks that are all empty, or inverted.
+
+    A slice of a described dataset may be mostly tumour, such as one cut around it.
+    """
+    sizes = [height * width for height, width in found.shapes]
+    shares = [item.tumour_pixels / n for item, n in zip(found.slices, sizes, strict=True)]
+    values = description.tumour if description else None
+    if not any(shares):
+        named = f"the values {', '.join(map(str, values))}" if values else "tumour"
+        raise DataError(
+            f"none of the {len(shares)} masks holds {named}: are these the masks of these images?"
+        )
+    filled = [
+        f"{item.name}: {share:.0%} of its mask is tumour; is it inverted?"
+        for item, share in zip(found.slices, shares, strict=True)
+        if share > _FILLED
+    ]
+    if 2 * len(filled) > len(shares) and values is None:
+        raise DataError(
+            f"{len(filled)} of {len(shares)} masks are mostly tumour, so they seem to be "
+            "inverted: 0 stands for no tumour, 255 or 1 for tumour. If they are right, name "
+            "tumour: [255] in a dataset.yaml (docs/data.md)"
+        )
+    if filled and description is None:
+        raise DataError(f"{len(filled)} of {len(shares)} slices cannot be used", filled)
+
+
+def _check_sizes(found: _Found) -> None:
+    """Refuse slices of the LGG layout that are not of the size that most have."""
+    usual = Counter(found.shapes).most_common(1)[0][0]
+    problems = [
+        f"{item.name}: {shape[0]} pixels wide; most slices are {usual[0]}"
+        for item, shape in zip(found.slices, found.shapes, strict=True)
+        if shape != usual
+    ]
     if problems:
-        raise DataError(f"{len(problems)} slices belong to two patients", problems)
+        raise DataError(f"{len(problems)} of {len(found.slices)} slices cannot be used", problems)
+
+
+def _find_copies(found: _Found) -> list[str]:
+    """Return sentences on slices that are there twice.
+
+    Raises:
+        DataError: If a slice with tumour is there of two patients: it could be in training and in
+            test.
+    """
+    owners: dict[str, list[Slice]] = {}
+    for item, digest in zip(found.slices, found.images, strict=True):
+        if digest:
+            owners.setdefault(digest, []).append(item)
+    shared: list[str] = []
+    foreign: list[str] = []
+    own: list[str] = []
+    for first, *others in owners.values():
+        with_tumour = any(item.tumour_pixels for item in (first, *others))
+        for item in others:
+            if item.patient == first.patient:
+                own.append(f"{item.name} is {first.name}")
+            else:
+                words = f"{item.name}: the same pixels as {first.name}, of another patient"
+                (shared if with_tumour else foreign).append(words)
+    if shared:
+        raise DataError(f"{len(shared)} slices belong to two patients", shared)
+    notes = []
+    if foreign:
+        notes.append(
+            f"{len(foreign)} slices without tumour belong to two patients, who may be one: "
+            f"{', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}"
+        )
+    if own:
+        notes.append(
+            f"{len(own)} slices are copies of another slice of their patient, which then counts "
+            f"twice; remove them: {', '.join(own[:3])}{' ...' if own[3:] else ''}"
+        )
+    return notes

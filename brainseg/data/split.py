@@ -29,6 +29,7 @@ from brainseg.config import LEAKY_SPLIT, NUM_FOLDS, NUM_INNER_FOLDS, DataConfig,
 from brainseg.data.patients import site_of
 from brainseg.data.slice_store import Slice
 from brainseg.errors import ConfigError, DataError
+from brainseg.storage.files import regular_file
 
 PARTS = ("train", "val", "test")
 _MIN_OF_SITE = 3
@@ -223,8 +224,10 @@ def _split_by_file(path: Path, slices: tuple[Slice, ...], rotation: int, seed: i
 
 def _read_file(path: Path) -> list[_FileRotation]:
     try:
-        tree = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = yaml.safe_load(
+            regular_file(path.expanduser()).read_text(encoding="utf-8")
+        )  # JSON is YAML
+    except (ConfigError, OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(
             f"cannot read the split {path}: {' '.join(str(error).split())}"
         ) from error

@@ -209,7 +209,7 @@ def read_patient_table(path: Path) -> pd.DataFrame:
     """Read data.csv: a row per patient, cells as text; an empty table if there is no such file.
 
     Raises:
-        DataError: If it has no column `Patient`.
+        DataError: If it cannot be read, or has no column `Patient`.
     """
     table = pd.DataFrame(read_csv(path)).fillna("")
     if _PATIENT not in table:

@@ -132,6 +132,7 @@ class Predictor:
                 alone.
 
         Raises:
+            CheckpointError: If the network gives values that are infinite or NaN.
             DataError: If an image has another dtype or shape, or patients are needed.
         """
         level = self.experiment.threshold if threshold is None else threshold
@@ -188,6 +189,9 @@ class Predictor:
         Yields:
             float32 (4, H, W) at the slice's own size: of the slice, and of its flips up-down,
             left-right and both, flipped back.
+
+        Raises:
+            CheckpointError: If the network gives values that are infinite or NaN.
         """
         inputs = StoreInputs(data, self.experiment)
         workers = self._compute.workers
@@ -231,7 +235,7 @@ class Predictor:
     def _logits(self, images: torch.Tensor, tta: bool) -> torch.Tensor:
         """Return the logits of images, or of the mean probability over their flips; on the CPU."""
         if not tta:
-            return infer_logits(self.network, images, self._device).cpu()
+            return self._checked(infer_logits(self.network, images, self._device).cpu())
         mean = torch.sigmoid(self._infer_flips(images)).mean(dim=0)
         # A probability of exactly 1 has an infinite logit, which cannot be resized.
         return torch.logit(mean, eps=1e-6).cpu()
@@ -247,4 +251,13 @@ class Predictor:
         logits = infer_logits(self.network, flips.flatten(0, 1), self._device, len(_FLIPS))
         views = logits.reshape(*flips.shape[:2], *logits.shape[1:]).unbind(dim=1)
         back = [view.flip(axes) for view, axes in zip(views, _FLIPS, strict=True)]
-        return torch.stack([plain, *back])
+        return self._checked(torch.stack([plain, *back]))
+
+    def _checked(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits that are numbers: no comparison with NaN would ever find tumour."""
+        if not torch.isfinite(logits).all():
+            raise CheckpointError(
+                f"the network {self.experiment.network} gives values that are infinite or NaN: "
+                "its training diverged, or its model file is damaged"
+            )
+        return logits

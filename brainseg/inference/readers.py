@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import struct
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,29 +15,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from brainseg.data.about import CHANNELS
 from brainseg.data.description import read_values, to_bytes
-from brainseg.data.layouts import natural_key, patient_of, read_image, read_mask
+from brainseg.data.layouts import (
+    MAX_SIDE,
+    is_writable_name,
+    natural_key,
+    patient_of,
+    read_image,
+    read_mask,
+    show_name,
+)
 from brainseg.data.nifti import VOLUME_SUFFIXES, Volume, open_volume
 from brainseg.errors import DataError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 MASK_ENDING = "_mask"
-MIN_SIDE, MAX_SIDE = 32, 4096
-MAX_BYTES = 64 * 2**20
-
-_MODES = {
-    "1": "one channel of one bit",
-    "L": "one grey channel",
-    "LA": "a grey channel and transparency",
-    "P": "a palette of colours",
-    "RGBA": "four channels, the last one transparency",
-    "CMYK": "four channels of ink (CMYK)",
-    "I": "one channel of 32 bits",
-    "F": "one channel of fractions",
-}
+MIN_SIDE = 32
+_FILLED = 0.5
 
 
 @dataclass(frozen=True)
@@ -99,8 +93,14 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
         found = list(_scans_of(path))
         if not found:
             reason = "no images or volumes in it" if path.is_dir() else "there is no such file"
-            problems.append(f"{path}: {reason}")
+            problems.append(f"{show_name(str(path))}: {reason}")
         for scan in found:
+            if not is_writable_name(str(scan.path.absolute())):
+                problems.append(
+                    f"{show_name(str(scan.path))}: a name with control characters, or that is not "
+                    "UTF-8, which no table can hold: rename it"
+                )
+                continue
             other = scans.setdefault(scan.name, scan)
             if other.path.resolve() != scan.path.resolve():
                 problems.append(f"{scan.path}: would overwrite the results of {other.path}")
@@ -160,10 +160,13 @@ def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS) -> Slices:
     """
     if scan.is_volume:
         volume = open_volume(scan.path)
+        _check_size(scan.path.name, *volume.shape[1:])
         data = volume.read_slices(channels)
-        _check_size(scan.path.name, data.shape[2], data.shape[1])
-        masks = list(open_volume(scan.mask).read_mask(data)) if scan.mask else None
-        return Slices(list(data), masks, volume)
+        if scan.mask is None:
+            return Slices(list(data), None, volume)
+        masks = open_volume(scan.mask).read_mask(data)
+        _check_filled(scan.mask.name, masks)
+        return Slices(list(data), list(masks), volume)
     image = read_user_image(scan.path, channels)
     return Slices([image], [read_user_mask(scan.mask, image)] if scan.mask else None)
 
@@ -189,15 +192,12 @@ def read_user_image(path: Path, channels: Sequence[str] = CHANNELS) -> NDArray[A
     Raises:
         DataError: If it is not an image, is too large, or has other channels or types.
     """
-    mode = _check_header(path)
     if tuple(channels) == CHANNELS:
-        if mode != "RGB":
-            kind = _MODES.get(mode, "one channel of 16 bits" if mode.startswith("I;16") else mode)
-            raise DataError(
-                f"{path.name}: {kind}; expected three channels of uint8 ({', '.join(channels)})"
-            )
-        return read_image(path)
+        image = read_image(path)
+        _check_size(path.name, *image.shape[:2])
+        return image
     found: NDArray[Any] = read_values(path)[0]
+    _check_size(path.name, *found.shape[:2])
     values = found[..., None] if found.ndim == 2 else found
     if values.shape[2] != len(channels):
         raise DataError(
@@ -220,38 +220,17 @@ def read_user_mask(path: Path, image: NDArray[Any]) -> NDArray[np.bool_]:
     Raises:
         DataError: If the mask cannot be used.
     """
-    _check_header(path)
-    return read_mask(path, image).astype(bool)
+    mask = read_mask(path, image).astype(bool)
+    _check_filled(path.name, mask)
+    return mask
 
 
-def _check_header(path: Path) -> str:
-    """Return Pillow's mode of an image file that has an allowed format, size and page count."""
-    num_bytes = path.stat().st_size
-    if num_bytes > MAX_BYTES:
-        raise DataError(f"{path.name}: {num_bytes:,} bytes; at most {MAX_BYTES:,} are read")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("TIFF", "PNG", "JPEG")) as image:
-                (width, height), mode = image.size, image.mode
-                pages = getattr(image, "n_frames", 1)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path.name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; "
-            f"expected sides from {MIN_SIDE} to {MAX_SIDE} pixels"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path.name}: not a TIFF, PNG or JPEG image") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, OverflowError) as error:
-        raise DataError(f"{path.name}: cannot be read: {error}") from error
-    _check_size(path.name, width, height)
-    if pages != 1:
-        raise DataError(f"{path.name}: {pages} pages; expected one slice in a file")
-    return mode
+def _check_filled(name: str, mask: NDArray[np.bool_]) -> None:
+    if (share := float(mask.mean())) > _FILLED:
+        raise DataError(f"{name}: {share:.0%} is tumour; is it inverted?")
 
 
-def _check_size(name: str, width: int, height: int) -> None:
+def _check_size(name: str, height: int, width: int) -> None:
     if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
         limits = f"from {MIN_SIDE} to {MAX_SIDE} pixels"
         raise DataError(f"{name}: {width} x {height} pixels; expected sides {limits}")

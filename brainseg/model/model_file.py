@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
 from brainseg.data.about import CHANNELS
-from brainseg.errors import CheckpointError
-from brainseg.storage.files import retry_storage, write_atomically
+from brainseg.errors import CheckpointError, ConfigError
+from brainseg.storage.files import regular_file, retry_storage, write_atomically
 
 Tensors = dict[str, torch.Tensor]
 
@@ -90,13 +90,20 @@ def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
     """Read a model file.
 
     Raises:
-        CheckpointError: If it is missing, damaged, or was not written by `save_model`.
+        CheckpointError: If it is missing, damaged, was not written by `save_model`, or holds
+            weights that are infinite or NaN.
     """
     header = read_header(path)
     try:
-        return load_file(path), header
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the model file {path}: {error}") from error
+    if bad := [name for name, values in weights.items() if not torch.isfinite(values).all()]:
+        raise CheckpointError(
+            f"the model file {path} holds weights that are infinite or NaN, in {len(bad)} of "
+            f"{len(weights)} tensors, such as {bad[0]}: take another model"
+        )
+    return weights, header
 
 
 def read_header(path: Path) -> ModelHeader:
@@ -106,11 +113,14 @@ def read_header(path: Path) -> ModelHeader:
         CheckpointError: If it is missing, damaged, or was not written by `save_model`.
     """
     try:
+        regular_file(path)  # a pipe would block
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("brainseg")
         if header is None:
             raise CheckpointError(f"{path} is no model file of brainseg: its header is missing")
         return ModelHeader.model_validate_json(header)
+    except ConfigError as error:
+        raise CheckpointError(f"no model file: {error}") from error
     except (OSError, SafetensorError, ValidationError) as error:
         raise CheckpointError(f"cannot read the model file {path}: {error}") from error
 

@@ -58,7 +58,7 @@ class StudyRecord(StudySpec):
     gpus_per_trial: float = Field(ge=0)
     versions: dict[str, str]
     starts: list[_Start] = Field(min_length=1)
-    protocol: list[_Registered] = []
+    protocol: list[_Registered] = Field(default=[])
 
 
 class _Part(BaseModel):

@@ -223,7 +223,7 @@ def _break(root: Path, fault: str) -> None:
         ("mask gone", "its mask masks/P0_1.png is missing"),
         ("other size", "but its image 1x40x36"),
         ("grey mask", "name the tumour's in dataset.yaml"),
-        ("no image", "that are no image"),
+        ("no image", "not a TIFF, PNG or JPEG image"),
     ],
 )
 def test_a_faulty_file_is_named(tmp_path: Path, fault: str, said: str) -> None:

@@ -79,14 +79,24 @@ def test_a_filter_of_the_users_own_is_not_stored(
     assert _stores(machine) == []
 
 
-def test_a_store_that_was_cut_is_built_again(data: SliceStore, machine: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "a bit", "no checksum", "an empty checksum"])
+def test_a_damaged_store_of_inputs_is_built_again(
+    data: SliceStore, machine: Path, damage: str
+) -> None:
     experiment = Experiment().replaced({"data.size": 64, **CLAHE})
     before = open_inputs(data, experiment).image(7)
     (path,) = _stores(machine)
-    size = path.stat().st_size
-    path.write_bytes(b"cut")
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    if damage == "no checksum":
+        path.with_suffix(".sum").unlink()
+    elif damage == "an empty checksum":
+        path.with_suffix(".sum").write_bytes(b"")
+    else:
+        path.write_bytes(b"cut" if damage == "cut" else changed)
     assert np.array_equal(open_inputs(data, experiment).image(7), before)
-    assert path.stat().st_size == size
+    assert path.read_bytes() == whole
 
 
 def test_a_full_disk_prepares_slices_anew(
@@ -113,4 +123,5 @@ def test_the_stores_used_last_are_kept(
         for limit in limits
     ]
     assert len(_stores(machine)) == 2
+    assert len(list((machine / "inputs").glob("*.sum"))) == 2
     assert opened[0].image(0).any()  # a process that maps a store keeps it

@@ -119,7 +119,7 @@ KINDS: dict[
 KINDS = {
     "truncated": (b"II*\0\x08\0\0\0", None, "truncated"),
     "empty": (None, b"", "0 bytes"),
-    "html": (b"<html>404</html>", None, "no image"),
+    "html": (b"<html>404</html>", None, "not a TIFF"),
     "16 bit": (IMAGE.astype(np.uint16) * 256, None, "uint16"),
     "grey": (IMAGE[:, :, 0], None, "expected three channels"),
     "four channels": (np.dstack([IMAGE, IMAGE[:, :, 0]]), None, "32x32x4"),

@@ -14,7 +14,7 @@ import pytest
 from s3 import Store
 
 from brainseg.data.layouts import find_default_root, find_slices, read_image, read_slice
-from brainseg.data.slice_store import SliceStore, open_dataset
+from brainseg.data.slice_store import SliceStore, checksum, open_dataset
 from brainseg.errors import DataError
 from brainseg.storage.files import cache_folder
 from brainseg.storage.remote import local_files
@@ -85,19 +85,52 @@ def test_two_processes_that_build_at_once_do_not_collide(
     assert len(stores) == 1
 
 
-@pytest.mark.parametrize("damage", ["no table", "half a table", "no pixels", "half the pixels"])
-def test_a_damaged_store_is_built_anew(data: SliceStore, tmp_path: Path, damage: str) -> None:
+def _damage(raw: bytes, how: str) -> bytes | None:
+    """Return what is left of a file's content, or None if it is gone."""
+    changed = bytearray(raw)
+    if how == "a bit":
+        changed[len(raw) // 2] ^= 4
+    elif how == "a zeroed page":
+        changed[len(raw) // 3 : len(raw) // 3 + 4096] = bytes(4096)
+    return {"none": None, "half": raw[: len(raw) // 2], "empty": b""}.get(how, bytes(changed))
+
+
+@pytest.mark.parametrize("how", ["none", "half", "empty", "a bit", "a zeroed page"])
+@pytest.mark.parametrize("name", ["table.json", "slices.bin"])
+def test_a_damaged_store_is_built_anew(
+    data: SliceStore, tmp_path: Path, name: str, how: str
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRAINSEG_CACHE", str(tmp_path))
         folder = open_dataset(data.root).folder
-        file = folder / ("table.json" if "table" in damage else "slices.bin")
-        raw = file.read_bytes()
-        file.unlink()
-        if damage.startswith("half"):
-            file.write_bytes(raw[: len(raw) // 2])
+        left = _damage((folder / name).read_bytes(), how)
+        (folder / name).unlink()
+        if left is not None:
+            (folder / name).write_bytes(left)
         (tmp_path / "slices" / f".{folder.name}.123").mkdir()  # left by a process that died
-        assert np.array_equal(open_dataset(data.root).pixels, data.pixels)
+        again = open_dataset(data.root)
+        assert again.slices == data.slices
+        assert np.array_equal(again.pixels, data.pixels)
         assert [f.name for f in folder.parent.iterdir() if f.is_dir()] == [folder.name]
+
+
+def test_a_checksum_covers_each_byte_and_the_order_of_blocks(tmp_path: Path) -> None:
+    raw = bytearray(np.random.default_rng(0).bytes(3 * 2**20 + 5))
+    known = {_checksum(tmp_path, raw)}
+    for position in (0, 2**20, len(raw) // 2, len(raw) - 1):
+        changed = bytearray(raw)
+        changed[position] ^= 1
+        known.add(_checksum(tmp_path, changed))
+    known.add(_checksum(tmp_path, raw[2**20 : 2**21] + raw[: 2**20] + raw[2**21 :]))
+    known.add(_checksum(tmp_path, raw[:-1]))
+    known.add(_checksum(tmp_path, b""))
+    assert len(known) == 8
+    assert _checksum(tmp_path, raw) in known
+
+
+def _checksum(folder: Path, content: bytes | bytearray) -> str:
+    (folder / "a").write_bytes(content)
+    return checksum(folder / "a")
 
 
 def test_the_real_slices_are_counted(real_data: SliceStore) -> None:

@@ -78,7 +78,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path: Path, data: SliceStore) ->
         "the slice is",
         "expected 0 and one other",
         f"slice {names[2]}: several masks",
-        "that are no image",
+        "not a TIFF, PNG or JPEG image",
         f"slice {names[4]}: no mask; expected {names[4]}.png or",
         "stranger.png: belongs to no slice",
     ):
