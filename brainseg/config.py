@@ -6,24 +6,19 @@ The defaults are the published protocol at 256 pixels; `configs/baseline.yaml` l
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from brainseg.errors import ConfigError
 from brainseg.plugins import FILTERS as OWN_FILTERS
 from brainseg.plugins import installed, is_path
 from brainseg.storage.urls import name_of, to_location
+from brainseg.storage.values import Checked, Line, cut, parse_yaml, read_yaml, unknown, validated
 
 NUM_FOLDS = 10
 """Folds that patients are assigned to, and rotations that choose which fold is tested."""
@@ -42,16 +37,13 @@ NUM_INNER_FOLDS = NUM_FOLDS - 1
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Name = Annotated[str, Field(min_length=1, max_length=60)]
-Names = Annotated[tuple[Name, ...], Field(min_length=1)]
+Name = Annotated[Line, Field(max_length=60)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
 LossWeight = Annotated[float, Field(ge=0, le=100)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    """Frozen. An unknown key is an error, so that a misspelt key does not train the default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+class _Section(Checked):
+    model_config = ConfigDict(validate_default=True)
 
 
 class DataConfig(_Section):
@@ -64,7 +56,8 @@ class DataConfig(_Section):
             `site`, each site left out in turn; the path of a YAML or JSON file of patients; or
             `slice`, ten folds of slices, which is LEAKY: a patient's slices train and test.
         split_seed: Seed that assigns patients to folds, 0 to 2**32 - 1; the same in a whole study.
-        channels: Names of the dataset's channels that the network sees, in order; None takes all.
+        channels: Names of the dataset's channels that the network sees, in order, at most 64;
+            None takes all.
         tumour_share: Share of slices with tumour among those that an epoch draws, with
             replacement, from the training slices, 0 to 1 (Buda et al. 2019 weigh slices by
             tumour); None takes each slice once.
@@ -76,7 +69,7 @@ class DataConfig(_Section):
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
-    split: str = "patient"
+    split: Line = "patient"
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     channels: Names | None = None
     tumour_share: Probability | None = None
@@ -106,8 +99,8 @@ class PreprocessConfig(_Section):
         percentiles: The two percentiles, 0 to 100.
         filters: Names of filters in the order in which they are applied: `median`, `clahe`,
             `unsharp`, `laplacian`; `sobel` adds the strength of edges as one more channel;
-            `./mine.py:FUNCTION` or an entry point is your own. The published preprocessing is
-            median, clahe.
+            `./mine.py:FUNCTION` or an entry point is your own; at most 32. The published
+            preprocessing is median, clahe.
         median_kernel: Side of the median filter in pixels: 1 (no filter), 3 or 5.
         clip_limit: Clip limit of CLAHE on the L channel of LAB, as a multiple of the bin height of
             a flat histogram; above 0, at most 40.
@@ -120,7 +113,7 @@ class PreprocessConfig(_Section):
 
     intensities: Literal["none", "percentile", "zscore"] = "none"
     percentiles: tuple[Percent, Percent] = (1.0, 99.5)
-    filters: tuple[str, ...] = ()
+    filters: Annotated[tuple[Line, ...], Field(max_length=32)] = ()
     median_kernel: Literal[1, 3, 5] = 3
     clip_limit: Annotated[float, Field(gt=0, le=40)] = 3.0
     tile_grid: Annotated[int, Field(ge=1, le=32)] = 8
@@ -132,15 +125,17 @@ class PreprocessConfig(_Section):
     @classmethod
     def _are_a_list(cls, names: Any) -> Any:
         if isinstance(names, str):
-            raise ValueError(f"give a list, such as [{names}]")
+            raise ValueError(f"give a list, such as [{cut(names)}]")
         return names
 
     @field_validator("filters")
     @classmethod
     def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = [*FILTERS, *installed(OWN_FILTERS)]
         for name in names:
-            if name not in known and not is_path(name):
+            if name in FILTERS or is_path(name):
+                continue
+            known = [*FILTERS, *installed(OWN_FILTERS)]
+            if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise ValueError(f"{hint}Valid: {', '.join(known)}, or FILE.py:FUNCTION")
@@ -207,10 +202,10 @@ class ModelConfig(_Section):
             random ones do, and validation fails until then.
     """
 
-    architecture: str = "unet"
+    architecture: Line = "unet"
     decoder_attention: Literal["none", "scse"] = "none"
-    encoder: str = "resnet50"
-    encoder_weights: str = "imagenet"
+    encoder: Annotated[Line, Field(max_length=100)] = "resnet50"
+    encoder_weights: Line = "imagenet"
     calibrate_encoder: bool = True
     batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
 
@@ -244,13 +239,13 @@ class StageConfig(_Section):
 
     Attributes:
         epochs: Passes over the training slices, 0 (skips the stage) to 10,000.
-        learning_rate: Highest learning rate of the stage, above 0; with the schedule `plateau`
-            the one at its start.
+        learning_rate: Highest learning rate of the stage, above 0, at most 100; with the schedule
+            `plateau` the one at its start.
         freeze_encoder: Whether the encoder's weights and BatchNorm statistics stay as they are.
     """
 
     epochs: Annotated[int, Field(ge=0, le=10_000)]
-    learning_rate: Positive
+    learning_rate: Annotated[float, Field(gt=0, le=100)]
     freeze_encoder: bool
 
 
@@ -262,7 +257,8 @@ class OptimizerConfig(_Section):
         momentum: Momentum of `sgd`, 0 to below 1; without effect on `adamw`.
         batch_size: Slices per optimizer step, 2 to 4096.
         weight_decay: Weight decay, 0 to 1; decoupled with `adamw`.
-        gradient_clip: Largest norm of the gradient of all weights together; None does not clip.
+        gradient_clip: Largest norm of the gradient of all weights together, above 0, at most
+            1,000,000; None does not clip.
         average_decay: Decay of an exponential moving average of the weights, which is validated,
             kept and tested in their place, between 0 and 1; None takes the weights themselves.
         schedule: `plateau` lowers the learning rate when the val loss stalls, `constant` does not
@@ -271,19 +267,19 @@ class OptimizerConfig(_Section):
         warmup_epochs: Epochs at the start of each stage in which the learning rate rises in equal
             steps, 0 to 1000; with `constant` and `cosine`.
         plateau_factor: Factor on the learning rate if the val loss stalls, between 0 and 1.
-        plateau_patience: Epochs without a lower val loss before that, at least 0.
+        plateau_patience: Epochs without a lower val loss before that, 0 to 10,000.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     batch_size: Annotated[int, Field(ge=2, le=4096)] = 16
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    gradient_clip: Positive | None = None
+    gradient_clip: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     average_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     schedule: Literal["plateau", "constant", "cosine", "onecycle"] = "plateau"
     warmup_epochs: Annotated[float, Field(ge=0, le=1000)] = 0.0
     plateau_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    plateau_patience: Annotated[int, Field(ge=0)] = 3
+    plateau_patience: Annotated[int, Field(ge=0, le=10_000)] = 3
 
     @model_validator(mode="after")
     def _warms_up_what_can(self) -> OptimizerConfig:
@@ -329,12 +325,12 @@ class StoppingConfig(_Section):
     Attributes:
         patience: Epochs of the last stage without a lower val loss that end it, 1 to 10,000; None
             runs all.
-        minutes: Minutes of training epochs after which it ends; None runs all. Then the number of
-            epochs, and so every number, depends on the machine.
+        minutes: Minutes of training epochs after which it ends, above 0, at most 1,000,000; None
+            runs all. Then the number of epochs, and so every number, depends on the machine.
     """
 
     patience: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    minutes: Positive | None = None
+    minutes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
 
 
 class Experiment(_Section):
@@ -438,16 +434,16 @@ class Experiment(_Section):
         """
         tree: Any = self.model_dump(mode="json")
         for key, value in changes.items():
-            *parents, last = [int(p) if p.isdecimal() else p for p in key.split(".")]
             node = tree
             try:
+                *parents, last = [int(p) if p.isdecimal() else p for p in key.split(".")]
                 for part in parents:
                     node = node[part]
                 node[last]  # a key that is not there must not be added
                 node[last] = value
-            except (LookupError, TypeError) as error:
-                raise ConfigError(f"{origin}: unknown key {key}{_suggestion(key)}") from error
-        return _validated(tree, origin)
+            except (LookupError, TypeError, ValueError) as error:
+                raise ConfigError(f"{origin}: {unknown(key, valid_keys())}") from error
+        return validated(Experiment, tree, origin, valid_keys())
 
     def value(self, key: str) -> Any:
         """Return the value of a dotted key.
@@ -457,7 +453,7 @@ class Experiment(_Section):
         """
         values = _flatten(self)
         if key not in values:
-            raise ConfigError(f"unknown key {key}{_suggestion(key)}")
+            raise ConfigError(unknown(key, valid_keys()))
         return values[key]
 
     def to_yaml(self) -> str:
@@ -471,13 +467,7 @@ def load_experiment(path: Path | str) -> Experiment:
     Raises:
         ConfigError: If the file is missing or no YAML mapping, or a key or value is not allowed.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no keys; compare configs/baseline.yaml")
-    return _validated(tree, str(path))
+    return validated(Experiment, read_yaml(Path(path)), str(path), valid_keys())
 
 
 def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
@@ -490,50 +480,21 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--set {text}: expected KEY=VALUE, such as data.size=128")
-        try:
-            changes[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {text}: the value is no YAML: {error}") from error
+            raise ConfigError(f"--set {cut(text)}: expected KEY=VALUE, such as data.size=128")
+        changes[key.strip()] = parse_yaml(value, f"--set {cut(key)}: the value is no YAML")
     return changes
 
 
-def valid_keys() -> list[str]:
+@functools.cache
+def valid_keys() -> tuple[str, ...]:
     """Return the dotted keys of all values of an experiment, in the order of its YAML file."""
-    return list(_flatten(Experiment()))
+    return tuple(_flatten(Experiment()))
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     """Return a line `key: theirs -> ours` for each key in which two experiments differ."""
     left, right = _flatten(theirs), _flatten(ours)
     return [f"{key}: {left[key]} -> {right[key]}" for key in left if left[key] != right[key]]
-
-
-def _suggestion(key: str) -> str:
-    keys = valid_keys()
-    near = difflib.get_close_matches(key, keys, n=1)
-    hint = f"; did you mean {near[0]}?" if near else "."
-    return f"{hint} Valid keys: {', '.join(keys)}"
-
-
-def _validated(tree: dict[str, Any], origin: str) -> Experiment:
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"unknown key {key}{_suggestion(key)}")
-            else:
-                reason = problem["msg"].removeprefix("Value error, ")
-                # A validator of a whole section names the keys itself.
-                of_section = problem["type"] == "value_error" and isinstance(
-                    problem["input"], dict
-                )
-                found = "" if of_section else f"{key} is {problem['input']!r}: "
-                lines.append(f"{found}{reason[0].lower()}{reason[1:]}")
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from error
 
 
 def _flatten(node: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brainseg.errors import ConfigError
-from brainseg.storage.files import hash_file
+from brainseg.storage.files import expand_home, hash_file
 
 NETWORKS = "brainseg.networks"
 """Group of entry points: `build(channels: int) -> torch.nn.Module`."""
@@ -82,18 +82,24 @@ def load(reference: str, group: str, key: str) -> Callable[..., Any]:
             path, name = _parts(reference)
             found = getattr(_import_file(path), name)
         else:
-            (point, *_) = entry_points(group=group, name=reference)
-            found = point.load()
+            points = [*entry_points(group=group, name=reference)]
+            if not points:
+                known = ", ".join(installed(group)) or "none"
+                raise ConfigError(
+                    f"{key} is {reference}: expected FILE.py:FUNCTION, or an entry point of "
+                    f"{group}; installed: {known}"
+                )
+            found = points[0].load()
     except ConfigError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(f"{key} is {reference}, which fails: {describe(error)}") from error
     if not callable(found):
         raise ConfigError(f"{key} is {reference}, which is no function")
     return found  # type: ignore[no-any-return]
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Return an error of a user's code in one line."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -101,7 +107,7 @@ def describe(error: Exception) -> str:
 
 def _parts(reference: str) -> tuple[Path, str]:
     stem, _, name = reference.rpartition(":")
-    path = Path(stem).expanduser()
+    path = expand_home(stem)
     if not name.isidentifier() or not path.is_file():
         raise ConfigError(
             f"{reference}: expected FILE.py:FUNCTION; "

@@ -13,9 +13,20 @@ from rich.table import Table
 from brainseg.cli import build_parser as command_parser
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.storage.urls import to_location
-from study.spec.grid import ONE, is_name, load_grid, shipped_grids
+from brainseg.storage.values import cut
+from study.spec.grid import (
+    MAX_CANDIDATES,
+    MAX_SEEDS,
+    ONE,
+    checked_name,
+    is_name,
+    load_grid,
+    shipped_grids,
+)
 from study.spec.study_spec import SAMPLERS, SCHEDULERS
+from study.storage.study_folder import default_name
 
+_MAX_DIGITS = 20  # leading zeros included
 _EXAMPLES = """\
 examples:
   python -m study.run --grid baseline
@@ -55,7 +66,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name; None takes those of the process.
 
     Raises:
-        ConfigError: If the grid cannot be read.
+        ConfigError: If the grid cannot be read, or the study cannot have its name.
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -64,6 +75,8 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.grid is None and args.config is None:
         parser.error("give --grid NAME or FILE, or --config YAML to run one experiment as it is")
     args.grid = load_grid(args.grid) if args.grid else ONE
+    name = args.name or default_name(args.grid.name, args.config, synthetic=False)
+    checked_name(name, "--name: the study")
     if args.price_per_hour is not None and not args.plan:
         parser.error("--price-per-hour needs --plan: it is the price in the plan")
     for flag in ("space", "sampler", "scheduler", "search_folds", "search_seeds"):
@@ -179,7 +192,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--seeds",
-        type=_whole(1),
+        type=_whole(1, MAX_SEEDS),
         metavar="N",
         help="seeds per variant and fold (default: the grid's, mostly 1)",
     )
@@ -203,7 +216,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--search",
-        type=_whole(1),
+        type=_whole(1, MAX_CANDIDATES),
         metavar="N",
         help="number of candidates, including the variants; a larger N continues a search "
         "(default: the grid's, mostly no search)",
@@ -237,7 +250,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--search-seeds",
-        type=_whole(1),
+        type=_whole(1, MAX_SEEDS),
         metavar="N",
         help="trainings of each candidate on each of them, with seeds counted up (default: 1)",
     )
@@ -247,7 +260,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what it runs on")
     group.add_argument(
         "--concurrent",
-        type=_whole(1),
+        type=_whole(1, 100_000),
         metavar="N",
         help="maximum number of trials in parallel (default: as many as fit)",
     )
@@ -259,7 +272,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--cpus-per-trial",
-        type=_whole(1),
+        type=_whole(1, 10_000),
         metavar="N",
         help="including loader workers (default: CPUs shared evenly, with a GPU at most 8; a "
         "continued study keeps its value)",
@@ -272,7 +285,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--retries",
-        type=_whole(0),
+        type=_whole(0, 1_000),
         default=3,
         metavar="N",
         help="how often a trial that crashes is run again, from its last completed epoch "
@@ -285,13 +298,15 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def _whole(low: int, high: int) -> Callable[[str], int]:
     """Return a parser of whole numbers from low to high."""
-    allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
 
     def parse(text: str) -> int:
-        if not text.isdigit() or not low <= int(text) <= (high or math.inf):
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number {allowed}")
+        is_short = text.isdecimal() and len(text) <= _MAX_DIGITS
+        if not is_short or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"{cut(text)} is not a whole number from {low} to {high:,}"
+            )
         return int(text)
 
     return parse
@@ -302,8 +317,8 @@ def _price(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a price in USD, such as 1.2")
+    if not 0 <= value <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{cut(text)} is not a price in USD, such as 1.2")
     return value
 
 
@@ -312,6 +327,8 @@ def _gpus(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (0 <= value <= 1 or (value > 1 and value.is_integer())):
-        raise argparse.ArgumentTypeError(f"{text} is neither a share from 0 to 1 nor whole GPUs")
+    if not (0 <= value <= 1 or (1 < value <= 1_000 and value.is_integer())):
+        raise argparse.ArgumentTypeError(
+            f"{cut(text)} is neither a share from 0 to 1 nor whole GPUs"
+        )
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_network, check_network, names_code
 from brainseg.plugins import absolute, fingerprint
-from brainseg.storage.files import hash_file, write_csv, write_text
+from brainseg.storage.files import expand_home, hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.analysis.protocol import register
@@ -29,7 +29,7 @@ from study.external import ExternalVariant, score_external
 from study.spec.configs import shipped
 from study.spec.grid import LEAKY, WINNER, Changes, Grid, SearchDefaults
 from study.spec.resources import Cluster, TrialResources, share_cluster
-from study.spec.search_space import load_space
+from study.spec.search_space import Range, load_space, parse_space
 from study.spec.study_spec import SearchSpec, StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
@@ -135,9 +135,10 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     """
     changes = parse_changes(args.changes)
     args.grid.refuse_decided(changes)
+    space = _read_space(args)
     # First without the data, which may take minutes to open, so that mistakes are told early.
     will_generate = args.data is None and find_default_root() is None
-    _build_spec(args, _load_base(args, changes, synthetic=will_generate)).jobs()
+    _build_spec(args, space, _load_base(args, changes, synthetic=will_generate)).jobs()
     data = _open_data(args.data, say)
     experiment, weights_hash = _resolve_weights(
         _load_base(args, changes, synthetic=data.synthetic)
@@ -153,7 +154,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "about": data.about,
         "weights_hash": weights_hash,
     }
-    spec = _build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)
+    spec = _build_spec(args, space, name_channels(experiment, data), say).model_copy(update=facts)
     _check_splits(spec, data)
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
@@ -247,7 +248,10 @@ def num_tumour_slices(data: SliceStore) -> int:
 
 
 def _build_spec(
-    args: argparse.Namespace, experiment: Experiment, say: Say = lambda text: None
+    args: argparse.Namespace,
+    space: Mapping[str, Range],
+    experiment: Experiment,
+    say: Say = lambda text: None,
 ) -> StudySpec:
     grid, experiment, files = _resolve_files(args.grid, experiment)
     grid.check_variants(experiment)
@@ -261,7 +265,7 @@ def _build_spec(
     )
     if spec.search is None:
         return spec
-    return spec.model_copy(update={"search": _check_space(args, spec, say)})
+    return spec.model_copy(update={"search": _check_space(args, space, spec, say)})
 
 
 def _build_search(args: argparse.Namespace) -> SearchSpec | None:
@@ -280,16 +284,29 @@ def _build_search(args: argparse.Namespace) -> SearchSpec | None:
     )
 
 
-def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchSpec:
+def _space_source(args: argparse.Namespace) -> tuple[Path | dict[str, Any], str]:
+    """Return where the search space is, and what messages call it."""
+    of_grid = args.grid.search and args.grid.search.space
+    source = args.space or of_grid or shipped("search.yaml")
+    in_grid = f"grid {args.grid.name}, search.space"
+    return source, str(source) if isinstance(source, Path) else in_grid
+
+
+def _read_space(args: argparse.Namespace) -> dict[str, Range]:
+    return {} if args.search is args.grid.search is None else parse_space(*_space_source(args))
+
+
+def _check_space(
+    args: argparse.Namespace, ranges: Mapping[str, Range], spec: StudySpec, say: Say
+) -> SearchSpec:
     """Return the search with its space, which leaves every search something to vary."""
     assert spec.search is not None
-    source = args.space or (args.grid.search and args.grid.search.space) or shipped("search.yaml")
-    where = str(source) if isinstance(source, Path) else f"grid {spec.grid}, search.space"
-    space = load_space(source, spec.variants, spec.experiment, where)
+    where = _space_source(args)[1]
+    space = load_space(ranges, spec.variants, spec.experiment, where)
     for key in space.fixed:
         say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
     for search in spec.searches:
-        load_space(source, search.variants, spec.experiment, where)
+        load_space(ranges, search.variants, spec.experiment, where)
     return spec.search.model_copy(update={"space": space.record()})
 
 
@@ -334,12 +351,8 @@ def _resolve_weights(experiment: Experiment) -> tuple[Experiment, str]:
 
 def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
     name = args.name or default_name(args.grid.name, args.config, synthetic=synthetic)
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name is {name!r}; it must name a folder below --storage")
     if isinstance(args.storage, Path):
         return StudySync((args.storage.expanduser() / name).resolve())
-    if any(mark in name for mark in "?#"):
-        raise ConfigError(f"--name is {name!r}; in a URL it must be without ? and #")
     return StudySync(join_location(args.storage, name), read_only=args.plan)
 
 
@@ -377,7 +390,7 @@ def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment
     find: dict[str, Callable[[Any], Any]] = {
         "model.architecture": absolute,
         "preprocess.filters": lambda names: [absolute(name) for name in names],
-        "data.split": lambda path: str(Path(path).expanduser().resolve()) if "." in path else path,
+        "data.split": lambda path: str(expand_home(path).resolve()) if "." in path else path,
     }
     experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
     variants = {

@@ -6,7 +6,7 @@ Patterns name files relative to the folder, such as `{patient}/{name}.png`: `{pa
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,37 +16,32 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
+from brainseg.config import Name
 from brainseg.data.about import About
-from brainseg.data.layouts import decode, describe_unused, natural_key, require_file, show_name
+from brainseg.data.layouts import decode, describe_unused, natural_key, show_name
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
 from brainseg.plugins import LAYOUTS, describe, load
 from brainseg.storage.files import read_cells, write_csv, write_text
+from brainseg.storage.values import Checked, Line, read_yaml, validated
 
 FILE, MANIFEST = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _UNUSED = "match no pattern and are not used"
-_MAX_BYTES = 2**20
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _COUNTED = ("slices", "tumour_slices", "tumour_pixels", "missing")
 """Columns of a study's patients.csv that are counted and cannot be given."""
 
-Pattern = Annotated[str, Field(min_length=1, max_length=300)]
+Pattern = Annotated[Line, Field(max_length=300)]
+Text = Annotated[str, Field(max_length=2_000)]
+Value = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
 
-class Description(BaseModel):
+class Description(Checked):
     """The content of a `dataset.yaml`.
 
     Attributes:
@@ -63,17 +58,15 @@ class Description(BaseModel):
         tumour: Values of a mask that are tumour; None takes all but 0, of masks of two values.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = ""
-    source: str = ""
-    licence: str = ""
-    images: Pattern | dict[str, Pattern] | None = None
+    name: Text = ""
+    source: Text = ""
+    licence: Text = ""
+    images: Pattern | Annotated[dict[Name, Pattern], Field(max_length=64)] | None = None
     masks: Pattern | None = None
     manifest: Pattern | None = None
-    channels: tuple[str, ...] = ()
-    patient_pattern: str | None = None
-    tumour: tuple[int, ...] | None = None
+    channels: Annotated[tuple[Name, ...], Field(max_length=64)] = ()
+    patient_pattern: Pattern | None = None
+    tumour: Annotated[tuple[Value, ...], Field(max_length=256)] | None = None
 
     @field_validator("images", "masks", "manifest")
     @classmethod
@@ -162,21 +155,9 @@ def read_description(root: Path) -> Description | None:
     if not os.path.lexists(path):
         return None
     try:
-        if (size := require_file(path)) > _MAX_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; at most {_MAX_BYTES:,} are read")
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Description.model_validate(tree)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        reason = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, Description.model_fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            reason = f"unknown key{hint} Valid: {', '.join(Description.model_fields)}"
-        raise DataError(f"{path}: {f'{key}: ' if key else ''}{reason}") from error
+        return validated(Description, read_yaml(path), str(path))
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def describe_by(reference: str, root: object) -> Path:
@@ -225,7 +206,7 @@ def describe_by(reference: str, root: object) -> Path:
     write_csv(folder / MANIFEST, lines, keys)
     text = (
         f"# Written by --layout {Path(reference).name}. Complete it: docs/data.md.\n"
-        f'name: {folder.name}\nsource: ""\nlicence: ""\nmanifest: {MANIFEST}\n'
+        f'name: {json.dumps(folder.name)}\nsource: ""\nlicence: ""\nmanifest: {MANIFEST}\n'
         "channels: [pre-contrast, FLAIR, post-contrast]\n"
     )
     write_text(folder / FILE, text)

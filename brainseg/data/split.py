@@ -17,21 +17,22 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from brainseg.config import LEAKY_SPLIT, NUM_FOLDS, NUM_INNER_FOLDS, DataConfig, Experiment
 from brainseg.data.patients import site_of
 from brainseg.data.slice_store import Slice
 from brainseg.errors import ConfigError, DataError
-from brainseg.storage.files import regular_file
+from brainseg.storage.files import expand_home
+from brainseg.storage.values import Checked, Line, read_yaml, validated
 
 PARTS = ("train", "val", "test")
+Patient = Annotated[Line, Field(max_length=200)]
 _MIN_OF_SITE = 3
 
 
@@ -186,13 +187,11 @@ def _split_by_slice(slices: tuple[Slice, ...], rotation: int, seed: int, inner: 
     return _checked(slices, parts, **about)
 
 
-class _FileRotation(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    test: tuple[str, ...]
-    unused: tuple[str, ...] = ()
+class _FileRotation(Checked):
+    train: tuple[Patient, ...]
+    val: tuple[Patient, ...]
+    test: tuple[Patient, ...]
+    unused: tuple[Patient, ...] = ()
 
 
 def _split_by_file(path: Path, slices: tuple[Slice, ...], rotation: int, seed: int) -> Split:
@@ -223,29 +222,14 @@ def _split_by_file(path: Path, slices: tuple[Slice, ...], rotation: int, seed: i
 
 
 def _read_file(path: Path) -> list[_FileRotation]:
-    try:
-        tree = yaml.safe_load(
-            regular_file(path.expanduser()).read_text(encoding="utf-8")
-        )  # JSON is YAML
-    except (ConfigError, OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(
-            f"cannot read the split {path}: {' '.join(str(error).split())}"
-        ) from error
+    tree = read_yaml(expand_home(path))
     rotations = tree if isinstance(tree, list) else [tree]
     if not 1 <= len(rotations) <= NUM_FOLDS:
         raise ConfigError(f"{path} holds {len(rotations)} rotations; expected 1 to {NUM_FOLDS}")
-    found = []
-    for number, rotation in enumerate(rotations):
-        try:
-            found.append(_FileRotation.model_validate(rotation))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            raise ConfigError(
-                f"{path}: rotation {number}: {key}: {problem['msg']}; expected train, val and "
-                "test, each a list of patients"
-            ) from error
-    return found
+    return [
+        validated(_FileRotation, rotation, f"{path}: rotation {number}")
+        for number, rotation in enumerate(rotations)
+    ]
 
 
 def _checked(slices: tuple[Slice, ...], parts: Mapping[str, list[str]], **about: Any) -> Split:

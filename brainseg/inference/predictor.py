@@ -20,7 +20,7 @@ from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, DataError
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
-from brainseg.model.networks import build_network, infer_logits, names_code
+from brainseg.model.networks import build_network, infer_logits, limit_weights, names_code
 from brainseg.training.epoch import is_tumour
 from brainseg.training.trainer import TrainResult
 
@@ -80,7 +80,8 @@ class Predictor:
         self._compute = compute or Compute()
         self._device = self._compute.torch_device()
         # The initial weights are drawn and overwritten: the caller's random state is kept.
-        with torch.random.fork_rng():
+        count = sum(tensor.numel() for tensor in weights.values())
+        with torch.random.fork_rng(), limit_weights(count):
             network = build_network(self.experiment.model, self.experiment.input_channels)
             self.network = network.to(self._device)
         try:

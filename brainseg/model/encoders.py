@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import re
 import shutil
 import sys
 import threading
@@ -21,10 +22,18 @@ from safetensors.torch import save_file
 
 from brainseg.config import ModelConfig
 from brainseg.errors import ConfigError, WeightsError
-from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_atomically
+from brainseg.storage.files import (
+    FAR_WAITS,
+    cache_folder,
+    expand_home,
+    retry_storage,
+    write_atomically,
+)
 from brainseg.storage.remote import RemoteFolder
 from brainseg.storage.urls import is_url, name_of
+from brainseg.storage.values import cut
 
+_TIMM_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 _PROBE_SECONDS = 10.0
 _RETRY_SECONDS = 30.0
 _RESUMES = 5
@@ -67,17 +76,22 @@ def check_encoder(encoder: str) -> None:
     if encoder in smp.encoders.encoders:
         return
     if encoder.startswith("tu-"):
-        name = encoder.removeprefix("tu-").split(".")[0]
-        if timm.is_model(name):
+        name = encoder.removeprefix("tu-")
+        # Other characters make timm ask a hub or read a folder, whose content is not checked.
+        if _TIMM_NAME.fullmatch(name) and timm.is_model(name):
             return
-        near = ", ".join(f"tu-{n}" for n in difflib.get_close_matches(name, timm.list_models()))
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models())
+        names = ", ".join(f"tu-{one}" for one in near)
         raise ConfigError(
-            f"model.encoder is {encoder}, which timm does not have; "
-            + (f"near: {near}" if near else "tu- stands before a name of timm.list_models()")
+            f"model.encoder is {cut(encoder)}, which timm does not have; "
+            + (f"near: {names}" if near else "tu- stands before a name of timm.list_models()")
         )
+    near = difflib.get_close_matches(encoder, smp.encoders.encoders, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
     names = ", ".join(sorted(smp.encoders.encoders))
     raise ConfigError(
-        f"model.encoder is {encoder}, which is unknown; valid: tu-<any timm model>, {names}"
+        f"model.encoder is {cut(encoder)}, which is unknown; {hint}Valid: tu-<any timm model>, "
+        f"{names}"
     )
 
 
@@ -105,7 +119,7 @@ def find_encoder_weights(config: ModelConfig) -> Path | None:
         return _fetch_imagenet(config.encoder)
     if is_url(config.encoder_weights):
         return _fetch_file(config.encoder_weights)
-    path = Path(config.encoder_weights).expanduser()
+    path = expand_home(config.encoder_weights)
     if not path.is_file():
         raise WeightsError(f"model.encoder_weights is {path}, which is not a file")
     return path

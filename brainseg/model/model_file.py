@@ -15,10 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from brainseg.config import Experiment
+from brainseg.config import Experiment, Names
 from brainseg.data.about import CHANNELS
 from brainseg.errors import CheckpointError, ConfigError
 from brainseg.storage.files import regular_file, retry_storage, write_atomically
+from brainseg.storage.values import MAX_BYTES, cut, explain
 
 Tensors = dict[str, torch.Tensor]
 
@@ -71,7 +72,7 @@ class ModelHeader(BaseModel):
     weights: str
     best: dict[str, float]
     metrics: dict[str, float]
-    channels: tuple[str, ...] = CHANNELS
+    channels: Names = CHANNELS
     versions: dict[str, str] = Field(default_factory=versions)
 
 
@@ -97,7 +98,7 @@ def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read the model file {path}: {error}") from error
+        raise CheckpointError(f"cannot read the model file {path}: {cut(str(error))}") from error
     if bad := [name for name, values in weights.items() if not torch.isfinite(values).all()]:
         raise CheckpointError(
             f"the model file {path} holds weights that are infinite or NaN, in {len(bad)} of "
@@ -113,16 +114,19 @@ def read_header(path: Path) -> ModelHeader:
         CheckpointError: If it is missing, damaged, or was not written by `save_model`.
     """
     try:
-        regular_file(path)  # a pipe would block
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             header = (file.metadata() or {}).get("brainseg")
         if header is None:
             raise CheckpointError(f"{path} is no model file of brainseg: its header is missing")
+        if len(header) > MAX_BYTES:
+            raise CheckpointError(f"the header of {path} has more than {MAX_BYTES:,} characters")
         return ModelHeader.model_validate_json(header)
-    except ConfigError as error:
-        raise CheckpointError(f"no model file: {error}") from error
-    except (OSError, SafetensorError, ValidationError) as error:
-        raise CheckpointError(f"cannot read the model file {path}: {error}") from error
+    except ConfigError as error:  # which says that the file cannot be read
+        raise CheckpointError(str(error)) from error
+    except ValidationError as error:
+        raise CheckpointError(f"the header of {path} cannot be used: {explain(error)}") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the model file {path}: {cut(str(error))}") from error
 
 
 def save_tensors(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from brainseg.config import Experiment, ModelConfig
-from brainseg.errors import ConfigError, WeightsError
+from brainseg.errors import CheckpointError, ConfigError, WeightsError
 from brainseg.model.device import mixed_precision
 from brainseg.model.encoders import check_encoder, find_encoder_weights, smp
 from brainseg.plugins import NETWORKS, describe, installed, is_path, load
@@ -135,6 +137,36 @@ def check_network(experiment: Experiment, network: torch.nn.Module) -> None:
         )
 
 
+@contextmanager
+def limit_weights(count: int) -> Iterator[None]:
+    """Stop the building of a network far larger than a number of weights, before it fills memory.
+
+    Heads that are built and cut off again count too, so the limit has room for them.
+
+    Args:
+        count: Number of weights that there are to load.
+
+    Raises:
+        CheckpointError: In the block, if the network has many more.
+    """
+    here, most, built = threading.get_ident(), 2 * count + 50_000_000, 0
+
+    def register(module: torch.nn.Module, name: str, weight: torch.nn.Parameter | None) -> None:
+        nonlocal built
+        if weight is not None and not weight.is_meta and threading.get_ident() == here:
+            built += weight.numel()
+        if built > most:
+            raise CheckpointError(
+                f"the file has {count:,} weights, and the network that it names many more"
+            )
+
+    hook = torch.nn.modules.module.register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def names_code(config: ModelConfig) -> bool:
     """Return whether a network is built by code that does not come with this program."""
     return config.architecture not in SMP and config.architecture not in _MONAI
@@ -153,6 +185,8 @@ def _build_smp(config: ModelConfig, channels: int) -> torch.nn.Module:
             return getattr(smp, SMP[config.architecture])(  # type: ignore[no-any-return]
                 config.encoder, encoder_weights=None, in_channels=channels, classes=1, **options
             )
+    except CheckpointError:  # of `limit_weights`
+        raise
     except Exception as error:  # smp and timm raise a dozen kinds for what does not fit together
         raise ConfigError(
             f"model.architecture {config.architecture} does not work with model.encoder "
@@ -199,7 +233,7 @@ def _build_plugin(name: str, channels: int) -> torch.nn.Module:
     build = load(name, NETWORKS, "model.architecture")
     try:
         network = build(channels)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(f"model.architecture {name} fails: {describe(error)}") from error
     if not isinstance(network, torch.nn.Module):
         raise ConfigError(f"model.architecture {name} returns no torch.nn.Module")

@@ -176,6 +176,18 @@ def read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
+def expand_home(path: Path | str) -> Path:
+    """Return a path in which a leading `~` or `~USER` is the home folder.
+
+    Raises:
+        ConfigError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {str(error).lower()}") from error
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file, cells as text; an empty list if there is no such file.
 

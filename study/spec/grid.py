@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
 from brainseg.errors import ConfigError
+from brainseg.storage.files import expand_home
+from brainseg.storage.values import Checked, Line, cut, read_yaml, shown, validated
 from study.spec.configs import shipped
 
 Changes = dict[str, Any]
@@ -27,8 +29,6 @@ Changes = dict[str, Any]
 
 Levels = dict[str, str]
 """Factor -> the level that a variant has."""
-
-Model = TypeVar("Model", bound=BaseModel)
 
 Sampler = Literal["tpe", "random", "gp"]
 Scheduler = Literal["asha", "hyperband", "median", "none"]
@@ -47,7 +47,17 @@ _WINNER_NAME = re.compile(rf"{WINNER}(?:(?P<group>.+)-)?c(?P<index>\d{{4,}})")
 _OF_ONE_SEARCH = "candidates"
 """The folder below `search/` of the candidates of a study's only search."""
 
-_MAX_VARIANTS = 1_000
+MAX_VARIANTS = 1_000
+MAX_SEEDS = 1_000
+MAX_CANDIDATES = 10_000
+"""Per search."""
+
+Text = Annotated[str, Field(max_length=2_000)]
+Folds = Annotated[int, Field(ge=1, le=NUM_FOLDS)]
+InnerFolds = Annotated[int, Field(ge=1, le=NUM_INNER_FOLDS)]
+Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
+Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
+
 _INHERITS, _SHARED = "inherits", "shared"
 _DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
@@ -67,7 +77,7 @@ def parse_winner(variant: str) -> tuple[str, int] | None:
     return (found["group"] or "", int(found["index"])) if found else None
 
 
-class Published(BaseModel):
+class Published(Checked):
     """A published table, to stand beside a study's own.
 
     Attributes:
@@ -76,21 +86,17 @@ class Published(BaseModel):
         scores: Variant -> name of a score -> value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    measured: str
-    scores: dict[str, dict[str, float]]
+    source: Text
+    measured: Text
+    scores: dict[str, dict[str, Annotated[float, Field(ge=-1e9, le=1e9)]]]
 
 
-class _Defaults(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    folds: int = Field(default=1, ge=1, le=NUM_FOLDS)
-    seeds: int = Field(default=1, ge=1, le=1_000)
+class _Defaults(Checked):
+    folds: Folds = 1
+    seeds: Seeds = 1
 
 
-class SearchDefaults(BaseModel):
+class SearchDefaults(Checked):
     """The search that belongs to a grid; flags of the command line override all but `per`.
 
     Attributes:
@@ -104,30 +110,26 @@ class SearchDefaults(BaseModel):
         space: What varies, or the path of its file, relative to the grid's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    candidates: int = Field(ge=1)
-    per: str = ""
-    folds: int = Field(default=1, ge=1, le=NUM_INNER_FOLDS)
-    seeds: int = Field(default=1, ge=1, le=1_000)
+    candidates: Candidates
+    per: Annotated[str, Field(max_length=100)] = ""
+    folds: InnerFolds = 1
+    seeds: Seeds = 1
     sampler: Sampler = "tpe"
     scheduler: Scheduler = "asha"
     space: Path | dict[str, Any] | None = None
 
 
-class _GridFile(BaseModel):
+class _GridFile(Checked):
     """The keys of a grid file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    description: str
-    published: str | None = None
+    description: Text
+    published: Line | None = None
     defaults: _Defaults = _Defaults()
     search: SearchDefaults | None = None
-    shared: dict[str, Any] = {}
-    names: str | None = None
-    factors: dict[str, dict[str, dict[str, Any] | None]] = {}
-    variants: dict[str, dict[str, Any] | None] = {}
+    shared: dict[str, Any] = Field({})
+    names: Annotated[Line, Field(max_length=300)] | None = None
+    factors: dict[str, dict[str, dict[str, Any] | None]] = Field({})
+    variants: dict[str, dict[str, Any] | None] = Field({})
 
 
 @dataclass(frozen=True)
@@ -157,14 +159,14 @@ class Grid:
     published: Published | None = None
 
     def refuse_decided(self, changes: Changes) -> None:
-        """Refuse `--set` for a key that the variants or the product of folds decide.
+        """Refuse `--set` for a key that the product of folds or a variant decides otherwise.
 
         Raises:
             ConfigError: Naming the key.
         """
-        decided = {key for variant in self.variants.values() for key in variant}
-        for key in changes:
-            if key in decided:
+        for key, value in changes.items():
+            decided = [variant[key] for variant in self.variants.values() if key in variant]
+            if any(own != value for own in decided):
                 raise ConfigError(
                     f"--set {key}: the grid {self.name} decides it, variant by variant: leave it "
                     "out, or change it in a copy of the grid"
@@ -212,7 +214,7 @@ def load_grid(source: str) -> Grid:
         ConfigError: Naming the file, and the variant, factor or key that is wrong.
     """
     if source.endswith((".yaml", ".yml")) or "/" in source:
-        return _read_grid(Path(source).expanduser())
+        return _read_grid(expand_home(source))
     if source == ONE.name:
         return ONE
     path = shipped("grids") / f"{source}.yaml"
@@ -221,7 +223,7 @@ def load_grid(source: str) -> Grid:
         near = difflib.get_close_matches(source, names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"--grid {source}: there is no grid of this name; {hint}Give one of "
+            f"--grid {cut(source)}: there is no grid of this name; {hint}Give one of "
             f"{', '.join(names)}, or the path of a YAML file"
         )
     return _read_grid(path)
@@ -237,11 +239,11 @@ def _shipped_files() -> list[Path]:
 
 
 def _read_grid(path: Path) -> Grid:
-    file = _validated(_GridFile, _read_yaml(path), path)
+    file = validated(_GridFile, read_yaml(path), str(path))
     try:
         variants, factors = _multiply(file)
         return Grid(
-            name=_checked_name(path.stem, "the file's name"),
+            name=checked_name(path.stem, "the file's name"),
             description=file.description,
             variants=variants,
             shared=_checked(file.shared, _SHARED),
@@ -261,12 +263,12 @@ def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
     factors: dict[str, Levels] = {}
 
     def add(name: str, changes: Changes, levels: Levels) -> None:
-        if _checked_name(name, "a variant").startswith(WINNER):
+        if checked_name(name, "a variant").startswith(WINNER):
             raise ConfigError(f"variant {name}: {WINNER} begins the names of searches' winners")
         if name in variants:
             raise ConfigError(f"there are two variants {name}")
-        if len(variants) == _MAX_VARIANTS:
-            raise ConfigError(f"there are more than {_MAX_VARIANTS:,} variants")
+        if len(variants) == MAX_VARIANTS:
+            raise ConfigError(f"there are more than {MAX_VARIANTS:,} variants")
         variants[name] = changes
         if levels:
             factors[name] = levels
@@ -286,10 +288,10 @@ def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
 def _inherited(name: str, parent: str | None, variants: Mapping[str, Changes]) -> Changes:
     if parent is None:
         return {}
-    if parent not in variants:
+    if not isinstance(parent, str) or parent not in variants:
         raise ConfigError(
-            f"variant {name} inherits from {parent}, which is not above it in the file; "
-            f"there are {', '.join(variants) or 'none'}"
+            f"variant {name} inherits from {cut(str(parent))}, which is not above it in the file; "
+            f"there are {cut(', '.join(variants)) or 'none'}"
         )
     return variants[parent]
 
@@ -300,14 +302,15 @@ def _combinations(
     """Yield the levels and the keys of each combination; the last factor varies fastest."""
     if not factors:
         return
+    _limit("factors", factors.values())
     sides = []
     for factor, levels in factors.items():
-        _checked_name(factor, "a factor")
+        checked_name(factor, "a factor")
         if len(levels) < 2:
             raise ConfigError(f"factor {factor} has {len(levels)} level, and needs at least 2")
         sides.append(
             [
-                (factor, _checked_name(level, f"a level of {factor}"), changes or {})
+                (factor, checked_name(level, f"a level of {factor}"), changes or {})
                 for level, changes in levels.items()
             ]
         )
@@ -337,11 +340,18 @@ def _products(keys: Changes, where: str) -> Iterator[tuple[str, Levels, Changes]
     A list is multiplied out, unless the key itself takes that list.
     """
     many = {k: v for k, v in keys.items() if isinstance(v, list) and not _takes(k, v)}
+    _limit(where, many.values())
     for values in itertools.product(*many.values()):
         chosen = dict(zip(many, values, strict=True))
         levels = {key: _slug(value) for key, value in chosen.items()}
         suffix = "".join(f"-{level}" for level in levels.values())
         yield suffix, levels, _checked({**keys, **chosen}, where)
+
+
+def _limit(what: str, sides: Iterable[Sized]) -> None:
+    count = math.prod(map(len, sides))
+    if count > MAX_VARIANTS:
+        raise ConfigError(f"{what}: there are more than {MAX_VARIANTS:,} variants: {count:,}")
 
 
 def _takes(key: str, value: Any) -> bool:
@@ -383,14 +393,23 @@ def _flat(tree: Mapping[str, Any], where: str) -> Changes:
 
 
 def is_name(name: str) -> bool:
-    """Return whether a variant can have a name, which must be safe in paths and tables."""
+    """Return whether a variant can have a name, see `checked_name`."""
     return bool(_NAME.fullmatch(name))
 
 
-def _checked_name(name: str, what: str) -> str:
+def checked_name(name: str, what: str) -> str:
+    """Return a name, or refuse one that would not be safe in paths and tables.
+
+    Args:
+        name: Of a variant, a factor, a level or a study.
+        what: What has the name, for the message.
+
+    Raises:
+        ConfigError: Saying what is allowed.
+    """
     if not is_name(name):
         raise ConfigError(
-            f"{what} is named {name!r}; use at most 60 letters, digits, '.', '_' and '-', the "
+            f"{what} is named {shown(name)}; at most 60 letters, digits, '.', '_' and '-', the "
             "first a letter or digit"
         )
     return name
@@ -417,14 +436,14 @@ def _checked_search(
         known = dict.fromkeys(factor for levels in factors.values() for factor in levels)
         if len(without) == len(variants):
             raise ConfigError(
-                f"search: per is {search.per}; it must be {', '.join([PER_VARIANT, *known])}"
+                f"search: per is {cut(search.per)}; it must be {', '.join([PER_VARIANT, *known])}"
             )
         if without:
             raise ConfigError(
                 f"search: per is {search.per}, but the variant {without[0]} has no level of it"
             )
     if isinstance(search.space, Path):
-        return search.model_copy(update={"space": path.parent / search.space.expanduser()})
+        return search.model_copy(update={"space": path.parent / expand_home(search.space)})
     return search
 
 
@@ -432,31 +451,7 @@ def _read_published(name: str | None, grid: Path) -> Published | None:
     if name is None:
         return None
     if name.endswith((".yaml", ".yml")):
-        path = grid.parent / name
+        path = grid.parent / expand_home(name)
     else:
-        path = shipped("published") / f"{_checked_name(name, 'published')}.yaml"
-    return _validated(Published, _read_yaml(path), path)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-
-
-def _validated(model: type[Model], tree: Any, path: Path) -> Model:
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no keys; expected {', '.join(model.model_fields)}")
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, model.model_fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "."
-            raise ConfigError(
-                f"{path}: unknown key {key}{hint} Valid keys: {', '.join(model.model_fields)}"
-            ) from error
-        raise ConfigError(f"{path}: {key}: {problem['msg']}") from error
+        path = shipped("published") / f"{checked_name(name, 'published')}.yaml"
+    return validated(Published, read_yaml(path), str(path))

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
+from brainseg.storage.values import Checked, Line, cut, read_yaml, validated
 from study.spec.grid import Changes
 
 if TYPE_CHECKING:
@@ -30,10 +30,13 @@ _NETWORK_KEYS = {
     f"model.{key}" for key in ("architecture", "decoder_attention", "encoder", "encoder_weights")
 }
 _NEAR = 0.03
-Value = bool | int | float | str | None
+_MAX_NETWORKS = 1_000
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+Whole = Annotated[int, Field(ge=-(10**9), le=10**9)]
+Value = bool | Whole | Number | Line | None
 
 
-class Range(BaseModel):
+class Range(Checked):
     """Values that one key may take: `low` to `high` inclusive, one of `choices`, or `value`.
 
     Attributes:
@@ -46,14 +49,12 @@ class Range(BaseModel):
             value, or hold it if it is a list; otherwise this one is not varied.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low: float | None = None
-    high: float | None = None
+    low: Number | None = None
+    high: Number | None = None
     log: bool = False
-    choices: tuple[Value, ...] | None = None
+    choices: Annotated[tuple[Value, ...], Field(max_length=100)] | None = None
     value: Value = None
-    when: str | None = None
+    when: Line | None = None
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> Range:
@@ -275,8 +276,9 @@ def load_space(
     """Read and check what a search may vary.
 
     Args:
-        source: A YAML file, or its content: dotted keys, each with `low`, `high` and perhaps
-            `log`, or with `choices`, or with `value`; and perhaps `when`.
+        source: A YAML file, its content, or what `parse_space` made of it: dotted keys, each with
+            `low`, `high` and perhaps `log`, or with `choices`, or with `value`; and perhaps
+            `when`.
         variants: Of the grid. A key that all of them decide is not varied.
         base: The experiment that all candidates share; its own values must be in the ranges.
         where: What messages call the source (default: its path).
@@ -285,13 +287,19 @@ def load_space(
         ConfigError: Naming the source and the key.
     """
     where = where or str(source)
-    ranges = _parse(source, where)
+    ranges = parse_space(source, where)
     try:
         for key, values in ranges.items():
             _check(key, values, ranges, base)
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix('--set: ')}") from error
     space = SearchSpace.of(variants, base, ranges)
+    ends = [len(space.ranges[key].ends) for key in _NETWORK_KEYS & space.ranges.keys()]
+    if math.prod(ends, start=len(variants)) > _MAX_NETWORKS:
+        raise ConfigError(
+            f"{where}: the variants and the choices of {', '.join(sorted(_NETWORK_KEYS))} make "
+            f"more than {_MAX_NETWORKS:,} networks"
+        )
     if not space.ranges:
         raise ConfigError(
             f"{where} names nothing that the grid leaves to vary in {', '.join(variants)}"
@@ -307,25 +315,25 @@ def load_space(
     return space
 
 
-def _parse(source: Path | Mapping[str, Any], where: str) -> dict[str, Range]:
-    tree: Any = source
-    if isinstance(source, Path):
-        try:
-            tree = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the search space {where}: {error}") from error
-    if not isinstance(tree, Mapping) or not all(isinstance(v, dict) for v in tree.values()):
+def parse_space(source: Path | Mapping[str, Any], where: str) -> dict[str, Range]:
+    """Read the ranges of a space; `load_space` checks whether they fit a study.
+
+    Args:
+        source: A YAML file, or its content.
+        where: What messages call it.
+
+    Raises:
+        ConfigError: Naming the source and the key.
+    """
+    tree = read_yaml(source) if isinstance(source, Path) else source
+    if not isinstance(tree, Mapping) or not all(
+        isinstance(v, dict | Range) for v in tree.values()
+    ):
         raise ConfigError(f"{where} holds no ranges by key; compare configs/search.yaml")
-    ranges = {}
-    for key, values in tree.items():
-        try:
-            ranges[str(key)] = Range.model_validate(values)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            reason = problem["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{where}: {key}: {field and f'{field}: '}{reason}") from error
-    return ranges
+    return {
+        key: found if isinstance(found, Range) else validated(Range, found, f"{where}: {cut(key)}")
+        for key, found in tree.items()
+    }
 
 
 def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experiment) -> None:

@@ -9,16 +9,21 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
-from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, differences
+from brainseg.config import Experiment, differences
 from brainseg.data.about import CHANNELS, LGG, About
+from brainseg.errors import ConfigError
 from study.spec.grid import (
     PER_VARIANT,
+    Candidates,
     Changes,
+    Folds,
     Grid,
+    InnerFolds,
     Levels,
     Published,
     Sampler,
     Scheduler,
+    Seeds,
     winner_name,
 )
 from study.spec.halving import Halving
@@ -34,6 +39,7 @@ SCORE = "best_val_dice"
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 _HALF_OF_ALL_SEEDS = 2**31
+_MAX_TRIALS = 20_000
 _ONLY_GROW = ", which may only grow"
 
 
@@ -54,11 +60,11 @@ class SearchSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    candidates: int = Field(ge=1)
+    candidates: Candidates
     sampler: str = SAMPLERS[0]
     scheduler: str = SCHEDULERS[0]
-    folds: int = Field(default=1, ge=1, le=NUM_INNER_FOLDS)
-    seeds: int = Field(default=1, ge=1)
+    folds: InnerFolds = 1
+    seeds: Seeds = 1
     per: str = ""
     space: dict[str, Range]
     group: str = Field(default="", exclude=True)
@@ -129,8 +135,8 @@ class StudySpec(BaseModel):
     published: Published | None = None
     metric: str = METRIC
     mode: str = MODE
-    folds: int = Field(default=1, ge=1, le=NUM_FOLDS)
-    seeds: int = Field(default=1, ge=1)
+    folds: Folds = 1
+    seeds: Seeds = 1
     fingerprint: str = ""
     patients: int = 0
     slices: int = 0
@@ -161,8 +167,14 @@ class StudySpec(BaseModel):
         """Return the trials of the grid: all variants of one fold and seed before the next.
 
         Raises:
-            ConfigError: If a variant's keys do not fit the experiment.
+            ConfigError: If a variant's keys do not fit the experiment, or there are too many.
         """
+        count = len(self.variants) * self.folds * self.seeds
+        if count > _MAX_TRIALS:
+            raise ConfigError(
+                f"{len(self.variants):,} variants, {self.folds} folds and {self.seeds:,} seeds "
+                f"make {count:,} trials; at most {_MAX_TRIALS:,}: lower --folds or --seeds"
+            )
         return [
             self._job(variant, self._experiment(variant, {"fold": fold, "seed": seed}))
             for seed in self._seeds

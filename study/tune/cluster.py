@@ -12,15 +12,16 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from brainseg.errors import StudyError
+from brainseg.storage.values import read_yaml
 from study.spec.resources import Cluster, Node
 
 _ANSWER_SECONDS = 5.0
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
 _HEAD_SECONDS = 60.0
+_MAX_NODES = 10_000
 _TOKEN_HINT = (
     ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put its token into "
     "~/.ray/auth_token, $RAY_AUTH_TOKEN or the file that $RAY_AUTH_TOKEN_PATH names"
@@ -142,7 +143,7 @@ def startable(config: Mapping[str, Any], present: int) -> Cluster:
     Returns:
         As many nodes as are still allowed, of each type in turn.
     """
-    most = max(0, int(config.get("max_workers", 0)) - present)
+    most = min(max(0, int(config.get("max_workers", 0)) - present), _MAX_NODES)
     types = []
     for name, kind in config.get("available_node_types", {}).items():
         allowed = min(int(kind.get("max_workers", most)), most)
@@ -165,5 +166,5 @@ def _read_autoscaler(port: str) -> Any:
         flags = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
         if "--autoscaling-config" in flags and flags.get("--gcs-address", "").endswith(f":{port}"):
             path = Path(flags["--autoscaling-config"]).expanduser()
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
+            return read_yaml(path)
     return None

@@ -34,14 +34,14 @@ def test_a_file_keeps_the_defaults_of_what_it_leaves_out(tmp_path: Path) -> None
     [
         ("data.sise", 64, "did you mean data.size"),
         ("stages.2.epochs", 1, "unknown key stages.2.epochs"),
-        ("data.size", 100, "data.size is 100: input should be a multiple of 32"),
+        ("data.size", 100, "data.size is 100: expected a multiple of 32"),
         ("model.encoder_weights", "weights.pth", "imagenet, none, or the path"),
-        ("stages.0.learning_rate", -1, "greater than 0"),
+        ("stages.0.learning_rate", -1, "expected above 0"),
         ("fold", 10, "fold is 10"),
-        ("augment.strength", 2.5, "less than or equal to 2"),
+        ("augment.strength", 2.5, "expected at most 2"),
         ("data", 3, "data is 3"),
         ("stages.-1.epochs", 3, "unknown key stages.-1.epochs"),
-        ("augment.elastic_sigma", 0.5, "greater than or equal to 1"),
+        ("augment.elastic_sigma", 0.5, "expected at least 1"),
     ],
 )
 def test_an_error_names_key_value_and_what_is_allowed(key: str, value: object, words: str) -> None:

@@ -56,8 +56,8 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         (["--set", "data.size"], "expected KEY=VALUE"),
         (["--set", "stages.².epochs=1"], "unknown key stages.².epochs"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--name", "../elsewhere"], "must name a folder"),
-        (["--search", "9", "--space", "nowhere.yaml"], "search space nowhere.yaml"),
+        (["--name", "../elsewhere"], "at most 60 letters"),
+        (["--search", "9", "--space", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (
             ["--search", "9", "--set", "augment.strength=0.5", "--set", "optimizer.batch_size=12"],
             "optimizer.batch_size: the experiment's own value 12 cannot be drawn",
@@ -111,14 +111,14 @@ def test_a_configuration_alone_is_a_study_of_its_name(
     [
         (["--gridd", "lite"], "--grid"),
         (["--grid", "lite", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--grid", "lite", "--concurrent", "0"], "at least 1"),
+        (["--grid", "lite", "--concurrent", "0"], "from 1 to 100,000"),
         (["--grid", "lite", "--folds", "11"], "from 1 to 10"),
         (["--grid", "lite", "--search", "9", "--search-folds", "10"], "from 1 to 9"),
         (["--grid", "lite", "--fold", "2"], "unrecognized arguments"),
         ([], "give --grid NAME or FILE, or --config YAML"),
         (["--grid", "lite", "--sampler", "tpe"], "--sampler needs --search N"),
         (["--grid", "lite", "--search-folds", "2"], "--search-folds needs --search N"),
-        (["--grid", "lite", "--search", "0"], "at least 1"),
+        (["--grid", "lite", "--search", "0"], "from 1 to 10,000"),
         (["--grid", "lite", "--search", "9", "--scheduler", "asah"], "median"),
     ],
 )

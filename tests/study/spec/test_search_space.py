@@ -171,7 +171,7 @@ def test_a_winner_at_an_edge_says_that_the_range_is_too_narrow(
         ("augment.strength: {low: 0.5, high: 1.0, when: thresh=1}", "unknown key thresh"),
         ("model.encoder: {choices: [resnet18, resnet50]}", "nothing that the grid leaves"),
         ("- 1", "holds no ranges"),
-        ("a: [", "cannot read the search space"),
+        ("a: [", "cannot read"),
     ],
 )
 def test_a_space_that_cannot_be_names_file_and_key(tmp_path: Path, text: str, words: str) -> None:
