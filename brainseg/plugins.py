@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brainseg.errors import ConfigError
-from brainseg.storage.files import hash_file
+from brainseg.storage.files import hash_file, hide_home
 
 NETWORKS = "brainseg.networks"
 """Group of entry points: `build(channels: int) -> torch.nn.Module`."""
@@ -41,7 +41,7 @@ def installed(group: str) -> list[str]:
 
 
 def absolute(reference: str) -> str:
-    """Return a reference whose file, if it names one, has an absolute path.
+    """Return a reference whose file, if it names one, has an absolute path or one from `~`.
 
     Raises:
         ConfigError: If there is no such file.
@@ -49,7 +49,7 @@ def absolute(reference: str) -> str:
     if not is_path(reference):
         return reference
     path, name = _parts(reference)
-    return f"{path.resolve()}:{name}"
+    return f"{hide_home(str(path.resolve()))}:{name}"
 
 
 def fingerprint(reference: str) -> str:
@@ -86,14 +86,14 @@ def load(reference: str, group: str, key: str) -> Callable[..., Any]:
             found = point.load()
     except ConfigError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(f"{key} is {reference}, which fails: {describe(error)}") from error
     if not callable(found):
         raise ConfigError(f"{key} is {reference}, which is no function")
     return found  # type: ignore[no-any-return]
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Return an error of a user's code in one line."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

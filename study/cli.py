@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brainseg.cli import build_parser as command_parser
+from brainseg.cli import clean
+from brainseg.cli import whole_number as _whole
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.storage.urls import to_location
 from study.spec.grid import ONE, is_name, load_grid, shipped_grids
@@ -116,6 +122,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Console(Console):
+    """A console on which no name steers the terminal: markup is text, controls are escaped."""
+
+    def __init__(self) -> None:
+        width = None if sys.stdout.isatty() else 120
+        super().__init__(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(clean(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+def build_console() -> Console:
+    """Return the console that a command prints on."""
+    return _Console()
+
+
 def list_grids(console: Console) -> None:
     """Print the grids that come with the program."""
     table = Table("grid", "variants", "what it compares", box=None, pad_edge=False)
@@ -179,7 +204,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--seeds",
-        type=_whole(1),
+        type=_whole(1, 1_000),
         metavar="N",
         help="seeds per variant and fold (default: the grid's, mostly 1)",
     )
@@ -203,7 +228,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--search",
-        type=_whole(1),
+        type=_whole(1, 100_000),
         metavar="N",
         help="number of candidates, including the variants; a larger N continues a search "
         "(default: the grid's, mostly no search)",
@@ -237,7 +262,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--search-seeds",
-        type=_whole(1),
+        type=_whole(1, 1_000),
         metavar="N",
         help="trainings of each candidate on each of them, with seeds counted up (default: 1)",
     )
@@ -280,21 +305,18 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--address",
+        type=_address,
         metavar="ADDR",
         help="a running Ray cluster, or auto (default: start one here)",
     )
 
 
-def _whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Return a parser of whole numbers from low to high."""
-    allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
-
-    def parse(text: str) -> int:
-        if not text.isdigit() or not low <= int(text) <= (high or math.inf):
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number {allowed}")
-        return int(text)
-
-    return parse
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536
+    if text != "auto" and (not is_port or not host or re.search(r"[/@\s]", host)):
+        raise argparse.ArgumentTypeError(f"{text} is neither HOST:PORT of the head node nor auto")
+    return text
 
 
 def _price(text: str) -> float:

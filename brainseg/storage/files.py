@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import time
@@ -26,12 +27,28 @@ FAR_WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
 """Seconds between tries for an object store, 90 in all: a server that is restarted."""
 
 
-def cache_folder(name: str) -> Path:
-    """Return a folder of this machine's cache, made if need be; `BRAINSEG_CACHE` moves it."""
+def cache_root() -> Path:
+    """Return the folder of this machine's cache; `BRAINSEG_CACHE` moves it."""
     base = os.environ.get("BRAINSEG_CACHE") or platformdirs.user_cache_dir("brainseg")
-    folder = Path(base).expanduser().resolve() / name
+    return Path(base).expanduser().resolve()
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of this machine's cache, made if need be."""
+    folder = cache_root() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def hide_home(text: str) -> str:
+    """Return a text in which `~` stands for the home folder, as in a path that begins with it."""
+    try:
+        homes = {Path.home(), Path.home().resolve()}
+    except RuntimeError:  # a user without one
+        return text
+    for home in homes - {Path("/")}:
+        text = re.sub(rf"(?<![\w./~-]){re.escape(str(home))}(?![\w.-])", "~", text)
+    return text
 
 
 def retry_storage(work: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:
