@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from brainseg.errors import BrainsegError, ConfigError, DataError, StorageError
 from brainseg.storage.files import cache_folder, cache_root
@@ -70,6 +70,9 @@ class _HelpShown(SystemExit):
 class _Parser(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         raise _HelpShown(status)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file.write(message)  # argparse's own hides that the disk is full
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {self.prog} --help lists the flags")

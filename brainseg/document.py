@@ -151,10 +151,8 @@ def format_p(p: float) -> str:
 def to_markdown(document: Document) -> str:
     """Return the document as Markdown; figures are links relative to the document's folder."""
     label = " · ".join(document.labels)
-    title, facts, sentence = map(
-        escape_markdown, (document.title, document.facts, document.sentence)
-    )
-    blocks = [f"# {title}", facts, f"**{sentence}**"]
+    title, sentence = map(escape_markdown, (document.title, document.sentence))
+    blocks = [f"# {title}", _line(document.facts), f"**{sentence}**"]
     if document.points:
         blocks.append(_bullets(document.points))
     for section in document.sections:
@@ -178,10 +176,16 @@ def escape_markdown(text: str) -> str:
     return line.replace("\\", "&#92;").replace("[", "\\[").replace("|", "\\|")
 
 
+def _line(text: str) -> str:
+    """Return a text that may begin a line: as such it must not begin a heading, list or fence."""
+    line = re.sub(r"^(?=[#>~=]|```|[-+*](?:\s|$)|[-*_]{2})", r"\\", escape_markdown(text))
+    return re.sub(r"^(\d+)(?=[.)](?:\s|$))", r"\1\\", line)
+
+
 def _markdown(block: Block) -> str:
     match block:
         case Paragraph(text):
-            return escape_markdown(text)
+            return _line(text)
         case Bullets(items):
             return _bullets(items)
         case Table(caption, rows):
@@ -194,7 +198,7 @@ def _markdown(block: Block) -> str:
         case Listing(caption, text):
             longest = max(map(len, re.findall(r"`+", text)), default=0)
             fence = "`" * max(3, longest + 1)
-            return f"{escape_markdown(caption)}\n\n{fence}\n{text.rstrip()}\n{fence}"
+            return f"{_line(caption)}\n\n{fence}\n{text.rstrip()}\n{fence}"
 
 
 def _picture(path: str, alt: str) -> str:
@@ -209,7 +213,7 @@ def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {escape_markdown(item)}" for item in items)
+    return "\n".join(f"- {_line(item)}" for item in items)
 
 
 _INTERVAL = re.compile(r"(.+?) (\(.+ to .+\))")

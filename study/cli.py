@@ -312,9 +312,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65_536
-    if text != "auto" and (not is_port or not host or re.search(r"[/@\s]", host)):
+    found = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
+    if text != "auto" and not (found and 0 < int(found[2]) < 65_536):
         raise argparse.ArgumentTypeError(f"{text} is neither HOST:PORT of the head node nor auto")
     return text
 

@@ -141,9 +141,9 @@ examples:
   python -m brainseg.demo model.safetensors --port 8000
 
 The page is shown on this machine only. To show it to other machines, set the environment variable
-{PASSWORD} and give --host 0.0.0.0; the user name is brainseg. Requests that name another
-host are refused, so that no other page in your browser can read this one: behind a proxy, give the
-name in the address bar as --public-host. The command needs
+{PASSWORD} and give --host 0.0.0.0; the user name is brainseg. Requests that name
+another host are refused, so that no other page in a browser can read this one: behind a proxy, give
+the name in the address bar as --public-host. The command needs
   pip install "brainseg[demo]"
 
 exit codes:

@@ -17,8 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment
 from brainseg.data.about import CHANNELS
-from brainseg.errors import CheckpointError
-from brainseg.storage.files import hide_home, retry_storage, write_atomically
+from brainseg.errors import CheckpointError, ConfigError
+from brainseg.storage.files import (
+    hide_home,
+    regular_file,
+    retry_storage,
+    write_atomically,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -106,11 +111,14 @@ def read_header(path: Path) -> ModelHeader:
         CheckpointError: If it is missing, damaged, or was not written by `save_model`.
     """
     try:
+        regular_file(path)  # a pipe would block
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("brainseg")
         if header is None:
             raise CheckpointError(f"{path} is no model file of brainseg: its header is missing")
         return ModelHeader.model_validate_json(header)
+    except ConfigError as error:
+        raise CheckpointError(f"no model file: {error}") from error
     except (OSError, SafetensorError, ValidationError) as error:
         raise CheckpointError(f"cannot read the model file {path}: {error}") from error
 

@@ -14,7 +14,7 @@ PUBLIC_KEYS = (
 )
 """The keys of a URL's query that hold no secret; no other key is allowed."""
 
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z0-9+.-]*)://(\S+)")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z0-9+.-]*)(:/{1,2})(\S+)")  # a Path has one /
 _PLAIN = re.compile(r"[\w.:/,'\"()\[\]-]*")
 _HIDDEN = "***"
 
@@ -48,7 +48,7 @@ def redact(text: str) -> str:
     Of a query only the values of `PUBLIC_KEYS` stay. `gs://anonymous@...` stays, and so does the
     container in `abfs://CONTAINER@ACCOUNT...`.
     """
-    return _URL.sub(lambda url: f"{url[1]}://{_without_user(url[1].lower(), url[2])}", text)
+    return _URL.sub(lambda url: url[1] + url[2] + _without_user(url[1].lower(), url[3]), text)
 
 
 def _without_user(scheme: str, address: str) -> str:
