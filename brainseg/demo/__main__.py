@@ -142,8 +142,8 @@ examples:
 
 The page is shown on this machine only. To show it to other machines, set the environment variable
 {PASSWORD} and give --host 0.0.0.0; the user name is brainseg. Requests that name
-another host are refused, so that no other page in a browser can read this one: behind a proxy, give
-the name in the address bar as --public-host. The command needs
+another host are refused, so that no other page in a browser can read this one. Behind a proxy,
+give the name in the address bar as --public-host. The command needs
   pip install "brainseg[demo]"
 
 exit codes:
