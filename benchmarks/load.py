@@ -36,8 +36,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _print(args))
+    return run_command(lambda: _print(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

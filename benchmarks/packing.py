@@ -41,8 +41,7 @@ _EXAMPLES = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _measure(args))
+    return run_command(lambda: _measure(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,9 +13,13 @@ load torch.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
+
+# A damaged image is reported by whoever reads it. OpenCV reads this when it is imported.
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 if TYPE_CHECKING:
     from brainseg.config import Experiment as Experiment

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brainseg.cli import FINISHED, KNOWN_ERROR, build_parser, run_command
+from brainseg.cli import FINISHED, KNOWN_ERROR, build_parser, run_command, say
 from brainseg.config import Experiment, parse_changes
 from brainseg.data.phantom import generate_phantom
 from brainseg.data.preprocess import apply_filters
@@ -36,8 +36,7 @@ _TINY = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _check(args))
+    return run_command(lambda: _check(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,8 +81,8 @@ def _check(args: argparse.Namespace) -> int:
             except Exception as error:  # the user's code may raise anything
                 found, ok = describe(error), False
             failed += not ok
-            print(f"{'ok    ' if ok else 'FAILED'}  {name:<12} {found}", flush=True)
-    print(f"{failed} of the checks failed" if failed else "A study can train this.")
+            say(f"{'ok    ' if ok else 'FAILED'}  {name:<12} {found}")
+    say(f"{failed} of the checks failed" if failed else "A study can train this.")
     return KNOWN_ERROR if failed else FINISHED
 
 

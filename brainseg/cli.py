@@ -1,32 +1,95 @@
-"""The parser, the exit codes and the error lines that all commands share."""
+"""The parser, the exit codes, the lines and the ending that all commands share."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import re
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
-from brainseg.errors import BrainsegError, ConfigError, DataError
+from brainseg.errors import BrainsegError, ConfigError, DataError, StorageError
+from brainseg.storage.files import cache_folder, cache_root
+from brainseg.storage.urls import redact
 
 FINISHED = 0
 KNOWN_ERROR = 1  # a BrainsegError or a disk error, printed as one line on stderr
 USAGE = 2  # a ConfigError: an unknown flag, key or value
 SOME_FAILED = 3  # some trials or files failed; the results of the others are written
+FAULT = 70  # a fault of this program; the line on stderr says where its traceback is
 STOPPED = 130  # Ctrl-C or SIGTERM
+
+DEBUG = "BRAINSEG_DEBUG"
+"""The environment variable that shows the traceback of every error."""
+
+_LONGEST = 8_000  # characters of a line
+_NO_MEMORY = "memory ran out: close other programs, or ask for less"
+_FORESEEN: tuple[tuple[type[BaseException], str, int, str], ...] = (
+    (RecursionError, "", KNOWN_ERROR, "a file or value is nested too deeply to be read"),
+    (MemoryError, "", KNOWN_ERROR, _NO_MEMORY),
+    (RuntimeError, "out of memory|can't allocate memory", KNOWN_ERROR, _NO_MEMORY),
+    (
+        RuntimeError,
+        "home directory",
+        USAGE,
+        "a path begins with ~NAME, but there is no such user: write it in full",
+    ),
+    (ValueError, "null (byte|character)", USAGE, "a path holds a NUL: correct it"),
+    (
+        UnicodeEncodeError,
+        "surrogates not allowed",
+        KNOWN_ERROR,
+        "the name of a file or folder is no UTF-8, so that no table can hold it: rename it",
+    ),
+    (
+        BrokenPipeError,
+        "",
+        KNOWN_ERROR,
+        "nothing reads the output any more; files that were written stay",
+    ),
+    (
+        SystemExit,
+        "",
+        KNOWN_ERROR,
+        "code that is not part of this program ended it by sys.exit: remove that call",
+    ),
+)
+
+
+class _HelpShown(SystemExit):
+    """The end after `--help`."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _HelpShown(status)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        file.write(message)  # argparse's own hides that the disk is full
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
 
 
 def build_parser(module: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """Return a parser that takes no abbreviated flags.
+    """Return a parser that takes no abbreviated flags and raises ConfigError for a wrong one.
 
     Args:
         module: The module that is run, such as `brainseg.predict`.
         description: What the command does.
-        epilog: Examples and exit codes, printed below the flags as written.
+        epilog: Examples and, at the end, exit codes, printed below the flags as written.
     """
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m {module}",
         description=description,
-        epilog=epilog,
+        epilog=f"{epilog}  {FAULT}  a fault of this program: its line names a file to report it\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -41,23 +104,148 @@ def add_allow_code(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def whole_number(low: int, high: int = 1_000_000) -> Callable[[str], int]:
+    """Return the type of flags that take a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        # Without the second condition, a number of thousands of digits would be read first.
+        is_number = text.isascii() and text.isdigit() and len(text) <= len(str(high))
+        if not is_number or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text:.40} is not a whole number from {low} to {high}"
+            )
+        return int(text)
+
+    return parse
+
+
+def clean(text: str) -> str:
+    """Return a text as one line that steers no terminal and shows no secret of a URL."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", redact(text))
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:_LONGEST]
+    )
+    return f"{shown} ..." if len(line) > _LONGEST else shown
+
+
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines, each cleaned; on stdout by default."""
+    for line in lines:
+        print(clean(line), file=file, flush=True)
+
+
 def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was written") -> int:
-    """Run a command; print a known error on stderr, without a traceback.
+    """Run a command to its end, whatever that is; an error becomes one line on stderr.
+
+    `BRAINSEG_DEBUG=1` prints its traceback too. A fault of this program leaves its traceback in a
+    file.
 
     Args:
-        command: Does the work and returns an exit code.
+        command: Parses the command line, does the work and returns an exit code.
         stopped: Printed after Ctrl-C.
 
     Returns:
         The command's exit code, or the one of the error that ended it.
     """
+    _open_streams()
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            _flush_output()
+    except _HelpShown:
+        raise
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        _complain(stopped)
         return STOPPED
-    except (BrainsegError, OSError) as error:  # OSError: a full disk, a folder without access
-        print(f"error: {error}", file=sys.stderr)
-        for problem in error.problems if isinstance(error, DataError) else ():
-            print(f"  {problem}", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
+    except (Exception, SystemExit) as error:
+        return _end(error)
+
+
+def _open_streams() -> None:
+    """Open streams that are closed, so that no other file gets their numbers; print any name."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  it stays open
+            setattr(sys, name, null)
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python flushes once more at its end, and would complain in its own words.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StorageError(
+            f"cannot write to the standard output: {error.strerror}; files that were written stay"
+        ) from error
+
+
+def _complain(*lines: str) -> None:
+    with suppress(OSError, ValueError):  # stderr is full or closed: the exit code remains
+        say(*lines, file=sys.stderr)
+
+
+def _end(error: BaseException) -> int:
+    """Print what ended a command, and return its exit code."""
+    if os.environ.get(DEBUG):
+        with suppress(OSError, ValueError):
+            print(_format(error), file=sys.stderr)
+    text, code = _explain(error)
+    problems = error.problems if isinstance(error, DataError) else []
+    _complain(f"error: {text}", *(f"  {problem}" for problem in problems))
+    return code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """Return an error in a sentence, and the exit code."""
+    if isinstance(error, BrainsegError):
+        text = str(error) or type(error).__name__
+        return text, USAGE if isinstance(error, ConfigError) else KNOWN_ERROR
+    for kind, pattern, code, sentence in _FORESEEN:
+        if isinstance(error, kind) and re.search(pattern, str(error)):
+            return sentence, code
+    if isinstance(error, OSError) and error.filename is not None:
+        return _explain_file(error), KNOWN_ERROR
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return f"the system refused a read or write: {reason}; {_keep(error)}", KNOWN_ERROR
+    return (
+        f"a fault of this program, {type(error).__name__}: {str(error)[:300]}; {_keep(error)}. "
+        "Please report it with that file, once you have seen that it holds nothing private; "
+        f"{DEBUG}=1 shows it here",
+        FAULT,
+    )
+
+
+def _explain_file(error: OSError) -> str:
+    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    text = f"cannot read or write {path}: {error.strerror or type(error).__name__}"
+    with suppress(OSError, RuntimeError, ValueError):
+        if Path(str(path)).absolute().is_relative_to(cache_root()):
+            text += "; it is in the cache: set BRAINSEG_CACHE to a folder that can be written"
+    return text
+
+
+def _keep(error: BaseException) -> str:
+    """Write the traceback of an error into a file; return where it is, in words."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    folders: tuple[Callable[[], Path], ...] = (
+        lambda: cache_folder("faults"),
+        lambda: Path(tempfile.mkdtemp(prefix="brainseg-fault-")),
+    )
+    for folder in folders:
+        with suppress(OSError, RuntimeError, ValueError):
+            path = folder() / name
+            path.write_text(_format(error), encoding="utf-8", errors="backslashreplace")
+            return f"its traceback is in {path}"
+    return "no file could be written with its traceback"
+
+
+def _format(error: BaseException) -> str:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return redact(f"{command}\n\n{''.join(traceback.format_exception(error))}")

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -152,45 +153,71 @@ def format_p(p: float) -> str:
 def to_markdown(document: Document) -> str:
     """Return the document as Markdown; figures are links relative to the document's folder."""
     label = " · ".join(document.labels)
-    blocks = [f"# {document.title}", document.facts, f"**{document.sentence}**"]
+    title, sentence = map(escape_markdown, (document.title, document.sentence))
+    blocks = [f"# {title}", _line(document.facts), f"**{sentence}**"]
     if document.answers:
-        blocks.append(_bullets(f"**{ask}** {answer}" for ask, answer in document.answers))
+        blocks.append(_bullets(f"{ask} {answer}" for ask, answer in document.answers))
     if document.points:
         blocks.append(_bullets(document.points))
     for section in document.sections:
-        blocks.append(f"## {section.title}")
+        blocks.append(f"## {escape_markdown(section.title)}")
         if label and any(isinstance(block, Table | Gallery | Figure) for block in section.blocks):
             blocks.append(f"**{label}**")
         blocks += [_markdown(block) for block in section.blocks]
     return "\n\n".join(blocks) + "\n"
 
 
+_ENTITIES = {"&": "&amp;", "<": "&lt;"}
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text as one line of Markdown in which no name can become HTML, a link or a row.
+
+    Code between backticks stays code.
+    """
+    line = " ".join(text.split())
+    line = re.sub(r"&(?=[#\w]+;)|<(?=[A-Za-z/!?])", lambda m: _ENTITIES[m[0]], line)
+    return line.replace("\\", "&#92;").replace("[", "\\[").replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    """Return a text that may begin a line: as such it must not begin a heading, list or fence."""
+    line = re.sub(r"^(?=[#>~=]|```|[-+*](?:\s|$)|[-*_]{2})", r"\\", escape_markdown(text))
+    return re.sub(r"^(\d+)(?=[.)](?:\s|$))", r"\1\\", line)
+
+
 def _markdown(block: Block) -> str:
     match block:
         case Paragraph(text):
-            return text
+            return _line(text)
         case Bullets(items):
             return _bullets(items)
         case Table(caption, rows):
-            return f"*{caption}*\n\n{_markdown_table(rows)}"
+            return f"*{escape_markdown(caption)}*\n\n{_markdown_table(rows)}"
         case Figure(path, alt, caption):
-            return f"![{alt}]({path})\n\n*{caption}*"
+            return f"{_picture(path, alt)}\n\n*{escape_markdown(caption)}*"
         case Gallery(caption, tiles):
-            pictures = " ".join(f"![{tile.alt}]({tile.path})" for tile in tiles)
-            return f"*{caption}*\n\n{pictures}"
+            pictures = " ".join(_picture(tile.path, tile.alt) for tile in tiles)
+            return f"*{escape_markdown(caption)}*\n\n{pictures}"
         case Listing(caption, text):
-            return f"{caption}\n\n```\n{text.rstrip()}\n```"
+            longest = max(map(len, re.findall(r"`+", text)), default=0)
+            fence = "`" * max(3, longest + 1)
+            return f"{_line(caption)}\n\n{fence}\n{text.rstrip()}\n{fence}"
+
+
+def _picture(path: str, alt: str) -> str:
+    return f"![{escape_markdown(alt).replace(']', '&#93;')}]({quote(path)})"
 
 
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     columns = list(rows[0])
-    cells = [[row[column].replace("|", "\\|") for column in columns] for row in rows]
-    lines = [columns, ["---"] * len(columns), *cells]
+    cells = [[escape_markdown(row[column]) for column in columns] for row in rows]
+    lines = [[escape_markdown(column) for column in columns], ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+    return "\n".join(f"- {_line(item)}" for item in items)
 
 
 _INTERVAL = re.compile(r"(.+?) (\(.+ to .+\)|\(wide\))")

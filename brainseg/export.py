@@ -7,15 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command
+from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command, say
 from brainseg.errors import ConfigError
 from brainseg.storage.urls import to_location
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _export(args))
+    return run_command(lambda: _export(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,18 +54,15 @@ def _export(args: argparse.Namespace) -> int:
         raise ConfigError(f"{path} exists already: name another file, or remove it")
     predictor = Predictor.load(args.model, Compute("cpu"), allow_code=args.allow_code)
     data = open_default(args.data)
-    print(
-        f"tracing {predictor.experiment.network}, then comparing it on slices ...",
-        flush=True,
-    )
+    say(f"tracing {predictor.experiment.network}, then comparing it on slices ...")
     difference, pixels, num_slices = export_onnx(predictor, path, data)
     kind = "SYNTHETIC slices" if data.synthetic else "slices"
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    print(
+    say(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    say(
         f"on {num_slices} {kind}, onnxruntime differs from torch by at most {difference:.1e} in a "
         f"probability and in {pixels} pixels of the masks"
     )
-    print(f"input: {describe_input(predictor.experiment)}")
+    say(f"input: {describe_input(predictor.experiment)}")
     return FINISHED
 
 

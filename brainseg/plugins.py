@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from brainseg.errors import ConfigError
-from brainseg.storage.files import expand_home, hash_file
+from brainseg.storage.files import expand_home, hash_file, hide_home
 
 NETWORKS = "brainseg.networks"
 """Group of entry points: `build(channels: int) -> torch.nn.Module`."""
@@ -41,7 +41,7 @@ def installed(group: str) -> list[str]:
 
 
 def absolute(reference: str) -> str:
-    """Return a reference whose file, if it names one, has an absolute path.
+    """Return a reference whose file, if it names one, has an absolute path or one from `~`.
 
     Raises:
         ConfigError: If there is no such file.
@@ -49,7 +49,7 @@ def absolute(reference: str) -> str:
     if not is_path(reference):
         return reference
     path, name = _parts(reference)
-    return f"{path.resolve()}:{name}"
+    return f"{hide_home(str(path.resolve()))}:{name}"
 
 
 def fingerprint(reference: str) -> str:

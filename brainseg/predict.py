@@ -13,14 +13,14 @@ from brainseg.cli import (
     add_allow_code,
     build_parser,
     run_command,
+    say,
 )
 from brainseg.storage.files import new_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _predict_files(args))
+    return run_command(lambda: _predict_files(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,14 +95,14 @@ def _predict_files(args: argparse.Namespace) -> int:
                     writer.add(scan, slices, predictions)
                     bar.update(len(predictions))
         summary = writer.finish()
-    print(*summary_lines(writer.rows, summary), f"in {args.out}", sep="\n")
+    say(*summary_lines(writer.rows, summary), f"in {args.out}")
     if predictor.experiment.is_leaky:
-        print("LEAKY: the model was trained on slices of the patients that it was tested on.")
+        say("LEAKY: the model was trained on slices of the patients that it was tested on.")
     if predictor.header.synthetic:
-        print("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
-    print("Not for clinical use.")
+        say("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
+    say("Not for clinical use.")
     for problem in problems:
-        print(f"not predicted: {problem}", file=sys.stderr)
+        say(f"not predicted: {problem}", file=sys.stderr)
     return SOME_FAILED if problems else FINISHED
 
 

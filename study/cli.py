@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from brainseg.cli import build_parser as command_parser
+from brainseg.cli import clean
+from brainseg.cli import whole_number as _whole
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
 from brainseg.storage.urls import to_location
 from brainseg.storage.values import cut
@@ -127,6 +133,25 @@ def build_parser() -> argparse.ArgumentParser:
         "--report-only", action="store_true", help="write the report again from the CSV files"
     )
     return parser
+
+
+class _Console(Console):
+    """A console on which no name steers the terminal: markup is text, controls are escaped."""
+
+    def __init__(self) -> None:
+        width = None if sys.stdout.isatty() else 120
+        super().__init__(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(clean(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+def build_console() -> Console:
+    """Return the console that a command prints on."""
+    return _Console()
 
 
 def list_grids(console: Console) -> None:
@@ -293,23 +318,17 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--address",
+        type=_address,
         metavar="ADDR",
         help="a running Ray cluster, or auto (default: start one here)",
     )
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """Return a parser of whole numbers from low to high."""
-
-    def parse(text: str) -> int:
-        is_short = text.isdecimal() and len(text) <= _MAX_DIGITS
-        if not is_short or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(
-                f"{cut(text)} is not a whole number from {low} to {high:,}"
-            )
-        return int(text)
-
-    return parse
+def _address(text: str) -> str:
+    found = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
+    if text != "auto" and not (found and 0 < int(found[2]) < 65_536):
+        raise argparse.ArgumentTypeError(f"{text} is neither HOST:PORT of the head node nor auto")
+    return text
 
 
 def _price(text: str) -> float:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from rich.console import Console
 
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.config import differences
@@ -21,6 +20,7 @@ from brainseg.storage.files import write_csv, write_text
 from brainseg.storage.urls import is_url
 from study.analysis.conclusion import patients_of
 from study.analysis.scores import Floats, ScoreMatrix
+from study.cli import build_console
 from study.report.build import print_rows
 from study.report.figures import FigureWriter
 from study.report.results import StudyResults, read_results
@@ -66,8 +66,7 @@ class _Study:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _compare(args.first, args.second, args.out))
+    return run_command(lambda: _compare(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,13 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compare(first: str, second: str, out: Path | None) -> int:
-    one, other = _read(first), _read(second)
+def _compare(args: argparse.Namespace) -> int:
+    one, other = _read(args.first), _read(args.second)
     if one.name == other.name:
         one = _Study(f"{one.name}.A", one.spec, one.results)
         other = _Study(f"{other.name}.B", other.spec, other.results)
     _check_comparable(one, other)
-    folder = out or Path(f"compare-{one.name}-{other.name}")
+    folder = args.out or Path(f"compare-{one.name}-{other.name}")
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     results = _join(one, other, folder)
@@ -105,9 +104,9 @@ def _compare(first: str, second: str, out: Path | None) -> int:
     write_text(folder / "comparison.html", to_html(document, folder))
     write_text(folder / "comparison.md", to_markdown(document))
     write_csv(folder / "comparison.csv", _pair_rows(results), COMPARISON.names)
-    console = Console()
+    console = build_console()
     print_rows(ranked_rows(results), title, document.facts, console)
-    console.print(f"{document.sentence}\n")
+    console.print(document.sentence, "", sep="\n")
     console.print(f"comparison: {folder / 'comparison.html'}")
     return FINISHED
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.cli import FINISHED, build_parser, run_command, say
 from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import retry_storage, write_text
 from brainseg.storage.remote import RemoteFolder, pull
@@ -39,8 +39,7 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _fetch(args.url, args.folder), stopped=_STOPPED)
+    return run_command(lambda: _fetch(_parser().parse_args(argv)), stopped=_STOPPED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fetch(url: str, folder: Path) -> int:
+def _fetch(args: argparse.Namespace) -> int:
+    url, folder = args.url, args.folder
     if not is_url(url):
         raise ConfigError(f"{url} is no URL: expected such as s3://BUCKET/STUDIES/NAME")
     _check_folder(url, folder)
@@ -70,9 +70,9 @@ def _fetch(url: str, folder: Path) -> int:
     )
     after = _times(folder)
     changed = sum(before.get(path) != time for path, time in after.items())
-    print(f"{changed} of {len(after)} files were new; report: {folder / 'report.html'}")
+    say(f"{changed} of {len(after)} files were new; report: {folder / 'report.html'}")
     if not (folder / "report.html").exists():
-        print("there is no report yet: the study is still running, or was interrupted")
+        say("there is no report yet: the study is still running, or was interrupted")
     return FINISHED
 
 

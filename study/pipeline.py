@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from brainseg.cli import FINISHED, SOME_FAILED
+from brainseg.cli import FINISHED, SOME_FAILED, say
 from brainseg.plugins import is_path
 from brainseg.storage.urls import is_url
 from study.estimate import (
@@ -94,6 +94,7 @@ def _plan(args: argparse.Namespace, study: Study, console: Console) -> int:
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         console.print(f"{name:<{width}}  {value}")
+    require_disk(study, left, resources)
     return FINISHED
 
 
@@ -218,9 +219,9 @@ def _exit_code(study: Study, rows: Sequence[Row]) -> int:
     failed = [row for row in rows if row["status"] not in (TRIAL_FINISHED, EXTERNAL)]
     for row in failed:
         name = f"{row['variant']} fold {row['fold']} seed {row['seed']}"
-        print(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)
+        say(f"{row['status']}: {name}: {row['error']}", file=sys.stderr)
     if any(row["status"] in FAILURES for row in failed):
-        print("the same command with --retry-failed runs failed trials again", file=sys.stderr)
+        say("the same command with --retry-failed runs failed trials again", file=sys.stderr)
     searches = study.spec.searches
     have_winners = all(ranked(read_leaderboard(study.folder, search)) for search in searches)
     is_over = have_winners and not study.num_open_candidates()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from brainseg.config import Experiment, load_experiment, parse_changes
+from brainseg.config import Experiment
 from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.layouts import find_default_root
 from brainseg.data.patients import describe_patients
@@ -19,18 +19,16 @@ from brainseg.data.split import count_rotations, split_of
 from brainseg.errors import ConfigError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
-from brainseg.model.networks import build_model, build_network, check_network, names_code
-from brainseg.plugins import absolute, fingerprint
-from brainseg.storage.files import expand_home, hash_file, write_csv, write_text
+from brainseg.model.networks import build_model, build_network, check_network
+from brainseg.storage.files import expand_home, hash_file, hide_home, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.analysis.protocol import register
 from study.external import ExternalVariant, score_external
-from study.spec.configs import shipped
-from study.spec.grid import LEAKY, WINNER, Changes, Grid, SearchDefaults
+from study.spec.grid import LEAKY, WINNER
+from study.spec.request import Say, build_spec, load_base
 from study.spec.resources import Cluster, TrialResources, share_cluster
-from study.spec.search_space import Range, load_space, parse_space
-from study.spec.study_spec import SearchSpec, StudySpec
+from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import count_open, winner_jobs
 from study.storage.schema import FAILURES, OF_EXTERNAL
@@ -38,8 +36,6 @@ from study.storage.study_folder import default_name, read_spec, read_study, writ
 from study.storage.sync import StudySync
 from study.storage.tables import external_folder
 from study.storage.trial_folder import TrialFolder
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -133,28 +129,20 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         ConfigError: If a flag, a key or a file of the command line is invalid.
         BrainsegError: If data or weights cannot be used.
     """
-    changes = parse_changes(args.changes)
-    args.grid.refuse_decided(changes)
-    space = _read_space(args)
-    # First without the data, which may take minutes to open, so that mistakes are told early.
-    will_generate = args.data is None and find_default_root() is None
-    _build_spec(args, space, _load_base(args, changes, synthetic=will_generate)).jobs()
     data = _open_data(args.data, say)
-    experiment, weights_hash = _resolve_weights(
-        _load_base(args, changes, synthetic=data.synthetic)
-    )
+    experiment, weights_hash = _resolve_weights(load_base(args, synthetic=data.synthetic))
     facts = {
         "fingerprint": data.fingerprint,
         "patients": len(data.patients),
         "slices": len(data.slices),
         "tumour_slices": num_tumour_slices(data),
-        "data": str(data.source),
+        "data": hide_home(str(data.source)),
         "synthetic": data.synthetic,
         "channels": data.channels,
         "about": data.about,
         "weights_hash": weights_hash,
     }
-    spec = _build_spec(args, space, name_channels(experiment, data), say).model_copy(update=facts)
+    spec = build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)
     _check_splits(spec, data)
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
@@ -163,8 +151,9 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
             apply_filters(data.image(0), job.experiment.preprocess)
     external = tuple(_read_predictions(args, spec, data, say))
     spec = spec.model_copy(update={"external": {one.name: one.patients for one in external}})
+    sync = _find_storage(args, data.synthetic)
     sizes = _check_networks(spec.networks(), download=not args.plan)
-    return Study(spec, data, _find_storage(args, data.synthetic), sizes, external)
+    return Study(spec, data, sync, sizes, external)
 
 
 def _read_predictions(
@@ -247,77 +236,6 @@ def num_tumour_slices(data: SliceStore) -> int:
     return sum(item.tumour_pixels > 0 for item in data.slices)
 
 
-def _build_spec(
-    args: argparse.Namespace,
-    space: Mapping[str, Range],
-    experiment: Experiment,
-    say: Say = lambda text: None,
-) -> StudySpec:
-    grid, experiment, files = _resolve_files(args.grid, experiment)
-    grid.check_variants(experiment)
-    spec = StudySpec.of(
-        grid,
-        folds=args.folds or grid.folds,
-        seeds=args.seeds or grid.seeds,
-        files=files,
-        experiment=experiment,
-        search=_build_search(args),
-    )
-    if spec.search is None:
-        return spec
-    return spec.model_copy(update={"search": _check_space(args, space, spec, say)})
-
-
-def _build_search(args: argparse.Namespace) -> SearchSpec | None:
-    """Return the search of the flags or else of the grid, with an empty space."""
-    if args.search is args.grid.search is None:
-        return None
-    default = args.grid.search or SearchDefaults(candidates=args.search)
-    return SearchSpec(
-        candidates=args.search or default.candidates,
-        per=default.per,
-        sampler=args.sampler or default.sampler,
-        scheduler=args.scheduler or default.scheduler,
-        folds=args.search_folds or default.folds,
-        seeds=args.search_seeds or default.seeds,
-        space={},
-    )
-
-
-def _space_source(args: argparse.Namespace) -> tuple[Path | dict[str, Any], str]:
-    """Return where the search space is, and what messages call it."""
-    of_grid = args.grid.search and args.grid.search.space
-    source = args.space or of_grid or shipped("search.yaml")
-    in_grid = f"grid {args.grid.name}, search.space"
-    return source, str(source) if isinstance(source, Path) else in_grid
-
-
-def _read_space(args: argparse.Namespace) -> dict[str, Range]:
-    return {} if args.search is args.grid.search is None else parse_space(*_space_source(args))
-
-
-def _check_space(
-    args: argparse.Namespace, ranges: Mapping[str, Range], spec: StudySpec, say: Say
-) -> SearchSpec:
-    """Return the search with its space, which leaves every search something to vary."""
-    assert spec.search is not None
-    where = _space_source(args)[1]
-    space = load_space(ranges, spec.variants, spec.experiment, where)
-    for key in space.fixed:
-        say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
-    for search in spec.searches:
-        load_space(ranges, search.variants, spec.experiment, where)
-    return spec.search.model_copy(update={"space": space.record()})
-
-
-def _load_base(args: argparse.Namespace, changes: Changes, *, synthetic: bool) -> Experiment:
-    default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
-    base = load_experiment(args.config or default)
-    if args.split is not None:
-        changes = {**changes, "data.split": args.split}
-    return base.replaced(args.grid.shared, f"grid {args.grid.name}, shared").replaced(changes)
-
-
 def _open_data(path: Location | None, say: Say) -> SliceStore:
     source = path or find_default_root()
     if source is None:
@@ -345,14 +263,20 @@ def _resolve_weights(experiment: Experiment) -> tuple[Experiment, str]:
     path = find_encoder_weights(experiment.model)
     assert path is not None
     if not is_url(weights):
-        experiment = experiment.replaced({"model.encoder_weights": str(path.resolve())})
+        whole = hide_home(str(path.resolve()))
+        experiment = experiment.replaced({"model.encoder_weights": whole})
     return experiment, hash_file(path)
 
 
 def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
     name = args.name or default_name(args.grid.name, args.config, synthetic=synthetic)
     if isinstance(args.storage, Path):
-        return StudySync((args.storage.expanduser() / name).resolve())
+        folder = (expand_home(args.storage) / name).resolve()
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            reason = "cannot be written" if there.is_dir() else "is no folder"
+            raise ConfigError(f"--storage: {there} {reason}: name another folder or --name")
+        return StudySync(folder)
     return StudySync(join_location(args.storage, name), read_only=args.plan)
 
 
@@ -379,28 +303,10 @@ def _check_networks(experiments: Sequence[Experiment], *, download: bool) -> dic
     sizes = {}
     for experiment in experiments:
         config, channels = experiment.model, experiment.input_channels
-        network = build_model(config, 0, channels) if download else build_network(config, channels)
+        if download or config.encoder_weights != "imagenet":  # other weights are here already
+            network = build_model(config, 0, channels)
+        else:
+            network = build_network(config, channels)
         check_network(experiment, network)
         sizes[experiment.network] = sum(weight.numel() for weight in network.parameters())
     return sizes
-
-
-def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
-    """Make the paths of a user's code and splits absolute, and take the fingerprint of each."""
-    find: dict[str, Callable[[Any], Any]] = {
-        "model.architecture": absolute,
-        "preprocess.filters": lambda names: [absolute(name) for name in names],
-        "data.split": lambda path: str(expand_home(path).resolve()) if "." in path else path,
-    }
-    experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
-    variants = {
-        name: {key: find[key](v) if key in find else v for key, v in changes.items()}
-        for name, changes in grid.variants.items()
-    }
-    found = [experiment.replaced(changes) for changes in variants.values()]
-    networks = [e.model.architecture for e in found if names_code(e.model)]
-    filters = [name for e in found for name in e.preprocess.own_filters]
-    files = {name: fingerprint(name) for name in (*networks, *filters)}
-    splits = [Path(e.data.split) for e in found if "." in e.data.split]
-    files |= {str(path): hash_file(path) for path in splits if path.is_file()}
-    return replace(grid, variants=variants), experiment, files

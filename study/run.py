@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from brainseg.cli import FINISHED, run_command
 from brainseg.storage.remote import require_store
-from study.cli import list_grids, parse_options
+from study.cli import build_console, list_grids, parse_options
 from study.storage.sync import find_study
 
 _STOPPED = "stopped; the same command continues from the last completed epochs"
@@ -17,10 +15,9 @@ _STOPPED = "stopped; the same command continues from the last completed epochs"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
 
     def work() -> int:
-        args = parse_options(argv)
+        args, console = parse_options(argv), build_console()
         if args.list:
             list_grids(console)
             return FINISHED
@@ -31,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             publish(find_study(args.storage, args.name, args.grid.name, args.config), console)
             return FINISHED
+        from brainseg.data.layouts import find_default_root
+        from study.spec.request import check_options
+
+        # Before torch, Ray and the data, so that mistakes are told early.
+        check_options(args, synthetic=args.data is None and find_default_root() is None)
         from study.pipeline import run_study
 
         return run_study(args, console)

@@ -21,6 +21,7 @@ from study.spec.grid import load_grid, shipped_grids
 from study.spec.search_space import load_space
 from study.spec.study_spec import StudySpec
 
+_READERS = ("cli", "spec/request", "resolve", "pipeline")
 NAMES = [grid.name for grid in shipped_grids()]
 ROOT = Path(__file__).parents[1]
 ARROWS = (
@@ -108,7 +109,7 @@ def test_every_grid_builds(grid: str) -> None:
 def test_every_flag_is_read_somewhere(command: ModuleType) -> None:
     files = [Path(str(command.__file__))]
     if command is run:
-        files += [ROOT / "study" / f"{name}.py" for name in ("cli", "resolve", "pipeline")]
+        files += [ROOT / "study" / f"{name}.py" for name in _READERS]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     parser = build_parser() if command is run else command._parser()
     for action in parser._actions:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command
+from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command, say, whole_number
 from brainseg.errors import ConfigError
 from brainseg.storage.urls import to_location
 
@@ -21,8 +21,7 @@ PASSWORD = "BRAINSEG_DEMO_PASSWORD"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _serve(args))
+    return run_command(lambda: _serve(_parser().parse_args(argv)))
 
 
 def check_host(host: str, password: str | None) -> None:
@@ -72,9 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--port",
-        type=int,
+        type=whole_number(1, 65_535),
         metavar="N",
         help="port to listen on (default: 7860 or the next free one)",
+    )
+    parser.add_argument(
+        "--public-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which a proxy shows the page; may be given again",
     )
     parser.add_argument(
         "--device",
@@ -111,9 +117,10 @@ def _serve(args: argparse.Namespace) -> int:
             page = build_page(Handlers(models, compute, allow_code=args.allow_code), examples)
         else:
             page = build_empty_page()
-        address = launch(page, args.host, args.port, password)
-        names = ", ".join(model.name for model in models) or "how to train a model"
-        print(f"{address} shows {names}; Ctrl-C ends it", flush=True)
+        names = {"localhost", "127.0.0.1", "::1", args.host, *args.public_host}
+        address = launch(page, args.host, args.port, password, names)
+        shown = ", ".join(model.name for model in models) or "how to train a model"
+        say(f"{address} shows {shown}; Ctrl-C ends it")
         _wait()
         page.close(verbose=False)
     return FINISHED
@@ -134,7 +141,9 @@ examples:
   python -m brainseg.demo model.safetensors --port 8000
 
 The page is shown on this machine only. To show it to other machines, set the environment variable
-{PASSWORD} and give --host 0.0.0.0; the user name is brainseg. The command needs
+{PASSWORD} and give --host 0.0.0.0; the user name is brainseg. Requests that name
+another host are refused, so that no other page in a browser can read this one. Behind a proxy,
+give the name in the address bar as --public-host. The command needs
   pip install "brainseg[demo]"
 
 exit codes:

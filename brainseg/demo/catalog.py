@@ -16,6 +16,7 @@ import numpy as np
 from brainseg.data.inputs import describe_preparation
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
+from brainseg.document import escape_markdown
 from brainseg.errors import CheckpointError, DataError
 from brainseg.inference.overlay import encode_picture
 from brainseg.model.model_file import ModelHeader, read_header
@@ -63,7 +64,9 @@ class TrainedModel:
             "FLAIR, post-contrast; its predictions for anything else are meaningless",
             "**research only, not for clinical use**",
         ]
-        blocks = [f"### {self.name}", "\n".join(f"- {line}" for line in lines if line)]
+        # A file from elsewhere may hold any text.
+        shown = "\n".join(f"- {escape_markdown(line)}" for line in lines if line)
+        blocks = [f"### {escape_markdown(self.name)}", shown]
         card = self.path.with_suffix(".md")
         if card.is_file():
             blocks += ["---", card.read_text(encoding="utf-8", errors="replace")]

@@ -6,7 +6,9 @@ Nothing leaves the machine: no analytics, no share link, no fonts from other hos
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 # Gradio reads these when it is imported; without them it reports its use.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -17,6 +19,7 @@ import gradio as gr
 from brainseg.demo.catalog import Examples
 from brainseg.demo.handlers import NO_SECOND, Handlers
 from brainseg.demo.render import ASSETS, render
+from brainseg.errors import ConfigError
 from brainseg.inference.readers import IMAGE_SUFFIXES
 
 MAX_FILE_SIZE = "5mb"
@@ -24,6 +27,10 @@ SESSIONS = 4
 """The number of visitors whose slices are kept; those of the one away longest are dropped."""
 
 _KEEP_SECONDS = 1800
+_REFUSAL = (
+    b"This host does not show the page under this name. Behind a proxy, start the demo with "
+    b"--public-host NAME.\n"
+)
 _SLICE_HINT = "Upload a slice, or take one of the examples; then the outline appears here."
 _PATIENT_HINT = (
     "Upload all slices of a patient, then go through them with the slider. A file NAME_mask is "
@@ -76,7 +83,9 @@ def build_empty_page() -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, host: str, port: int | None, password: str | None) -> str:
+def launch(
+    page: gr.Blocks, host: str, port: int | None, password: str | None, names: Collection[str]
+) -> str:
     """Serve a page in the background and return its address.
 
     Args:
@@ -84,10 +93,68 @@ def launch(page: gr.Blocks, host: str, port: int | None, password: str | None) -
         host: The address to listen on.
         port: The port to listen on; None takes the first free one from 7860 on.
         password: The password of the user `brainseg`; None asks for no password.
+        names: Names of this host in requests. With a password, which a page that pretends to be
+            this one does not have, any name will do.
+
+    Raises:
+        ConfigError: If the address cannot be listened on.
     """
     # One prediction at a time; beyond 64 waiting ones visitors get a message.
     page.queue(max_size=64, default_concurrency_limit=1, api_open=False)
+    options = {"names": names, "any_host": password is not None}
+    try:
+        return _launch(page, host, port, password, (OwnHostOnly, (), options))
+    except OSError as error:
+        where = f"{host}:{port or '7860 and higher'}"
+        raise ConfigError(f"cannot listen at {where}: {error}; give another --port") from error
+
+
+class OwnHostOnly:
+    """Refuses requests that other pages of a browser make (by DNS rebinding, say).
+
+    Args:
+        app: The server's ASGI application.
+        names: Names of this host.
+        any_host: Whether the header Host may be anything; Origin must then be the same.
+    """
+
+    def __init__(self, app: Any, names: Collection[str], *, any_host: bool) -> None:
+        self._app, self._names, self._any_host = app, {n.lower() for n in names}, any_host
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or answer it with status 403."""
+        if scope["type"] == "lifespan" or self._is_ours(scope["headers"]):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            plain = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 403, "headers": plain})
+            await send({"type": "http.response.body", "body": _REFUSAL})
+
+    def _is_ours(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        hosts, origins = (
+            [_name(value) for key, value in headers if key == wanted]
+            for wanted in (b"host", b"origin")
+        )
+        known = self._names | set(hosts if self._any_host else ())
+        return len(hosts) == 1 and known.issuperset([*hosts, *origins]) and "" not in hosts
+
+
+def _name(header: bytes) -> str:
+    """Return the host's name in a header, without scheme and port; empty if it is malformed."""
+    value = header.decode("latin-1")
+    try:
+        return urlsplit(value if "://" in value else f"//{value}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _launch(
+    page: gr.Blocks, host: str, port: int | None, password: str | None, own: tuple[Any, ...]
+) -> str:
     _, address, _ = page.launch(
+        app_kwargs={"middleware": [own]},
         server_name=host,
         server_port=port,
         auth=("brainseg", password) if password else None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.cli import FINISHED, build_parser, run_command, say, whole_number
 from brainseg.storage.files import new_folder
 from brainseg.storage.urls import to_location
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = _parser().parse_args(argv)
-    return run_command(lambda: _explore(args))
+    return run_command(lambda: _explore(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=whole_number(0, 2**32 - 1),
         default=44,
         metavar="N",
         help="the seed of the random samples (default: 44)",
@@ -72,7 +71,7 @@ def _explore(args: argparse.Namespace) -> int:
 
     if args.layout:
         folder = describe_by(args.layout, args.data)
-        print(f"written: {folder / DESCRIPTION} and {folder / MANIFEST}; complete the first")
+        say(f"written: {folder / DESCRIPTION} and {folder / MANIFEST}; complete the first")
         return FINISHED
     if args.check:
         return _check(open_default(args.data))
@@ -81,10 +80,10 @@ def _explore(args: argparse.Namespace) -> int:
         write_page(exploration, folder)
     data = exploration.data
     for sentence in (*data.notes, *exploration.summary):
-        print(f"- {sentence}")
+        say(f"- {sentence}")
     if data.synthetic:
-        print("SYNTHETIC DATA: generated phantoms. No number here says anything about patients.")
-    print(f"page: {args.out / 'explore.html'}")
+        say("SYNTHETIC DATA: generated phantoms. No number here says anything about patients.")
+    say(f"page: {args.out / 'explore.html'}")
     return FINISHED
 
 
@@ -92,15 +91,15 @@ def _check(data: SliceStore) -> int:
     """Print what a dataset holds; what is wrong with it was an error that lists every file."""
     tumour = sum(item.tumour_pixels > 0 for item in data.slices)
     sizes = Counter(f"{height} x {width}" for height, width in data.shapes)
-    print(f"dataset     {data.about.name or 'without a name'}, in {data.root}")
-    print(f"patients    {len(data.patients)}")
-    print(f"slices      {len(data.slices):,}, {tumour:,} with tumour")
-    print(f"sizes       {', '.join(f'{size}: {n:,}' for size, n in sizes.most_common(5))} px")
-    print(f"channels    {', '.join(data.channels)}")
-    print(f"licence     {data.about.licence or 'not stated'}")
+    say(f"dataset     {data.about.name or 'without a name'}, in {data.root}")
+    say(f"patients    {len(data.patients)}")
+    say(f"slices      {len(data.slices):,}, {tumour:,} with tumour")
+    say(f"sizes       {', '.join(f'{size}: {n:,}' for size, n in sizes.most_common(5))} px")
+    say(f"channels    {', '.join(data.channels)}")
+    say(f"licence     {data.about.licence or 'not stated'}")
     for note in data.notes:
-        print(f"note        {note}")
-    print("No file is wrong.")
+        say(f"note        {note}")
+    say("No file is wrong.")
     return FINISHED
 
 

@@ -32,8 +32,10 @@ class Compute:
         """
         name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            one = torch.ones(1, device=name)
+            one.add(1).item()  # which a device without memory, such as meta, cannot
+            return one.device
+        except (RuntimeError, AssertionError, ImportError) as error:
             reason = str(error).split("\n")[0][:200]
             raise ConfigError(f"device {name} cannot be used here: {reason}") from error
 

@@ -18,7 +18,12 @@ from safetensors.torch import load_file, save_file
 from brainseg.config import Experiment, Names
 from brainseg.data.about import CHANNELS
 from brainseg.errors import CheckpointError, ConfigError
-from brainseg.storage.files import regular_file, retry_storage, write_atomically
+from brainseg.storage.files import (
+    hide_home,
+    regular_file,
+    retry_storage,
+    write_atomically,
+)
 from brainseg.storage.values import MAX_BYTES, cut, explain
 
 Tensors = dict[str, torch.Tensor]
@@ -82,7 +87,7 @@ def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:
     Raises:
         StorageError: If the disk refuses; a file that was there before is intact.
     """
-    about = {"brainseg": header.model_dump_json()}
+    about = {"brainseg": hide_home(header.model_dump_json())}
     path.parent.mkdir(parents=True, exist_ok=True)
     retry_storage(lambda: save_tensors(weights, path, about), f"the model file {path}")
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import time
@@ -33,12 +34,28 @@ _LARGEST = 2**28
 """Bytes of a table or record: ten times those of the largest study, and fits any memory."""
 
 
-def cache_folder(name: str) -> Path:
-    """Return a folder of this machine's cache, made if need be; `BRAINSEG_CACHE` moves it."""
+def cache_root() -> Path:
+    """Return the folder of this machine's cache; `BRAINSEG_CACHE` moves it."""
     base = os.environ.get("BRAINSEG_CACHE") or platformdirs.user_cache_dir("brainseg")
-    folder = Path(base).expanduser().resolve() / name
+    return Path(base).expanduser().resolve()
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of this machine's cache, made if need be."""
+    folder = cache_root() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def hide_home(text: str) -> str:
+    """Return a text in which `~` stands for the home folder, as in a path that begins with it."""
+    try:
+        homes = {Path.home(), Path.home().resolve()}
+    except RuntimeError:  # a user without one
+        return text
+    for home in homes - {Path("/")}:
+        text = re.sub(rf"(?<![\w./~-]){re.escape(str(home))}(?![\w.-])", "~", text)
+    return text
 
 
 def retry_storage(work: Callable[[], _T], what: str, waits: Sequence[float] = _WAITS) -> _T:

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
 from brainseg.storage.files import write_atomically
-from brainseg.storage.urls import Location, is_url
+from brainseg.storage.urls import PUBLIC_KEYS, Location, is_url, redact
 
 _NUM_THREADS = 16
 _BLOCK = 8 * 2**20
 _PART = ".part"
 _CONNECT_SECONDS, _SILENT_SECONDS, _ATTEMPTS = 3, 5, 2
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 _S3_KEYS = ("region", "scheme", "endpoint_override")
 _REASONS = (
     (r"NO_SUCH_BUCKET", "there is no such bucket: create it first, or correct the URL"),
@@ -60,7 +61,7 @@ class RemoteFolder:
             `&scheme=http` if the store is not Amazon's.
 
     Raises:
-        ConfigError: If the URL holds a password or is malformed.
+        ConfigError: If the URL holds a user, a password or a secret, or is malformed.
     """
 
     def __init__(self, url: str) -> None:
@@ -317,17 +318,32 @@ def translate_errors(url: str) -> Iterator[None]:
 
 
 def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    keys = [key for key, _ in parse_qsl(parts.query)]
-    has_secret = parts.password or any("key" in key for key in keys)
-    if has_secret or (parts.username and parts.scheme == "s3"):
-        hidden = f"{parts.scheme}://...{parts.path}"
-        raise ConfigError(f"{hidden} holds a password, which would be written into files")
+    shown = redact(re.sub(r"\s", "_", url))
     if "#" in url or url.count("?") > 1:
-        raise ConfigError(f"{url} has a # or a second ?: choose a name without them")
-    unknown = [key for key in keys if key not in _S3_KEYS]
+        raise ConfigError(f"{shown} has a # or a second ?: choose a name without them")
+    if shown != re.sub(r"\s", "_", url):
+        raise ConfigError(
+            f"{shown} holds a user, a password or a key of its query that is none of "
+            f"{', '.join(PUBLIC_KEYS)}; a URL is written into files: give credentials in the "
+            "environment, in ~/.aws or to this machine's role"
+        )
+    if not url.isprintable():
+        raise ConfigError(f"{shown!r} holds a control character: correct the URL")
+    try:
+        parts = urlsplit(url)
+        endpoint = urlsplit("//" + dict(parse_qsl(parts.query)).get("endpoint_override", ""))
+        is_sound = bool(parts.netloc) and (endpoint.port or 0) >= 0
+    except ValueError:  # a bracket that is not closed, a port that is none
+        is_sound = False
+    if not is_sound and not url.startswith("file:///"):
+        raise ConfigError(f"{shown} cannot be opened: expected such as s3://BUCKET/PREFIX")
+    if parts.scheme not in _SCHEMES or not url.startswith(parts.scheme):
+        raise ConfigError(f"{shown} cannot be opened: it must begin with {', '.join(_SCHEMES)}")
+    if any(part in (".", "..") for part in parts.path.split("/")):
+        raise ConfigError(f"{shown} has a part . or .., which a store does not follow")
+    unknown = [key for key, _ in parse_qsl(parts.query) if key not in _S3_KEYS]
     if parts.scheme == "s3" and unknown:
-        raise ConfigError(f"{url}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
+        raise ConfigError(f"{shown}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -339,12 +355,15 @@ def _open(url: str) -> tuple[Any, str]:
         options: dict[str, Any] = dict(parse_qsl(parts.query))
         if not {"region", "endpoint_override"} & options.keys():
             options["region"] = fs.resolve_s3_region(parts.netloc)
-        store = fs.S3FileSystem(
-            **options,
-            connect_timeout=_CONNECT_SECONDS,
-            request_timeout=_SILENT_SECONDS,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-        )
+        try:
+            store = fs.S3FileSystem(
+                **options,
+                connect_timeout=_CONNECT_SECONDS,
+                request_timeout=_SILENT_SECONDS,
+                retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+            )
+        except ValueError as error:  # such as a scheme that is none
+            raise ConfigError(f"{url} cannot be opened: {_first_line(error)}") from error
         return store, f"{parts.netloc}{parts.path}".rstrip("/")
     bounded = url
     if parts.scheme in ("gs", "gcs") and "retry_limit_seconds" not in parts.query:

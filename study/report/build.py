@@ -55,7 +55,7 @@ def publish(sync: StudySync, console: Console) -> None:
     if published:
         note = "Published by others on another split, not measured here; Dice is the global one."
         print_rows(published, "Published", note, console)
-    console.print(f"{results.conclusion.sentence}\n")
+    console.print(results.conclusion.sentence, "", sep="\n")
     if sync.is_remote:
         console.print(f"study: {sync.location}")
     console.print(f"report: {sync.folder / 'report.html'}")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from brainseg.config import Experiment, differences
 from brainseg.data.about import CHANNELS, LGG, About
 from brainseg.errors import ConfigError
+from brainseg.storage.files import hide_home
 from study.spec.grid import (
     PER_VARIANT,
     Candidates,
@@ -276,6 +277,8 @@ class StudySpec(BaseModel):
         location of the data may change, and so may the path of the encoder's weights if the
         weights are the same.
         """
+        # Version 0.1 wrote paths below the home folder in full.
+        self = StudySpec.model_validate_json(hide_home(self.model_dump_json()))
         experiment = self.experiment
         if self.weights_hash and self.weights_hash == other.weights_hash:
             path = other.experiment.model.encoder_weights

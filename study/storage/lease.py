@@ -7,6 +7,7 @@ alive and the study is refused; if not, the lease is taken over. No clocks are c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brainseg.errors import StorageError, StudyError
 from brainseg.storage.remote import RemoteFolder
@@ -55,6 +58,18 @@ def hold(sync: StudySync, say: Callable[[str], None]) -> Iterator[None]:
             raise
         finally:
             lease.release()
+
+
+class _Record(BaseModel):
+    """What the object holds."""
+
+    model_config = ConfigDict(strict=True)
+
+    owner: str
+    token: str
+    machine: str = ""
+    process: int = Field(default=0, ge=0, lt=2**31)
+    beat: int = 0
 
 
 class Lease:
@@ -133,12 +148,15 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         content = self._remote.read(self._name)
-        try:
-            record: dict[str, Any] = json.loads(content or b"{}")
-        except ValueError:
+        if content is None:
             return None
-        is_ours = isinstance(record, dict) and record.keys() >= self._mine.keys()
-        return record if is_ours else None
+        try:
+            return _Record.model_validate_json(content).model_dump()
+        except ValidationError:
+            # Of another version, perhaps: watched like any other owner. The hash moves with it.
+            token = hashlib.sha256(content).hexdigest()
+            unknown = f"one whose file {self._name} beside the study cannot be read"
+            return _Record(owner=unknown, token=token).model_dump()
 
     def _write(self) -> None:
         self._beat += 1

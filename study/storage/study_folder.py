@@ -19,7 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from brainseg import __version__
 from brainseg.errors import DataError, StudyError
-from brainseg.storage.files import check_record, read_json, write_text
+from brainseg.storage.files import check_record, hide_home, read_json, write_text
+from brainseg.storage.urls import redact
 from study.spec.grid import ONE
 from study.spec.study_spec import StudySpec
 
@@ -178,7 +179,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        found = owner.read_text(encoding="utf-8").strip() if owner.exists() else ""
+        text = owner.read_bytes()[:200] if owner.is_file() else b""
+        found = text.decode("utf-8", errors="replace").strip()
         raise StudyError(f"{folder} is being run by {found or 'another process'}") from error
     try:
         write_text(owner, describe_process() + "\n")
@@ -198,7 +200,7 @@ def write_study(folder: Path, spec: StudySpec, facts: dict[str, Any]) -> None:
     """
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join(["python", "-m", "study.run", *sys.argv[1:]]),
+        "command": redact(hide_home(shlex.join(["python", "-m", "study.run", *sys.argv[1:]]))),
         "commit": find_commit(),
         "versions": facts["versions"],
     }

@@ -91,19 +91,17 @@ def require_shared(path: Path, remedy: str) -> None:
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def _sees(path: str) -> bool:
-    return Path(path).exists()
+    return Path(path).expanduser().exists()
 
 
 def _require_answer(address: str) -> None:
     """Fail within seconds if nothing listens; Ray would retry for a quarter of an hour."""
     if address == "auto":
         return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or "/" in host:
-        raise StudyError(f"--address is {address}: expected HOST:PORT of the head node, or auto")
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: no port, no host's name
         raise StudyError(f"no Ray cluster answers at {address}: {error}") from error
 
 

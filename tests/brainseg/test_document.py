@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from brainseg.document import (
     Block,
@@ -62,12 +63,62 @@ def _document(labels: tuple[str, ...] = ("SYNTHETIC",)) -> Document:
 def test_markdown_holds_every_block() -> None:
     text = to_markdown(_document())
     assert text.startswith("# A study\n\n20 patients\n\n**raw ranks first.**\n\n- One seed.\n")
-    assert "## Test scores\n\n**SYNTHETIC**\n\nRanked by <Dice>.\n\n- one & two\n- three\n" in text
+    assert (
+        "## Test scores\n\n**SYNTHETIC**\n\nRanked by &lt;Dice>.\n\n- one & two\n- three\n" in text
+    )
     assert "*Test scores.*\n\n| variant | Dice | trials |\n| --- | --- | --- |\n| raw |" in text
-    assert "| a\\|b <i> | - | 1/2 |" in text
+    assert "| a\\|b &lt;i> | - | 1/2 |" in text
     assert "![A curve that rises](figures/curve.png)\n\n*Look at its end.*" in text
     assert "*Slices*\n\n![A slice with an outline](slice.png)" in text
     assert "The command:\n\n```\npython -m study.run\n```" in text
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<!-- hidden",
+    "<?php ?>",
+    "</td></table>",
+    "<https://evil.example>",
+    "&lt;script&gt;",
+    "[x](https://evil.example)",
+    "![x](https://evil.example/p.png)",
+    "[x]: https://evil.example",
+    "[x][y] [z]",
+    "a\n\n# forged\n\n- b",
+    "a | b |\n| c",
+    "a\\| b \\[x](y)",
+    "```\n# out\n```",
+    "~~~",
+    *("# a", "> a", "- a", "+ a", "* a", "1. a", "2) a", "---", "===", "***", "-"),
+    "x](https://evil.example) ![y",
+    "=2+3 @x -y",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_becomes_neither_html_nor_link_nor_block(name: str) -> None:
+    blocks: tuple[Block, ...] = (
+        Paragraph(f"Of {name}."),
+        Bullets([name]),
+        Table(name, [{"variant": name, name: "0.5"}, {"variant": "raw", name: "0.4"}]),
+        Figure("a/b (1).png", name, name),
+        Gallery(name, [Tile("slice.png", name, name)]),
+        Listing(name, name),
+    )
+    section = Section("scores", name, blocks)
+    text = to_markdown(Document(name, name, (), name, [name], [section]))
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = [token.type for token in tokens]
+    inner = [child for token in tokens for child in token.children or ()]
+    links = [child for child in inner if child.type in ("link_open", "image")]
+    assert not {"html_block"} & set(kinds)
+    assert "html_inline" not in {child.type for child in inner}
+    assert [link.attrs["src"] for link in links] == ["a/b%20%281%29.png", "slice.png"]
+    assert [kinds.count(kind) for kind in ("heading_open", "fence", "table_open")] == [2, 1, 1]
+    assert [kinds.count(kind) for kind in ("th_open", "td_open", "list_item_open")] == [2, 4, 2]
+    (fence,) = (token for token in tokens if token.type == "fence")
+    assert fence.content == f"{name}\n"
 
 
 def test_html_holds_every_block_and_escapes_text(folder: Path) -> None:

@@ -20,9 +20,7 @@ def test_an_existing_folder_is_not_written_into(
 
 
 def test_usage_and_a_missing_model(tmp_path: Path, patient: Path, data: SliceStore) -> None:
-    with pytest.raises(SystemExit) as stop:
-        predict.main(["model", "input", "--out", "x", "--threshold", "1.5"])
-    assert stop.value.code == 2
+    assert predict.main(["model", "input", "--out", "x", "--threshold", "1.5"]) == 2
     assert run_predict(tmp_path / "none.safetensors", patient, out=tmp_path / "out") == 1
     assert not (tmp_path / "out").exists()
 

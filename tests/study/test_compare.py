@@ -119,6 +119,32 @@ def test_a_leaky_split_is_not_compared_with_an_honest_one(
     assert "splits differ (patient, slice)" in capsys.readouterr().err
 
 
+def test_studies_without_a_shared_patient_are_refused(
+    small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("scores", "slices", "stages", "patients"):
+        rows = read_csv(other / f"{name}.csv")
+        renamed = [row | {"patient": f"other-{row['patient']}"} for row in rows]
+        write_csv(other / f"{name}.csv", renamed, tuple(rows[0]))
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert "no patient was tested with honest variants of both" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_of_leaky_variants_alone_is_refused(
+    small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in other.glob("*.csv"):
+        rows = read_csv(path)
+        if rows and "variant" in rows[0]:
+            leaky = [row | {"variant": f"LEAKY-{row['variant']}"} for row in rows]
+            write_csv(path, leaky, tuple(rows[0]))
+    about = json.loads((other / "study.json").read_text())
+    _edit(other, variants={f"LEAKY-{name}": of for name, of in about["variants"].items()})
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_folder_with_other_things_is_not_written(small: Path, other: Path) -> None:
     assert compare([str(small), str(other), "--out", str(small)]) == USAGE
 

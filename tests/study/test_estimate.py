@@ -142,9 +142,7 @@ def test_a_price_without_a_plan_is_a_usage_error(
     plan: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan.remove("--plan")
-    with pytest.raises(SystemExit) as caught:
-        main(plan)
-    assert caught.value.code == 2
+    assert main(plan) == 2
     assert "--price-per-hour needs --plan" in capsys.readouterr().err
 
 

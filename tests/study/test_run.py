@@ -111,23 +111,21 @@ def test_a_configuration_alone_is_a_study_of_its_name(
     [
         (["--gridd", "lite"], "--grid"),
         (["--grid", "lite", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--grid", "lite", "--concurrent", "0"], "from 1 to 100,000"),
+        (["--grid", "lite", "--concurrent", "0"], "from 1 to"),
         (["--grid", "lite", "--folds", "11"], "from 1 to 10"),
         (["--grid", "lite", "--search", "9", "--search-folds", "10"], "from 1 to 9"),
         (["--grid", "lite", "--fold", "2"], "unrecognized arguments"),
         ([], "give --grid NAME or FILE, or --config YAML"),
         (["--grid", "lite", "--sampler", "tpe"], "--sampler needs --search N"),
         (["--grid", "lite", "--search-folds", "2"], "--search-folds needs --search N"),
-        (["--grid", "lite", "--search", "0"], "from 1 to 10,000"),
+        (["--grid", "lite", "--search", "0"], "from 1 to"),
         (["--grid", "lite", "--search", "9", "--scheduler", "asah"], "median"),
     ],
 )
 def test_unknown_flags_exit_with_two(
     flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(flags)
-    assert caught.value.code == USAGE
+    assert main(flags) == USAGE
     assert words in capsys.readouterr().err
 
 
@@ -158,8 +156,7 @@ def test_more_than_the_machine_has_is_said_at_once(
 ) -> None:
     assert main([*plan, "--cpus-per-trial", "999"]) == KNOWN_ERROR
     assert "a trial asks for 999 CPUs" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*plan, "--gpus-per-trial", "nan"])
+    assert main([*plan, "--gpus-per-trial", "nan"]) == USAGE
     assert main([*plan, "--gpus-per-trial", "99"]) == KNOWN_ERROR
 
 
@@ -182,8 +179,8 @@ def test_nothing_listening_at_the_address_is_said_within_seconds(
 ) -> None:
     assert main([*plan, "--address", "127.0.0.1:1"]) == KNOWN_ERROR
     assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
-    assert main([*plan, "--address", "ray://head:10001"]) == KNOWN_ERROR
-    assert "expected HOST:PORT" in capsys.readouterr().err
+    assert main([*plan, "--address", "ray://head:10001"]) == USAGE
+    assert "neither HOST:PORT" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(

@@ -13,6 +13,12 @@ def test_a_device_that_is_not_here_is_refused_by_name() -> None:
         Compute("nonsense").torch_device()
 
 
+@pytest.mark.parametrize("name", ["meta", "hpu", "privateuseone", "cpu:x", "xla", "cuda:-1"])
+def test_a_device_that_cannot_compute_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device {name} cannot be used here: .*"):
+        Compute(name).torch_device()
+
+
 def test_a_cpu_computes_in_full_precision() -> None:
     with mixed_precision(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

@@ -20,9 +20,9 @@ def folder(store: Store, tmp_path: Path) -> RemoteFolder:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("s3://key:secret@bucket/data", "holds a password"),
-        ("s3://bucket/data?access_key=AKIA", "holds a password"),
-        ("s3://bucket/data?regoin=eu-west-1", "regoin is unknown; valid: region"),
+        ("s3://key:secret@bucket/data", "holds a user, a password"),
+        ("s3://bucket/data?access_key=AKIA", "a key of its query"),
+        ("s3://bucket/data?regoin=eu-west-1", r"regoin=\*\*\* holds .* none of region"),
         ("s3://bucket/run#2?region=eu-west-1", "choose a name without them"),
         ("s3://bucket/run?2?region=eu-west-1", "choose a name without them"),
     ],

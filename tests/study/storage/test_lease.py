@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,53 @@ def test_an_owner_that_has_died_on_this_machine_is_not_watched(url: str) -> None
     successor.acquire(said.append)
     successor.release()
     assert not said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\xff\x80",
+        b"[]",
+        b"{}",
+        b"null",
+        b"[" * 100_000,
+        b'{"owner": "a"}',
+        b'{"owner": "a", "token": "t", "machine": "m", "process": "7"}',
+        b'{"owner": "a", "token": "t", "machine": "m", "process": -1}',
+        b'{"owner": "a", "token": "t", "machine": "m", "process": 1e99}',
+        b'{"owner": null, "token": "t", "machine": "m", "process": 7}',
+    ],
+    ids=lambda content: repr(content[:60]),
+)
+def test_an_owner_that_cannot_be_read_is_watched_and_then_taken_over(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WATCH", 0.05), ("_SETTLE", 0.01), ("_LOOK", 0.01)):
+        monkeypatch.setattr(lease, f"{name}_SECONDS", value)
+    (tmp_path / ".lite.owner").write_bytes(content)
+    said: list[str] = []
+    successor = Lease(f"file://{tmp_path}/lite")
+    successor.acquire(said.append)
+    assert len(said) == 1
+    assert "one whose file .lite.owner beside the study cannot be read: watching it" in said[0]
+    successor.release()
+    assert not (tmp_path / ".lite.owner").exists()
+
+
+def test_an_owner_that_cannot_be_read_but_moves_is_respected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WATCH", 5.0), ("_LOOK", 0.01)):
+        monkeypatch.setattr(lease, f"{name}_SECONDS", value)
+    owner = tmp_path / ".lite.owner"
+    owner.write_bytes(b"of another version: 1")
+    with pytest.raises(StudyError, match="is being run by one whose file"):
+        Lease(f"file://{tmp_path}/lite").acquire(
+            lambda text: threading.Timer(
+                0.2, owner.write_bytes, [b"of another version: 2"]
+            ).start()
+        )
 
 
 @pytest.fixture

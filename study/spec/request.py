@@ -1,0 +1,135 @@
+"""What a command line asks, as a specification: told without torch and without the data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from brainseg.config import Experiment, load_experiment, parse_changes
+from brainseg.plugins import NETWORKS, absolute, fingerprint, installed, is_path
+from brainseg.storage.files import expand_home, hash_file, hide_home
+from study.spec.configs import shipped
+from study.spec.grid import Grid, SearchDefaults
+from study.spec.search_space import load_space, parse_space
+from study.spec.study_spec import SearchSpec, StudySpec
+
+Say = Callable[[str], None]
+
+
+def check_options(args: argparse.Namespace, *, synthetic: bool) -> None:
+    """Check the flags, keys and files of a command line, before anything slow is loaded.
+
+    Args:
+        args: The command line, see `study.cli`.
+        synthetic: Whether the slices will be generated.
+
+    Raises:
+        ConfigError: If one of them is wrong.
+    """
+    build_spec(args, load_base(args, synthetic=synthetic)).jobs()
+
+
+def load_base(args: argparse.Namespace, *, synthetic: bool) -> Experiment:
+    """Return the experiment that the variants of a command line share.
+
+    Args:
+        args: The command line, see `study.cli`.
+        synthetic: Whether the slices are generated, which has other defaults.
+
+    Raises:
+        ConfigError: If a file, key or value is wrong.
+    """
+    changes = parse_changes(args.changes)
+    args.grid.refuse_decided(changes)
+    default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
+    base = load_experiment(args.config or default)
+    if args.split is not None:
+        changes = {**changes, "data.split": args.split}
+    return base.replaced(args.grid.shared, f"grid {args.grid.name}, shared").replaced(changes)
+
+
+def build_spec(
+    args: argparse.Namespace, experiment: Experiment, say: Say = lambda text: None
+) -> StudySpec:
+    """Return what a command line asks, without what the dataset says.
+
+    Args:
+        args: The command line, see `study.cli`.
+        experiment: As `load_base` returns it.
+        say: Told what is ignored.
+
+    Raises:
+        ConfigError: If a file, key or value is wrong.
+    """
+    grid, experiment, files = _resolve_files(args.grid, experiment)
+    grid.check_variants(experiment)
+    spec = StudySpec.of(
+        grid,
+        folds=args.folds or grid.folds,
+        seeds=args.seeds or grid.seeds,
+        files=files,
+        experiment=experiment,
+        search=_build_search(args),
+    )
+    if spec.search is None:
+        return spec
+    return spec.model_copy(update={"search": _check_space(args, spec, say)})
+
+
+def _build_search(args: argparse.Namespace) -> SearchSpec | None:
+    """Return the search of the flags or else of the grid, with an empty space."""
+    if args.search is args.grid.search is None:
+        return None
+    default = args.grid.search or SearchDefaults(candidates=args.search)
+    return SearchSpec(
+        candidates=args.search or default.candidates,
+        per=default.per,
+        sampler=args.sampler or default.sampler,
+        scheduler=args.scheduler or default.scheduler,
+        folds=args.search_folds or default.folds,
+        seeds=args.search_seeds or default.seeds,
+        space={},
+    )
+
+
+def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchSpec:
+    """Return the search with its space, which leaves every search something to vary."""
+    assert spec.search is not None
+    source = args.space or (args.grid.search and args.grid.search.space) or shipped("search.yaml")
+    where = str(source) if isinstance(source, Path) else f"grid {spec.grid}, search.space"
+    ranges = parse_space(source, where)
+    space = load_space(ranges, spec.variants, spec.experiment, where)
+    for key in space.fixed:
+        say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
+    for search in spec.searches:
+        load_space(ranges, search.variants, spec.experiment, where)
+    return spec.search.model_copy(update={"space": space.record()})
+
+
+def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
+    """Make the paths of a user's code and splits absolute, and take the fingerprint of each."""
+    find: dict[str, Callable[[Any], Any]] = {
+        "model.architecture": absolute,
+        "preprocess.filters": lambda names: [absolute(name) for name in names],
+        "data.split": lambda path: (
+            hide_home(str(expand_home(path).resolve())) if "." in path else path
+        ),
+    }
+    experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
+    variants = {
+        name: {key: find[key](v) if key in find else v for key, v in changes.items()}
+        for name, changes in grid.variants.items()
+    }
+    found = [experiment.replaced(changes) for changes in variants.values()]
+    networks = [e.model.architecture for e in found]
+    networks = [name for name in networks if is_path(name) or name in installed(NETWORKS)]
+    filters = [name for e in found for name in e.preprocess.own_filters]
+    files = {name: fingerprint(name) for name in (*networks, *filters)}
+    splits = [Path(e.data.split) for e in found if "." in e.data.split]
+    files |= {
+        str(path): hash_file(path.expanduser()) for path in splits if path.expanduser().is_file()
+    }
+    return replace(grid, variants=variants), experiment, files
