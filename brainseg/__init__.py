@@ -13,9 +13,17 @@ load torch.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
+
+# Nothing is sent unasked: packages read these when they are imported, which is later. Whoever sets
+# one of them otherwise has asked. Ray's is in study/tune/__init__.py.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 if TYPE_CHECKING:
     from brainseg.config import Experiment as Experiment
