@@ -317,6 +317,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "(default: 3)",
     )
     group.add_argument(
+        "--node-losses",
+        type=_whole(0),
+        metavar="N",
+        help="how many nodes each trial may lose besides, by preemption or failure of a machine "
+        "(default: any number)",
+    )
+    group.add_argument(
         "--address",
         type=_address,
         metavar="ADDR",

@@ -127,7 +127,7 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
         if open_jobs:
             names = [job.name for job in open_jobs]
             progress = Progress(names, num_epochs(open_jobs), console)
-            run_trials(open_jobs, resources, study.sync, progress, args.retries)
+            run_trials(open_jobs, resources, study.sync, progress, args.retries, args.node_losses)
 
 
 def _search(
@@ -148,7 +148,7 @@ def _search(
     )
     names = [candidate_name(index, group) for index in range(left)]
     progress = Progress(names, round(spec.halving.expected_epochs(left)), console)
-    run_search(spec, study.sync, resources, progress, args.retries)
+    run_search(spec, study.sync, resources, progress, args.retries, node_losses=args.node_losses)
     full = ranked(write_leaderboard(study.folder, spec, _heading(study)))
     if count_open(study.folder, spec):
         return

@@ -11,12 +11,8 @@ A strength s in [0, 2] scales the values of the configuration, and 1 leaves them
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass
-
-# On import, albumentations would look for a newer version on the package index.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations
 import numpy as np

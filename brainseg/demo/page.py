@@ -1,18 +1,14 @@
 """The layout of the demo's page, and the server that shows it.
 
-Nothing leaves the machine: no analytics, no share link, no fonts from other hosts.
+Nothing leaves the machine: no share link, no fonts from other hosts, and no analytics, which
+`brainseg/__init__.py` turns off.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from typing import Any
 from urllib.parse import urlsplit
-
-# Gradio reads these when it is imported; without them it reports its use.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
 

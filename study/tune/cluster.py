@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private.node import Node as LocalNode
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from brainseg.errors import StudyError
@@ -51,7 +52,8 @@ def start_cluster(address: str | None) -> Iterator[Cluster]:
         _require_answer(address)
         options |= {"address": address}
     try:
-        ray.init(**options)
+        with _no_usage_reporter():
+            ray.init(**options)
     except Exception as error:  # a bare one where Ray's own processes start too slowly
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "" if address is None else _TOKEN_HINT
@@ -61,6 +63,21 @@ def start_cluster(address: str | None) -> Iterator[Cluster]:
         yield _measure() if address is None else (*_measure(), *_find_startable())
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_usage_reporter() -> Iterator[None]:
+    """Start Ray without the process that would report its use, which no switch prevents.
+
+    Without a dashboard that is all this process does. Turned off, it still asks the addresses at
+    which Amazon, Google and Microsoft would answer whether the machine is theirs.
+    """
+    start = LocalNode.start_api_server
+    LocalNode.start_api_server = lambda *args, **options: None
+    try:
+        yield
+    finally:
+        LocalNode.start_api_server = start
 
 
 def require_shared(path: Path, remedy: str) -> None:

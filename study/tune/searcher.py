@@ -181,6 +181,7 @@ def run_search(
     progress: Progress,
     retries: int,
     trainable: Trainable = run_job,
+    node_losses: int | None = None,
 ) -> int:
     """Run a search until all the candidates asked for have ended.
 
@@ -191,6 +192,7 @@ def run_search(
         progress: Prints every epoch.
         retries: How often a candidate that crashes is run again.
         trainable: Runs one candidate.
+        node_losses: How many nodes each candidate may lose besides; None for any number.
 
     Returns:
         Number of candidates that have not ended, because storage failed.
@@ -205,7 +207,7 @@ def run_search(
     searcher = OptunaSearcher(spec, sync, resources, decisions)
     if searcher.num_left:
         options = {"scheduler": build_scheduler(spec, decisions), "search_alg": searcher}
-        options["num_samples"] = searcher.num_left
+        options |= {"num_samples": searcher.num_left, "node_losses": node_losses}
         fit(trainable, resources, sync, progress, retries, param_space={}, **options)
         searcher.settle()
     return searcher.num_left

@@ -21,6 +21,7 @@ from study.spec.trial_job import TrialJob
 from study.storage.schema import UNFINISHED
 from study.storage.sync import StudySync
 from study.storage.trial_folder import TrialFolder
+from study.tune.lost_nodes import LostNodes
 from study.tune.progress import Progress
 from study.tune.trainable import JOB, run_job
 from study.tune.waiting import WaitNotice
@@ -35,10 +36,11 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     Args:
         sync: The study.
         progress: Prints it.
+        lost_nodes: Knows which failures were not a trial's own.
     """
 
-    def __init__(self, sync: StudySync, progress: Progress) -> None:
-        self._sync, self._progress = sync, progress
+    def __init__(self, sync: StudySync, progress: Progress, lost_nodes: LostNodes) -> None:
+        self._sync, self._progress, self._lost_nodes = sync, progress, lost_nodes
         self._waiting = WaitNotice(progress.note)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,7 +73,10 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print why the trial is run again; halve its batches if memory ran out."""
         self._waiting.reported()
-        reason = _last_failure(trial)
+        if lost := self._lost_nodes.latest(trial):
+            reason = f"its node was lost, {lost} so far; this is not one of its retries"
+        else:
+            reason = _last_failure(trial)
         self._progress.note(f"{trial} continues after a failure: {_last_line(reason)}")
         if any(phrase in reason for phrase in _LOW_MEMORY):
             self._folder(trial).halve_batches(_last_line(reason))
@@ -102,6 +107,7 @@ def run_trials(
     sync: StudySync,
     progress: Progress,
     retries: int,
+    node_losses: int | None = None,
 ) -> None:
     """Run trials to their ends; each leaves its result in its own folder.
 
@@ -112,14 +118,16 @@ def run_trials(
         progress: Prints every epoch.
         retries: How often a trial that crashes is run again, from its last completed epoch. A
             deterministic error ends the trial without a retry, see `trainable.workspace`.
+        node_losses: How many nodes each trial may lose besides; None for any number.
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
     records = [to_config(job.placed(sync.location, resources))[JOB] for job in jobs]
     space = {JOB: tune.grid_search(records)}
-    options = {"metric": METRIC, "mode": MODE, "reuse_actors": True}
-    fit(run_job, resources, sync, progress, retries, param_space=space, **options)
+    options: dict[str, Any] = {"metric": METRIC, "mode": MODE, "reuse_actors": True}
+    options |= {"param_space": space, "node_losses": node_losses}
+    fit(run_job, resources, sync, progress, retries, **options)
 
 
 def fit(
@@ -130,6 +138,7 @@ def fit(
     retries: int,
     *,
     param_space: Mapping[str, Any],
+    node_losses: int | None = None,
     **options: Any,
 ) -> None:
     """Run everything there is to run under Tune.
@@ -141,6 +150,7 @@ def fit(
         progress: Prints every epoch.
         retries: How often a trial that crashes is run again.
         param_space: Configurations, unless a searcher among the options suggests them.
+        node_losses: How many nodes each trial may lose besides; None for any number.
         options: Of `tune.TuneConfig`.
 
     Raises:
@@ -149,6 +159,7 @@ def fit(
     runs = sync.folder / "tune"
     runs.mkdir(exist_ok=True)
     index = 1 + sum(1 for _ in runs.iterdir())
+    lost_nodes = LostNodes(node_losses)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space=dict(param_space),
@@ -162,12 +173,15 @@ def fit(
             name=f"start-{index}",
             storage_path=str(runs.resolve()),
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[Reporter(sync, progress)],
+            callbacks=[Reporter(sync, progress, lost_nodes)],
             verbose=0,
         ),
     )
-    with _stop_signals() as stopped:
+    with _stop_signals() as stopped, lost_nodes.counted_apart():
         results = tuner.fit()
+    if lost_nodes.total:
+        times = f"{lost_nodes.total} time" + "s" * (lost_nodes.total != 1)
+        progress.note(f"{times} a trial lost its node, which used up no retry")
     if stopped:
         raise KeyboardInterrupt
     for result in results:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.goodput import Killer, Loss
 from benchmarks.growth import exponent
 from benchmarks.measure import Spread, alternate, digits, ratios, set_flags, table
 from benchmarks.packing import list_packings
@@ -96,6 +98,55 @@ def test_the_target_is_reached_after_the_seconds_of_all_epochs_so_far() -> None:
     assert reached(curve, 0.6) is None
 
 
+class _Nodes:
+    """Stands for a cluster; a loss is a line in the study's log."""
+
+    def __init__(self, number: int) -> None:
+        self.worker_nodes = [SimpleNamespace(unique_id=n) for n in range(number)]
+        self.killed: list[int] = []
+
+    def add_node(self, **options: object) -> None:
+        self.worker_nodes.append(SimpleNamespace(unique_id=len(self.killed) + 10))
+
+
+def test_a_loss_lasts_until_the_trial_has_got_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two nodes is killed, never both; epochs that are written again do not count."""
+    now, nodes, log = [100.0], _Nodes(2), tmp_path / "log.txt"
+    trial = tmp_path / "results" / "benchmark" / "trials" / "raw"
+    trial.mkdir(parents=True)
+
+    def kill(cluster: _Nodes, node: SimpleNamespace) -> None:
+        cluster.worker_nodes.remove(node)
+        cluster.killed.append(node.unique_id)
+
+    def step(seconds: float, epochs: int, line: str = "") -> None:
+        now[0] += seconds
+        (trial / "history.csv").write_text("step\n" + "".join(f"{n}\n" for n in range(epochs)))
+        with log.open("a") as file:
+            file.write(line)
+        killer.look(None, trial.parents[2])
+
+    monkeypatch.setattr("benchmarks.goodput.time.time", lambda: now[0])
+    monkeypatch.setattr("benchmarks.goodput.kill_node", kill)
+    killer = Killer(nodes, 1.0, every=10.0, seed=0)
+    step(0, 0)
+    step(5, 1, "raw  1/3  frozen\n")
+    step(7, 1)
+    assert nodes.killed == []
+    step(3, 1)
+    assert nodes.killed == [0]
+    assert len(nodes.worker_nodes) == 2
+    step(2, 0, "raw continues after a failure: its node was lost, 1 so far; no retry\n")
+    assert killer.losses == [Loss("raw", 115.0, epochs=1, unsaved=10.0)]
+    step(3, 1)
+    assert killer.losses[0].seconds is None
+    step(4, 2, "raw  2/3  all\n")
+    assert killer.losses[0].seconds == 9.0
+    assert (killer.num_killed, killer.num_epochs) == (1, 2)
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name == "gpu" else []) for name in NAMES],
@@ -134,6 +185,7 @@ def test_every_option_is_read_and_the_page_names_the_command(name: str) -> None:
         "pipeline --size 32 --steps 2 --encoder mobilenet_v2",
         "steps --encoders mobilenet_v2 --sizes 32 --threads 1 --batch 4 --steps 1",
         "prediction --size 32 --slices 4 --encoder mobilenet_v2",
+        "goodput --size 32 --epochs 1 6 --seeds 1 --probability 0.5 --every 4",
     ],
 )
 def test_a_cheap_benchmark_prints_a_table(command: str) -> None:

@@ -271,14 +271,15 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_the_trials_of_a_lost_node_go_on_at_another(
+def test_the_trials_of_a_lost_node_go_on_at_another_without_a_retry(
     undisturbed: Study, study: Study, three_nodes: Cluster
 ) -> None:
     study.environment["RAY_AUTH_MODE"] = "disabled"
-    process = study.start("--address", three_nodes.address)
+    process = study.start("--address", three_nodes.address, "--retries", "0")
     study.wait_for_epoch(2)
     lost = next(node for node in three_nodes.worker_nodes if trials_of(node))
     three_nodes.remove_node(lost, allow_graceful=False)
     assert process.wait(PATIENCE) == FINISHED, study.log()
-    assert "continues after a failure" in study.log()
+    assert "continues after a failure: its node was lost, 1 so far" in study.log()
+    assert "a trial lost its node, which used up no retry" in study.log()
     assert_equal(study, undisturbed)

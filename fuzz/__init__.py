@@ -1,0 +1,1 @@
+"""Hands damaged files to the readers: each answers with a result or a BrainsegError."""
