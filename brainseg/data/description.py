@@ -19,8 +19,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -43,13 +41,10 @@ _IGNORED = ("dataset.yaml", "data.csv", "README", "LICENSE", "Thumbs.db")
 Pattern = Annotated[str, Field(min_length=1, max_length=300)]
 
 
-class Description(BaseModel):
-    """The content of a `dataset.yaml`.
+class Description(About):
+    """The content of a `dataset.yaml`: what a report says of the dataset, and where its files are.
 
     Attributes:
-        name: Name of the dataset.
-        source: Who made it.
-        licence: Its licence.
         images: Pattern of the image files; or channel -> pattern, if each channel has a file.
         masks: Pattern of the mask files, with the same placeholders.
         manifest: A CSV file instead of patterns, with the columns image (or one for each channel,
@@ -60,11 +55,6 @@ class Description(BaseModel):
         tumour: Values of a mask that are tumour; None takes all but 0, of masks of two values.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = ""
-    source: str = ""
-    licence: str = ""
     images: Pattern | dict[str, Pattern] | None = None
     masks: Pattern | None = None
     manifest: Pattern | None = None
@@ -114,7 +104,7 @@ class Description(BaseModel):
     @property
     def about(self) -> About:
         """What a report says of the dataset."""
-        return About(name=self.name, source=self.source, licence=self.licence)
+        return About(**self.model_dump(include=set(About.model_fields)))
 
 
 @dataclass(frozen=True)
