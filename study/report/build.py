@@ -1,4 +1,4 @@
-"""Write the report of a study: report.html, report.md, table.tex, figures/ and model cards."""
+"""Write a study's report: report.html, report.md, checklist.md, table.tex, figures and cards."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from rich.console import Console
 from brainseg.document import Document, Table, to_html, to_latex, to_markdown
 from brainseg.errors import StudyError
 from brainseg.storage.files import write_text
+from study.report.checklist import describe_checklists
 from study.report.figures import FigureWriter
 from study.report.model_cards import write_model_cards
+from study.report.people import describe_people
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
@@ -73,17 +75,19 @@ def write_report(folder: Path) -> StudyResults:
     results = read_results(folder)
     figures = FigureWriter(results)
     facts = describe_study(results.about)
+    sections = [
+        *describe_findings(results, figures),
+        *describe_search(results, figures),
+        *describe_people(results),
+        *describe_provenance(results),
+    ]
     document = Document(
         title=f"Study {results.about['name']}",
         facts=facts,
         labels=results.labels,
         sentence=results.conclusion.sentence,
         points=results.points,
-        sections=[
-            *describe_findings(results, figures),
-            *describe_search(results, figures),
-            *describe_provenance(results),
-        ],
+        sections=[*sections, describe_checklists(results, sections)],
     )
     rows = [{key: row[key] for key in _MANUSCRIPT} for row in ranked_rows(results)]
     caption = f"Test scores with 95 % intervals; HD95 in pixels. {facts}."
