@@ -136,6 +136,7 @@ class Document:
         sentence: The main message.
         points: Sentences that explain or limit the message; may be empty.
         sections: The content.
+        answers: Questions with short answers, the first thing to read after the message.
         footer: Text at the end of the page.
     """
 
@@ -145,6 +146,7 @@ class Document:
     sentence: str
     points: Sequence[str]
     sections: Sequence[Section]
+    answers: Sequence[tuple[str, str]] = ()
     footer: str = "Research only. Not for clinical use."
 
 
@@ -167,6 +169,8 @@ def to_markdown(document: Document) -> str:
     """Return the document as Markdown; figures are links relative to the document's folder."""
     label = " · ".join(document.labels)
     blocks = [f"# {document.title}", document.facts, f"**{document.sentence}**"]
+    if document.answers:
+        blocks.append(_bullets(f"**{ask}** {answer}" for ask, answer in document.answers))
     if document.points:
         blocks.append(_bullets(document.points))
     for section in document.sections:
@@ -210,7 +214,7 @@ def _bullets(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-_INTERVAL = re.compile(r"(.+?) (\(.+ to .+\))")
+_INTERVAL = re.compile(r"(.+?) (\(.+ to .+\)|\(wide\))")
 _NUMBER = re.compile(r"[<>+-]?\s*\d[\d.,]*(e[+-]?\d+)?%?(\s*\(.*\)|/\d+| of \d+)?")
 
 

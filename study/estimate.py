@@ -18,6 +18,7 @@ from brainseg.config import NUM_FOLDS, Experiment, load_experiment
 from brainseg.data.split import PARTS, split_of
 from brainseg.errors import StudyError
 from brainseg.model.encoders import describe_weights
+from study.analysis.protocol import PRIMARY
 from study.resolve import Study
 from study.spec.resources import Cluster, TrialResources, trials_on
 from study.spec.study_spec import StudySpec
@@ -101,6 +102,7 @@ def describe_plan(
         ("slices", f"{spec.slices:,}, of which {spec.tumour_slices:,} with tumour"),
         *_describe_splits(study),
         ("encoder weights", describe_weights(experiment.model)),
+        *((name, PRIMARY[name]) for name in ("primary metric", "test", "correction")),
         ("trials", f"{len(jobs)}, {len(left)} of them to run"),
         ("epochs", f"{stages} per trial, {num_epochs(left):,} to run"),
         ("steps", f"{_num_steps(study, left):,} of {experiment.optimizer.batch_size} slices"),
@@ -325,9 +327,10 @@ def _describe_search(study: Study) -> list[Line]:
     ]
     in_full = sum(count_open(study.folder, s) * s.halving.longest for s in spec.searches)
     epochs = _expected_epochs(study)
-    rungs = ", ".join(map(str, halving.rungs())) or "none"
+    rungs = ", ".join(map(str, halving.rungs()))
     stops = {"none": "stops no candidate", "median": f"from epoch {halving.first} on"}
-    how = stops.get(search.scheduler, f"rungs after epochs {rungs}")
+    how = f"rungs after epochs {rungs}" if rungs else "no rung, since there are too few epochs"
+    how = stops.get(search.scheduler, how)
     cost = f"{in_full:,} in full"
     if halving.brackets and left:
         saved = f"{epochs:,.0f} by halving alone ({epochs / in_full:.0%})"

@@ -24,6 +24,7 @@ from brainseg.plugins import absolute, fingerprint
 from brainseg.storage.files import hash_file, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
+from study.analysis.protocol import register
 from study.external import ExternalVariant, score_external
 from study.spec.configs import shipped
 from study.spec.grid import LEAKY, WINNER, Changes, Grid, SearchDefaults
@@ -211,6 +212,10 @@ def write_facts(study: Study, resources: TrialResources) -> None:
         "gpus_per_trial": resources.gpus,
         "versions": versions(),
     }
+    is_there = (study.folder / "study.json").exists()
+    earlier = read_study(study.folder).get("protocol", []) if is_there else []
+    tested = [job for job in study.jobs() if TrialFolder(study.folder / job.path).is_finished()]
+    facts["protocol"] = register(earlier, spec, len(tested))
     # Before study.json, which says that they are there.
     for external in study.external:
         external.write(study.folder)

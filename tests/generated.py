@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from brainseg.config import Experiment
 from brainseg.metrics import dice
 from brainseg.storage.files import write_bytes, write_csv, write_text
+from study.analysis.protocol import register
 from study.report.examples import EXAMPLE_COLUMNS
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
@@ -112,7 +113,7 @@ def generate_study(
             ensemble += _ensemble(job, seeds, tables["stages"])
     write_csv(folder / "patients.csv", [p.row() for p in cohort])
     _write_split(folder, cohort, folds)
-    write_study(folder, spec, FACTS)
+    write_study(folder, spec, {**FACTS, "protocol": register([], spec, 0)})
     collect(folder, jobs)
     write_csv(folder / "ensemble.csv", ensemble, TABLES["stages"])
     _draw(folder, [patient.name for patient in cohort], rng)

@@ -1,20 +1,22 @@
-"""The conclusion of a study in one sentence, with the caveats that limit it."""
+"""The conclusion of a study in a few sentences, answers to a reader's first questions, caveats."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import LEVEL, Comparison, Pair, smallest_p
+from study.analysis.leak import Leak
 from study.analysis.robustness import Ranking, other_winners
 from study.analysis.scores import ScoreMatrix
 from study.spec.grid import WINNER
 
 _FEW_PATIENTS = 40
 _EQUAL = 1e-12
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Conclusion:
     """What the scores of a study show, in words.
 
     Attributes:
-        sentence: What can and what cannot be concluded.
+        sentence: What can and what cannot be concluded, in a few short sentences.
+        answers: A reader's first questions, each with its answer; empty if nothing is ranked.
         caveats: What limits the conclusion, a sentence each.
     """
 
     sentence: str
     caveats: tuple[str, ...]
+    answers: tuple[tuple[str, str], ...] = ()
 
 
 def conclude(
@@ -36,6 +40,7 @@ def conclude(
     synthetic: bool = False,
     searched: Sequence[Mapping[str, Sequence[str]]] = (),
     rankings: Sequence[Ranking] = (),
+    leaks: Sequence[Leak] = (),
 ) -> Conclusion:
     """Put a comparison into words.
 
@@ -45,14 +50,20 @@ def conclude(
         synthetic: Whether the data are generated phantoms.
         searched: A search's inner splits: patients by part, `train` and `val`.
         rankings: The variants' ranks by other metrics and in other ways.
+        leaks: What leaky variants, which are not ranked, gain over honest ones.
     """
     sentence = _sentence(matrix, comparison) + _seen_by_search(matrix, searched)
+    for leak in leaks:
+        if leak.difference:
+            gain = _format(leak.difference.difference)
+            sentence += f" The leak of {leak.leaky} is worth {gain} Dice/patient."
     caveats = [*_missing(matrix, comparison), *_too_few(matrix, comparison), *_folds(matrix)]
     caveats += _other_rankings(comparison, rankings)
     if synthetic:
         sentence = f"SYNTHETIC DATA: {sentence}"
         caveats.insert(0, "The data are generated phantoms: no number here is about patients.")
-    return Conclusion(sentence, tuple(caveats))
+    answers = tuple(_answers(matrix, comparison, rankings, synthetic))
+    return Conclusion(sentence, tuple(caveats), answers)
 
 
 def patients_of(searched: Sequence[Mapping[str, Sequence[str]]]) -> tuple[set[str], set[str]]:
@@ -79,7 +90,7 @@ def _sentence(matrix: ScoreMatrix, comparison: Comparison) -> str:
     basis = f"{_count(top.num_patients, 'test patient')} with {_count(len(matrix.seeds), 'seed')}"
     if len(scored) == 1:
         return (
-            f"Only {top.variant} has test scores, Dice/patient {score} on {basis}, so there is "
+            f"Only {top.variant} has test scores: Dice/patient {score}, on {basis}. There is "
             "nothing to compare it with."
         )
     if not comparison.num_shared:
@@ -87,11 +98,57 @@ def _sentence(matrix: ScoreMatrix, comparison: Comparison) -> str:
     pairs = [pair for pair in comparison.pairs if pair.first == top.variant]
     tied = [pair.second for pair in pairs if abs(pair.difference.point) < _EQUAL]
     verb = "rank first together" if tied else "ranks first"
-    tail = ", and another training run may give another order" if len(matrix.seeds) == 1 else ""
-    return (
-        f"On {basis}, {_join([top.variant, *tied])} {verb} by Dice/patient ({score})"
-        f"{_verdict(pairs)}{tail}."
+    sentences = [
+        f"On {basis}, {_join([top.variant, *tied])} {verb} by Dice/patient ({score}).",
+        *_verdict(pairs),
+    ]
+    if len(matrix.seeds) == 1:
+        sentences.append("Another training run may give another order.")
+    return " ".join(sentences)
+
+
+def _answers(
+    matrix: ScoreMatrix, comparison: Comparison, rankings: Sequence[Ranking], synthetic: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield what a reader asks first, for a study that ranks at least two variants."""
+    ranked = [variant for variant in comparison.variants if variant.ranks]
+    if len(ranked) < 2:
+        return
+    first, second = ranked[:2]
+    pairs = {pair.second: pair for pair in comparison.pairs if pair.first == first.variant}
+    shown = [name for name, pair in pairs.items() if is_shown(pair) and pair.difference.point > 0]
+    equal = [v.variant for v in ranked[1:] if v.variant in pairs and v.variant not in shown]
+    score, pair = first.scores["Dice/patient"], pairs[second.variant]
+    best = f"{first.variant}, with a mean Dice/patient of {score.point:.3f}"
+    if equal:
+        best += (
+            f"; {_join(equal)} may be as good"
+            if len(equal) <= _MOST_NAMES
+            else (f"; {len(equal)} others may be as good")
+        )
+    yield "Which is best?", f"{best}."
+    yield "By how much?", f"By {_format(pair.difference)}, over {second.variant}, the next."
+    sure = f"It ranks first in {first.ranks[0]:.0%} of resamples of patients and seeds"
+    if rankings:
+        agree = len(rankings) - len(other_winners(rankings))
+        sure += f", and in {agree} of {len(rankings)} rankings by other metrics or ways"
+    yield "How sure is that?", f"{sure}."
+    people = "generated phantoms" if synthetic else "test patients"
+    yield (
+        "On whom?",
+        f"{comparison.num_shared} {people} that no variant was trained on, "
+        f"with {_count(len(matrix.seeds), 'training')} of each variant.",
     )
+    yield "What can it not say?", " ".join(_silent_on(matrix, synthetic))
+
+
+def _silent_on(matrix: ScoreMatrix, synthetic: bool) -> Iterator[str]:
+    if synthetic:
+        yield "Anything about patients: the data are generated."
+        return
+    yield "How the variants do at other hospitals, on other scanners, or for a treatment."
+    if len(matrix.seeds) == 1:
+        yield "How much another training of the same variant would differ."
 
 
 def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequence[str]]]) -> str:
@@ -109,30 +166,30 @@ def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequenc
     )
 
 
-def _verdict(pairs: Sequence[Pair]) -> str:
-    """Return what the pairs of the first variant show, as the end of a sentence."""
+def _verdict(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield what the pairs of the first variant show, a sentence each."""
     shown = [pair for pair in pairs if is_shown(pair)]
     better = [pair for pair in shown if pair.difference.point > 0]
     worse = [pair.second for pair in shown if pair.difference.point < 0]
     equal = [pair.second for pair in pairs if pair.difference.low == pair.difference.high == 0]
     apart = [pair.second for pair in pairs if pair.num_patients == 0]
     rest = [pair for pair in pairs if pair not in shown and pair.second not in equal + apart]
-    text = ""
     if better:
-        gains = [f"{pair.second} (by {_format(pair.difference)})" for pair in better]
-        text += f", and scored better than {_join(gains)}"
+        first = f"{better[0].second}: " if len(better) > 1 else ""
+        gain = f"{first}by {_format(better[0].difference)}"
+        yield f"It scored better than {_join([pair.second for pair in better])} ({gain})."
     if equal:
-        text += f", and {_join(equal)} scored the same on every patient"
+        yield f"{_join(equal)} scored the same on every patient."
     if worse:
-        text += f", although {_join(worse)} scored better on the patients tested with both"
+        yield f"But {_join(worse)} scored better on the patients tested with both."
     if rest:
         others = _join([pair.second for pair in rest])
         if len(rest) == len(pairs) > 1:
             others = "any other variant"
-        text += f", but no difference from {others} is shown ({_describe_first(rest)})"
+        yield f"No difference from {others} is shown ({_describe_first(rest)})."
+        yield from _describe_needed(rest[0])
     if apart:
-        text += f", and it shares no patient with {_join(apart)}"
-    return text
+        yield f"It shares no patient with {_join(apart)}."
 
 
 def _describe_first(pairs: Sequence[Pair]) -> str:
@@ -142,13 +199,16 @@ def _describe_first(pairs: Sequence[Pair]) -> str:
     if pair.num_patients < 2:
         return f"{text}{_format(pair.difference)}, one patient has no interval and no test"
     p = "< 0.001" if pair.p_holm < 0.001 else f"= {pair.p_holm:.2g}"
-    text += f"{_format(pair.difference)}, corrected p {p}"
-    if np.isfinite(pair.patients_needed):
-        needed = "over a million"
+    return f"{text}{_format(pair.difference)}, corrected p {p}"
+
+
+def _describe_needed(pair: Pair) -> Iterator[str]:
+    """Yield how many patients would show a difference that is not shown, if that is known."""
+    if pair.num_patients > 1 and np.isfinite(pair.patients_needed):
+        needed = "Over a million"
         if pair.patients_needed < 1e6:
-            needed = f"about {float(f'{pair.patients_needed:.2g}'):,.0f}"
-        text += f"; {needed} patients would be needed to find a difference of this size"
-    return text
+            needed = f"About {float(f'{pair.patients_needed:.2g}'):,.0f}"
+        yield f"{needed} patients would be needed to find a difference of this size."
 
 
 def _other_rankings(comparison: Comparison, rankings: Sequence[Ranking]) -> list[str]:
@@ -172,9 +232,9 @@ def _missing(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:
     caveats = []
     if matrix.missing:
         caveats.append(
-            f"{len(matrix.missing)} of {_count(matrix.num_trials, 'trial')} have no scores: two "
-            "variants are compared on the patients and seeds that both have, and ranked on the "
-            f"{_count(comparison.num_shared, 'patient')} tested with all ranked variants."
+            f"{len(matrix.missing)} of {_count(matrix.num_trials, 'trial')} have no scores. Two "
+            "variants are compared on the patients and seeds that both have. They are ranked on "
+            f"the {_count(comparison.num_shared, 'patient')} tested with all ranked variants."
         )
     without = [v.variant for v in comparison.variants if not v.num_patients]
     if without:
@@ -219,7 +279,7 @@ def _folds(matrix: ScoreMatrix) -> list[str]:
         return ["One fold: another split into training and test patients may give another result."]
     return [
         "Patients of one fold are tested by the same models, and the training sets of different "
-        "folds overlap: intervals, which treat patients as independent, are a little too narrow."
+        "folds overlap. Intervals treat patients as independent: they are a little too narrow."
     ]
 
 

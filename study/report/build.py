@@ -1,7 +1,8 @@
-"""Write a study's report: report.html, report.md, checklist.md, table.tex, figures and cards."""
+"""Write the report of a study: a page, the same as text and as numbers, tables, model cards."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from rich.console import Console
 
 from brainseg.document import Document, Table, to_html, to_latex, to_markdown
 from brainseg.errors import StudyError
-from brainseg.storage.files import write_text
+from brainseg.storage.files import write_csv, write_text
 from study.report.checklist import describe_checklists
 from study.report.figures import FigureWriter
 from study.report.model_cards import write_model_cards
+from study.report.numbers import SCORE_COLUMNS, describe_numbers, score_rows
 from study.report.people import describe_people
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
@@ -86,6 +88,7 @@ def write_report(folder: Path) -> StudyResults:
         facts=facts,
         labels=results.labels,
         sentence=results.conclusion.sentence,
+        answers=results.conclusion.answers,
         points=results.points,
         sections=[*sections, describe_checklists(results, sections)],
     )
@@ -94,6 +97,9 @@ def write_report(folder: Path) -> StudyResults:
     write_text(folder / "report.html", to_html(document, folder))
     write_text(folder / "report.md", to_markdown(document))
     write_text(folder / "table.tex", to_latex(Table(caption, rows), results.labels))
+    numbers = json.dumps(describe_numbers(results), indent=1, allow_nan=False)
+    write_text(folder / "report.json", numbers + "\n")
+    write_csv(folder / "table.csv", score_rows(results), SCORE_COLUMNS)
     write_model_cards(results)
     return results
 

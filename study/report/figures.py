@@ -75,6 +75,18 @@ class FigureWriter:
             _add_legend(figure, axes[0])
         return "figures/learning_curves.png"
 
+    def scores(self) -> str:
+        """Draw the Dice/patient of each ranked variant, the best on top."""
+        ranked = [item for item in self._results.comparison.variants if item.ranks]
+        rows = [
+            (item.variant, item.scores["Dice/patient"], self._styles[item.variant]["color"])
+            for item in ranked
+        ]
+        with self._draw("scores", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
+            _draw_forest(axis, rows, line=None)
+            axis.set_xlabel("Dice/patient on test patients, 95 % interval")
+        return "figures/scores.png"
+
     def differences(self) -> str:
         """Draw the paired differences of all variants and, below them, the factors' effects."""
         comparison = self._results.comparison
@@ -206,12 +218,15 @@ def _add_legend(figure: Figure, axis: Axes) -> None:
         figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
 
 
-def _draw_forest(axis: Axes, rows: Sequence[tuple[str, Estimate, str]]) -> None:
-    """Draw an estimate with its interval per row, the first row on top."""
+def _draw_forest(
+    axis: Axes, rows: Sequence[tuple[str, Estimate, str]], line: float | None = 0
+) -> None:
+    """Draw an estimate with its interval per row, the first row on top, and a line across."""
     for position, (_, estimate, colour) in enumerate(rows):
         axis.plot(estimate.point, position, "o", color=colour, markersize=5)
         axis.plot([estimate.low, estimate.high], [position] * 2, color=colour, linewidth=1.6)
-    axis.axvline(0, color="0.3", linewidth=0.8)
+    if line is not None:
+        axis.axvline(line, color="0.3", linewidth=0.8)
     axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", alpha=0)

@@ -9,6 +9,7 @@ from typing import Any
 from brainseg.config import load_experiment
 from brainseg.data.about import LGG
 from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
+from study.analysis.protocol import describe_changes
 from study.report.results import SYNTHETIC, StudyResults
 from study.storage.trial_folder import EXTERNAL, Row
 
@@ -21,6 +22,7 @@ def describe_provenance(results: StudyResults) -> list[Section]:
         Section("trials", "Trials", list(_trials(results))),
         Section("published", "Published results, for comparison", list(_published(results))),
         Section("cost", "Cost", list(_cost(results))),
+        Section("protocol", "Protocol of the study", list(_protocol(results))),
         Section("data", "Data and split", list(_data(results))),
         Section("repeat", "How to reproduce this study", list(_reproduction(results))),
     ]
@@ -194,6 +196,22 @@ def _cost_row(results: StudyResults, variant: str | None) -> dict[str, str]:
         "hours of trials": f"{seconds / _HOUR:.2f}",
         kind: f"{seconds * share / _HOUR:.2f}",
     }
+
+
+def _protocol(results: StudyResults) -> Iterator[Block]:
+    """Say what was fixed, when, and what was changed since."""
+    registered = results.about.get("protocol") or []
+    if not registered:
+        return
+    first, last = registered[0], registered[-1]
+    when = "before the first trial" if not first["tested"] else f"after {first['tested']} trials"
+    changes = describe_changes(registered)
+    yield Paragraph(
+        f"Written on {first['time']}, {when}; SHA-256 {first['hash'][:12]}. "
+        + (" ".join(changes) if changes else "It was not changed since.")
+    )
+    facts = {name: str(value) for name, value in last["protocol"].items() if value}
+    yield facts_table("What was fixed. All other scores in this report are secondary.", facts)
 
 
 def _data(results: StudyResults) -> Iterator[Block]:

@@ -43,6 +43,9 @@ _IN_PATHS = {
 }
 """Columns whose cells become parts of paths; an external variant has no fold and no seed."""
 
+_NOTHING_KNOWN = 0.025
+WIDE = "Wide: too few patients; the interval covers nearly all values that are possible."
+"""The footnote of tables whose intervals `format_estimate` may call wide."""
 WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 
 
@@ -98,6 +101,7 @@ class StudyResults:
             self.about["synthetic"],
             self.split.get("search", ()),
             self.rankings,
+            self.leaks,
         )
 
     @cached_property
@@ -164,6 +168,8 @@ class StudyResults:
 def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     """Return an estimate as `0.812 (0.790 to 0.831)`, a missing one as a dash.
 
+    `(wide)` stands for an interval that covers nearly all of 0 to 1, which says nothing.
+
     Args:
         estimate: A number with or without an interval.
         style: Format of each number, such as `.1f` or, for a difference, `+.3f`.
@@ -173,6 +179,8 @@ def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     point = format(estimate.point, style)
     if math.isnan(estimate.low) or estimate.low == estimate.high:
         return point
+    if estimate.low < _NOTHING_KNOWN and estimate.high > 1 - _NOTHING_KNOWN:
+        return f"{point} (wide)"
     return f"{point} ({estimate.low:{style}} to {estimate.high:{style}})"
 
 

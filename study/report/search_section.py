@@ -53,6 +53,7 @@ _OPTUNA_STYLE: Any = {
     "axes.grid": False,
 }
 _HOUR = 3600
+_NOTHING_LEARNT = 0.01
 
 
 def describe_search(results: StudyResults, figures: FigureWriter) -> list[Section]:
@@ -139,6 +140,8 @@ def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) ->
         if spec.search_space.is_variant(params[int(best["candidate"])]):
             text += f", which is the variant {best[VARIANT]} unchanged"
         text += ". The best score of many candidates on the same patients is optimistic."
+        if float(best[SCORE]) < _NOTHING_LEARNT:
+            text += " No candidate learnt anything: give the search more epochs or other ranges."
     else:
         text += "No candidate was trained in full, so there is no winner."
     yield Paragraph(text)
@@ -173,7 +176,7 @@ def _best(
     best_file, top = folder / "best.yaml", search_path(_group(spec)) / "top-1.yaml"
     yield Listing(
         f"Each is a configuration file: {top} and so on. The first is also {best_file}:",
-        f"python -m study.run --config {best_file}",
+        f"python -m study.run --config {results.folder.name}/{best_file}",
     )
     best = params[int(full[0]["candidate"])]
     narrow = spec.search_space.edges(best[VARIANT], best)

@@ -23,7 +23,13 @@ from brainseg.document import (
 )
 from brainseg.inference.mask_metrics import TOLERANCE
 from study.report.figures import FigureWriter
-from study.report.results import WORST_PATIENT, WORST_SLICE, StudyResults, format_estimate
+from study.report.results import (
+    WIDE,
+    WORST_PATIENT,
+    WORST_SLICE,
+    StudyResults,
+    format_estimate,
+)
 from study.storage.trial_folder import Row
 
 _SCORES = {
@@ -39,6 +45,7 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
     sections = [
         Section(name, title, list(blocks))
         for name, title, blocks in (
+            ("overview", "At a glance", _overview(results, figures)),
             ("scores", "Test scores", _scores(results)),
             ("differences", "Differences between variants", _differences(results, figures)),
             ("leak", "What the leaky split is worth", _leak(results)),
@@ -80,6 +87,32 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
     return rows
 
 
+def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
+    """Yield the ranking as a picture, and three slices of the first variant."""
+    ranked = [item for item in results.comparison.variants if item.ranks]
+    if len(ranked) > 1:
+        yield Figure(
+            figures.scores(),
+            "Dots with intervals: Dice/patient of each variant, the best on top",
+            "Overlapping intervals do not show that two variants are equal, nor that they differ: "
+            "see the paired differences below.",
+        )
+    first = results.variants[0] if results.variants else ""
+    tiles = _typical_tiles(results, first)
+    if tiles:
+        yield Gallery(f"Three slices with tumour, by {first}. {_OUTLINES}", tiles)
+
+
+def _typical_tiles(results: StudyResults, variant: str) -> list[Tile]:
+    """Return the best, the median and the worst slice of a variant."""
+    return [
+        _tile(row, f"{kind}: {row['slice']}")
+        for kind in ("best", "median", "worst")
+        for row in results.examples
+        if row["kind"] == kind and row["variant"] == variant
+    ]
+
+
 def _scores(results: StudyResults) -> Iterator[Block]:
     yield Paragraph(
         "Variants are ranked by Dice/patient: the Dice of all slices of a patient together, "
@@ -89,8 +122,14 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         "outline, in pixels of the slice, over slices where both exist. All is counted at the "
         "slice's own size, against the original mask. Each trial "
         "was tested once, after training, with the weights of its lowest validation loss. "
-        "Intervals come from resampling patients and seeds."
+        f"Intervals come from resampling patients and seeds. {WIDE}"
     )
+    if any(
+        key.startswith("loss.")
+        for keys in results.about.get("variants", {}).values()
+        for key in keys
+    ):
+        yield Paragraph("The variants have different losses: their val losses do not compare.")
     if results.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         yield Table(caption, ranked_rows(results))
@@ -305,7 +344,7 @@ def _groups(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         "Dice/patient over the slices of each group, with 95 % intervals. Small groups have wide "
-        "intervals. Nothing here is corrected for the number of groups."
+        f"intervals. Nothing here is corrected for the number of groups. {WIDE}"
     )
     for breakdown in results.breakdowns:
         rows = [
@@ -391,8 +430,8 @@ def _hardest_patients(results: StudyResults) -> Iterator[Block]:
     if not groups:
         return
     yield Paragraph(
-        "The ten patients with the lowest mean Dice over variants and seeds, each with the slice "
-        f"that has the most wrong pixels. {_OUTLINES}"
+        f"The {len(groups)} patients with the lowest mean Dice over variants and seeds. Each is "
+        f"shown by the slice that has the most wrong pixels. {_OUTLINES}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -418,8 +457,8 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
     if not groups:
         return
     yield Paragraph(
-        "The ten slices with the lowest mean Dice over variants and seeds, at most two of a "
-        f"patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
+        f"The {len(groups)} slices with the lowest mean Dice over variants and seeds, at most "
+        f"two of a patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -436,16 +475,8 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
 
 
 def _examples(results: StudyResults) -> Iterator[Block]:
-    galleries = []
-    for variant in results.variants:
-        tiles = [
-            _tile(row, f"{kind}: {row['slice']}")
-            for kind in ("best", "median", "worst")
-            for row in results.examples
-            if row["kind"] == kind and row["variant"] == variant
-        ]
-        if tiles:
-            galleries.append(Gallery(variant, tiles))
+    found = {variant: _typical_tiles(results, variant) for variant in results.variants}
+    galleries = [Gallery(variant, tiles) for variant, tiles in found.items() if tiles]
     if galleries:
         yield Paragraph(f"Chosen from the tumour slices of each variant. {_OUTLINES}")
         yield from galleries

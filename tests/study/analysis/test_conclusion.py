@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +21,11 @@ def _draw(*shape: int, num_folds: int = 1) -> Floats:
 def _conclude(dice: Floats, num_folds: int = 1, synthetic: bool = False) -> Conclusion:
     matrix = matrix_of(dice, num_folds)
     conclusion = conclude(matrix, compare(matrix), synthetic)
-    for sentence in (conclusion.sentence, *conclusion.caveats):
+    for sentence in (conclusion.sentence, *conclusion.caveats, *dict(conclusion.answers).values()):
         assert sentence.endswith(".")
         assert "nan" not in sentence
+    for sentence in re.split(r"(?<=\.) ", " ".join([conclusion.sentence, *conclusion.caveats])):
+        assert len(sentence.split()) <= 25, sentence
     return conclusion
 
 
@@ -30,8 +33,8 @@ def test_a_clear_winner() -> None:
     dice = _draw(2, 3, 40, num_folds=10) + np.array([0, 0.1])[:, None, None]
     conclusion = _conclude(dice, 10)
     assert conclusion.sentence.startswith("On 40 test patients with 3 seeds, b ranks first by ")
-    assert ", and scored better than a (by 0." in conclusion.sentence
-    assert "no difference" not in conclusion.sentence
+    assert " It scored better than a (by 0." in conclusion.sentence
+    assert "No difference" not in conclusion.sentence
     assert len(conclusion.caveats) == 1
     assert "overlap" in conclusion.caveats[0]
 
@@ -42,14 +45,14 @@ def test_a_winner_over_some() -> None:
     first, second = ("a", "b") if " a ranks first" in sentence else ("b", "a")
     assert f"{first} ranks first" in sentence
     assert "scored better than c (by" in sentence
-    assert f"but no difference from {second} is shown (" in sentence
+    assert f"No difference from {second} is shown (" in sentence
     assert "patients would be needed to find a difference of this size" in sentence
 
 
 def test_no_winner() -> None:
     conclusion = _conclude(_draw(4, 3, 20))
     assert "scored better" not in conclusion.sentence
-    assert "but no difference from any other variant is shown" in conclusion.sentence
+    assert "No difference from any other variant is shown" in conclusion.sentence
     assert any("Fewer than 40 patients" in caveat for caveat in conclusion.caveats)
     assert any("One fold" in caveat for caveat in conclusion.caveats)
 
@@ -61,15 +64,15 @@ def test_few_patients_cannot_show_anything() -> None:
     assert any("7 patients and 6 pairs" in caveat for caveat in conclusion.caveats)
     one_more = 0.5 + np.array([0.0, 0.1, 0.2, 0.3])[:, None, None] + 0.01 * _draw(4, 3, 8)
     conclusion = _conclude(one_more)
-    assert "scored better than c (by" in conclusion.sentence
+    assert "scored better than c, b and a (c: by" in conclusion.sentence
     assert not any("pairs" in caveat for caveat in conclusion.caveats)
 
 
 def test_one_seed_says_so_in_the_sentence() -> None:
     conclusion = _conclude(_draw(2, 1, 12))
-    assert conclusion.sentence.endswith("and another training run may give another order.")
+    assert conclusion.sentence.endswith("Another training run may give another order.")
     assert any(caveat.startswith("One seed") for caveat in conclusion.caveats)
-    assert "another training run" not in _conclude(_draw(2, 3, 12)).sentence
+    assert "Another training run" not in _conclude(_draw(2, 3, 12)).sentence
     assert any(caveat.startswith("Two seeds") for caveat in _conclude(_draw(2, 2, 12)).caveats)
 
 
@@ -83,7 +86,7 @@ def test_identical_variants_tie() -> None:
     sentence = _conclude(np.repeat(_draw(1, 2, 12), 3, axis=0)).sentence
     assert "a, b and c rank first together" in sentence
     assert "b and c scored the same on every patient" in sentence
-    assert "no difference" not in sentence
+    assert "No difference" not in sentence
 
 
 def test_a_tie_of_means_is_not_equality() -> None:
@@ -91,7 +94,7 @@ def test_a_tie_of_means_is_not_equality() -> None:
     sentence = _conclude(dice).sentence
     assert "a and b rank first together" in sentence
     assert "same on every patient" not in sentence
-    assert "but no difference from b is shown" in sentence
+    assert "No difference from b is shown" in sentence
     assert "needed" not in sentence
 
 
@@ -142,7 +145,7 @@ def test_a_variant_that_beats_the_first_on_other_patients_is_named() -> None:
     matrix = matrix_of(dice)
     comparison = compare(matrix)
     assert comparison.variants[0].variant == "a"
-    assert "although c scored better on the patients tested with both" in _conclude(dice).sentence
+    assert "But c scored better on the patients tested with both" in _conclude(dice).sentence
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.1])
@@ -164,3 +167,23 @@ def test_test_patients_that_the_search_used_are_counted() -> None:
     assert "search" not in conclude(matrix, compare(matrix), searched=elsewhere).sentence
     grid = replace(matrix, variants=("raw", "preprocessed"))
     assert "search" not in conclude(grid, compare(grid), searched=searched).sentence
+
+
+def test_a_readers_first_questions_are_answered() -> None:
+    dice = _draw(3, 3, 40, num_folds=10) + np.array([0.1, 0.1, 0])[:, None, None]
+    answers = dict(_conclude(dice, 10).answers)
+    assert list(answers) == [
+        "Which is best?",
+        "By how much?",
+        "How sure is that?",
+        "On whom?",
+        "What can it not say?",
+    ]
+    second = "b" if answers["Which is best?"].startswith("a,") else "a"
+    assert f"; {second} may be as good." in answers["Which is best?"]
+    assert f"over {second}, the next" in answers["By how much?"]
+    assert answers["On whom?"].startswith("40 test patients ")
+    assert "3 trainings" in answers["On whom?"]
+    assert "other hospitals" in answers["What can it not say?"]
+    assert "phantoms" in dict(_conclude(dice, 10, synthetic=True).answers)["On whom?"]
+    assert _conclude(_draw(1, 1, 12)).answers == ()

@@ -49,7 +49,7 @@ def test_every_file_carries_the_labels(generated: Path) -> None:
     results = [
         c
         for c in captions
-        if not re.match("Published|The (dataset|split|checklists|items)|Vers", c)
+        if not re.match("Published|The (dataset|split|checklists|items)|Vers|What was fixed", c)
     ]
     assert len(results) > 10
     assert all(label in caption for caption in results for label in LABELS)
@@ -82,6 +82,7 @@ def test_the_page_loads_nothing_and_describes_every_picture(generated: Path) -> 
 
 def test_the_page_has_every_section(generated: Path) -> None:
     assert _titles(generated) == [
+        "At a glance",
         "Test scores",
         "Differences between variants",
         "Ranks and sources of variance",
@@ -97,6 +98,7 @@ def test_the_page_has_every_section(generated: Path) -> None:
         "Trials",
         "Published results, for comparison",
         "Cost",
+        "Protocol of the study",
         "Data and split",
         "How to reproduce this study",
         "Reporting checklists",
@@ -146,7 +148,7 @@ def test_without_torch_ray_and_opencv_the_report_is_the_same(
     copy = Path(shutil.copytree(generated, tmp_path / "copy"))
     names = ["report.html", "report.md", "checklist.md", "table.tex", "models/raw-resnet50.md"]
     names += [f"figures/{path.name}" for path in (generated / "figures").iterdir()]
-    assert len(names) == 5 + 2 * 8
+    assert len(names) == 5 + 2 * 9
     for name in names:
         (copy / name).unlink()
     arguments = ["--grid", "baseline", "--storage", str(copy.parent), "--name", copy.name]

@@ -9,7 +9,7 @@ from study.report.results import read_results
 
 NAMES = (
     *("calibration", "differences", "learning_curves", "patients", "postprocessing"),
-    *("rankings", "ranks", "variance"),
+    *("rankings", "ranks", "scores", "variance"),
 )
 
 
