@@ -1,7 +1,7 @@
 """Documents of headed sections, written as Markdown, as one HTML page or as LaTeX tables.
 
 A document is built from blocks: paragraphs, bullets, tables, figures, galleries and listings.
-Values in tables are text.
+Values in tables are text, or links to sections.
 """
 
 from __future__ import annotations
@@ -18,6 +18,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 NONE = "-"
 """A cell without a value."""
+
+
+class Link(str):
+    """A cell of a table that leads to a section of the page report.html.
+
+    Attributes:
+        anchor: The name of the section, or `conclusion`, the sentence on top of the page.
+    """
+
+    anchor: str
+
+    def __new__(cls, text: str, anchor: str) -> Link:
+        """Return a text that leads to an anchor."""
+        link = super().__new__(cls, text)
+        link.anchor = anchor
+        return link
 
 
 @dataclass(frozen=True)
@@ -211,9 +227,14 @@ def _picture(path: str, alt: str) -> str:
 
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     columns = list(rows[0])
-    cells = [[escape_markdown(row[column]) for column in columns] for row in rows]
+    cells = [[_markdown_cell(row[column]) for column in columns] for row in rows]
     lines = [[escape_markdown(column) for column in columns], ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _markdown_cell(value: str) -> str:
+    text = escape_markdown(value)
+    return f"[{text}](report.html#{value.anchor})" if isinstance(value, Link) else text
 
 
 def _bullets(items: Iterable[str]) -> str:

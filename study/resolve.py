@@ -140,6 +140,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "synthetic": data.synthetic,
         "channels": data.channels,
         "about": data.about,
+        "notes": data.notes,
         "weights_hash": weights_hash,
     }
     spec = build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)

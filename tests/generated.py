@@ -50,6 +50,7 @@ class _Patient:
         self.areas = np.maximum(shape * rng.uniform(200, 2500), 0).astype(int)
         self.missing = ("", "", "", "pre-contrast", "post-contrast")[number % 5]
         self.grade, self.histology = str(1 + number % 2), str(1 + number % 3)
+        self.age, self.sex = 30 + number % 40, ("female", "male")[number // 2 % 2]
 
     def row(self) -> Row:
         return {
@@ -61,6 +62,8 @@ class _Patient:
             "missing": self.missing,
             "grade": self.grade,
             "histology": self.histology,
+            "age": self.age,
+            "sex": self.sex,
         }
 
 

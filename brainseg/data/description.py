@@ -27,7 +27,7 @@ from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
 from brainseg.plugins import LAYOUTS, describe, load
 from brainseg.storage.files import read_cells, write_csv, write_text
-from brainseg.storage.values import Checked, Line, read_yaml, validated
+from brainseg.storage.values import Line, read_yaml, validated
 
 FILE, MANIFEST = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -37,17 +37,13 @@ _COUNTED = ("slices", "tumour_slices", "tumour_pixels", "missing")
 """Columns of a study's patients.csv that are counted and cannot be given."""
 
 Pattern = Annotated[Line, Field(max_length=300)]
-Text = Annotated[str, Field(max_length=2_000)]
 Value = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
 
-class Description(Checked):
-    """The content of a `dataset.yaml`.
+class Description(About):
+    """The content of a `dataset.yaml`: what a report says of the dataset, and where its files are.
 
     Attributes:
-        name: Name of the dataset.
-        source: Who made it.
-        licence: Its licence.
         images: Pattern of the image files; or channel -> pattern, if each channel has a file.
         masks: Pattern of the mask files, with the same placeholders.
         manifest: A CSV file instead of patterns, with the columns image (or one for each channel,
@@ -58,9 +54,6 @@ class Description(Checked):
         tumour: Values of a mask that are tumour; None takes all but 0, of masks of two values.
     """
 
-    name: Text = ""
-    source: Text = ""
-    licence: Text = ""
     images: Pattern | Annotated[dict[Name, Pattern], Field(max_length=64)] | None = None
     masks: Pattern | None = None
     manifest: Pattern | None = None
@@ -110,7 +103,7 @@ class Description(Checked):
     @property
     def about(self) -> About:
         """What a report says of the dataset."""
-        return About(name=self.name, source=self.source, licence=self.licence)
+        return About(**self.model_dump(include=set(About.model_fields)))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A table of the patients: site, slices, tumour, missing sequences, grade and histology.
+"""A table of the patients: site, slices, tumour, missing sequences and clinical data.
 
 The dataset replaces a missing sequence by a copy of FLAIR, which is how it is recognised.
 """
@@ -17,7 +17,15 @@ from brainseg.storage.files import read_csv
 
 _FLAIR = 1
 _SEQUENCES = {"pre-contrast": 0, "post-contrast": 2}
-_CLINICAL = {"grade": "neoplasm_histologic_grade", "histology": "histological_type"}
+_CLINICAL = {
+    "grade": "neoplasm_histologic_grade",
+    "histology": "histological_type",
+    "age": "age_at_initial_pathologic",
+    "sex": "gender",
+}
+# data.csv has no key. In TCGA, whose patients these are, TCGA-CS-6668, coded 1, is a woman of 57,
+# and TCGA-DU-7306, coded 2, a man of 67; data.csv has the same ages.
+_SEX = {"1": "female", "2": "male"}
 
 
 def missing_sequences(image: NDArray[np.uint8]) -> str:
@@ -43,9 +51,9 @@ def describe_patients(data: SliceStore) -> list[dict[str, Any]]:
     """Return a row per patient, in the order of the dataset.
 
     The columns: patient; site, the second part of a TCGA name; slices; tumour_slices;
-    tumour_pixels, of all slices as stored; missing, the sequences missing in every slice; grade
-    and histology, the codes in the dataset's data.csv, empty if unknown; then the columns of the
-    dataset's manifest.
+    tumour_pixels, of all slices as stored; missing, the sequences missing in every slice; from
+    the dataset's data.csv, empty if unknown, grade and histology as coded there, age in years and
+    sex, `female`, `male` or another code; then the columns of the dataset's manifest.
     """
     clinical = _read_clinical(data.root / "data.csv")
     slices_of: dict[str, list[int]] = {}
@@ -86,8 +94,9 @@ def site_of(patient: str) -> str:
 
 
 def _read_clinical(path: Path) -> dict[str, dict[str, str]]:
-    """Patient -> grade and histology; empty if the file is missing or has other columns."""
-    return {
-        row.get("Patient", ""): {key: row.get(name, "") for key, name in _CLINICAL.items()}
-        for row in read_csv(path)
-    }
+    """Patient -> clinical data; empty if the file is missing or has other columns."""
+    found = {}
+    for row in read_csv(path):
+        cells = {key: row.get(name) or "" for key, name in _CLINICAL.items()}
+        found[row.get("Patient", "")] = cells | {"sex": _SEX.get(cells["sex"], cells["sex"])}
+    return found

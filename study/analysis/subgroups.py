@@ -67,7 +67,8 @@ def break_down(slices: pd.DataFrame, patients: Mapping[str, Row]) -> list[Breakd
         patients: Patient -> its row of patients.csv.
 
     Returns:
-        By the patient's tumour, the slice's tumour, site, missing sequences, grade and histology.
+        By the patient's tumour, the slice's tumour, site, missing sequences, sex, grade and
+        histology.
         A property with fewer than two groups is left out.
     """
     return [
@@ -144,7 +145,7 @@ def _divide(
 ) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
     """Yield the title of each property, and the slices of each of its groups by name."""
     names = slices["patient"].cat.categories
-    columns = ["tumour_pixels", "site", "grade", "histology"]
+    columns = ["tumour_pixels", "site", "sex", "grade", "histology"]
     rows = [patients.get(name, {}) for name in names]
     about = pd.DataFrame(rows, index=names, columns=columns).fillna("")
     own = about.loc[slices["patient"]].set_index(slices.index)
@@ -158,6 +159,7 @@ def _divide(
         yield "Tumour in the slice", _thirds(tumour, tumour["tumour_pixels"], population)
     yield "Site", _by_label(slices, own["site"])
     yield "Missing sequence", _by_label(slices, slices["missing"], "none")
+    yield "Sex", _by_label(slices, own["sex"])
     for title, key in (("Grade", "grade"), ("Histology", "histology")):
         codes = own[key].where(own[key] == "", "code " + own[key])
         yield f"{title}, as coded in data.csv", _by_label(slices, codes)

@@ -13,9 +13,11 @@ from rich.console import Console
 from brainseg.document import Document, Table, to_html, to_latex, to_markdown
 from brainseg.errors import StudyError
 from brainseg.storage.files import write_csv, write_text
+from study.report.checklist import describe_checklists
 from study.report.figures import FigureWriter
 from study.report.model_cards import write_model_cards
 from study.report.numbers import describe_numbers, score_rows
+from study.report.people import describe_people
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
@@ -76,6 +78,12 @@ def write_report(folder: Path) -> StudyResults:
     results = read_results(folder)
     figures = FigureWriter(results)
     facts = describe_study(results.about)
+    sections = [
+        *describe_findings(results, figures),
+        *describe_search(results, figures),
+        *describe_people(results),
+        *describe_provenance(results),
+    ]
     document = Document(
         title=f"Study {results.about['name']}",
         facts=facts,
@@ -83,11 +91,7 @@ def write_report(folder: Path) -> StudyResults:
         sentence=results.conclusion.sentence,
         answers=results.conclusion.answers,
         points=results.points,
-        sections=[
-            *describe_findings(results, figures),
-            *describe_search(results, figures),
-            *describe_provenance(results),
-        ],
+        sections=[*sections, describe_checklists(results, sections)],
     )
     rows = [{key: row[key] for key in _MANUSCRIPT} for row in ranked_rows(results)]
     caption = f"Test scores with 95 % intervals; HD95 in pixels. {facts}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -223,17 +222,9 @@ def _data(results: StudyResults) -> Iterator[Block]:
         "patients": f"{about['patients']:,}",
         "slices": f"{about['slices']:,}",
         "slices with tumour": f"{about['tumour_slices']:,}",
+        "channels": ", ".join(about["channels"]),
         "fingerprint": str(about["fingerprint"]),
     }
-    for name, key, empty in (
-        ("patients by site", "site", "not known"),
-        ("patients by missing sequence", "missing", "none"),
-        ("patients by grade (code)", "grade", "not known"),
-        ("patients by histology (code)", "histology", "not known"),
-    ):
-        counts = Counter(row[key] or empty for row in results.patients.values())
-        if counts and set(counts) != {"not known"}:
-            facts[name] = ", ".join(f"{value}: {n}" for value, n in sorted(counts.items()))
     yield facts_table("The dataset.", facts)
     if not about["synthetic"]:
         yield Paragraph(

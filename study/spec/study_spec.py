@@ -125,6 +125,7 @@ class StudySpec(BaseModel):
         synthetic: Whether the slices are generated.
         channels: Names of the channels of the dataset's images; told by the fingerprint.
         about: What the report says of the dataset; not compared.
+        notes: What of the dataset's folder is not used, a sentence each; not compared.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -151,6 +152,7 @@ class StudySpec(BaseModel):
     synthetic: bool = False
     channels: tuple[str, ...] = CHANNELS
     about: About = LGG
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, grid: Grid, **fields: Any) -> StudySpec:

@@ -285,6 +285,10 @@ PATIENTS = Table(
         replace(_MISSING, meaning="sequences missing in every slice"),
         Column("grade", "text", "code in the dataset's data.csv", empty="not known"),
         Column("histology", "text", "code in the dataset's data.csv", empty="not known"),
+        Column(
+            "age", "text", "years at diagnosis, of data.csv", empty="not known", is_needed=False
+        ),
+        Column("sex", "text", "as data.csv tells it", empty="not known", is_needed=False),
     ),
     ("patient",),
 )

@@ -15,6 +15,7 @@ from brainseg.document import (
     Document,
     Figure,
     Gallery,
+    Link,
     Listing,
     Paragraph,
     Section,
@@ -177,3 +178,13 @@ def test_numbers_are_formatted() -> None:
     assert [format_number(0.81249), format_number(5.16, 1)] == ["0.812", "5.2"]
     assert format_number(math.nan) == "-"
     assert [format_p(p) for p in (0.0004, 0.04, math.nan)] == ["< 0.001", "0.040", "-"]
+
+
+def test_a_linked_cell_leads_to_its_section(tmp_path: Path) -> None:
+    rows = [{"item": "7", "where": Link("Test | scores", "scores")}]
+    section = Section("scores", "Test scores", [Table("Items.", rows, is_result=False)])
+    document = Document("A study", "facts", (), "It holds.", [], [section])
+    assert '<td class="name"><a href="#scores">Test | scores</a></td>' in to_html(
+        document, tmp_path
+    )
+    assert "| 7 | [Test \\| scores](report.html#scores) |" in to_markdown(document)

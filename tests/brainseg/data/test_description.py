@@ -140,9 +140,10 @@ def test_a_described_dataset_is_opened_trained_and_evaluated(
     kind: str, tmp_path: Path, tiny: Experiment
 ) -> None:
     write, channels, count = KINDS[kind]
-    data = open_dataset(_write(tmp_path / "data", write, licence="CC0"))
+    known = {"licence": "CC0", "eligibility": "Adults."}
+    data = open_dataset(_write(tmp_path / "data", write, **known))
     assert (len(data.slices), data.patients, len(data.channels)) == (count, PATIENTS, channels)
-    assert data.about.licence == "CC0"
+    assert data.about.model_dump(exclude={"name", "source"}, exclude_defaults=True) == known
     assert data.image(0).shape == (*data.shapes[0], channels)
     assert data.image(0).dtype == np.uint8
     assert data.mask(0).sum() == data.slices[0].tumour_pixels > 0

@@ -49,9 +49,26 @@ def test_data_csv_is_read_if_there_is_one(data: SliceStore, tmp_path: Path) -> N
     ]
 
 
+def test_age_and_sex_are_read_from_data_csv(data: SliceStore, tmp_path: Path) -> None:
+    header = "Patient,gender,age_at_initial_pathologic"
+    lines = [
+        f"{name},{cells}"
+        for name, cells in zip(data.patients, ("1,57", "2,67", "x,"), strict=False)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join([header, *lines]) + "\n")
+    rows = describe_patients(dataclasses.replace(data, root=tmp_path))
+    assert [(row["sex"], row["age"]) for row in rows[:4]] == [
+        ("female", "57"),
+        ("male", "67"),
+        ("x", ""),
+        ("", ""),
+    ]
+
+
 def test_the_real_patients(real_data: SliceStore) -> None:
     rows = {row["patient"]: row for row in describe_patients(real_data)}
     assert rows["TCGA_DU_7013"]["missing"] == "pre-contrast + post-contrast"
     assert rows["TCGA_FG_7634"]["missing"] == "post-contrast"
     assert (rows["TCGA_CS_4942"]["missing"], rows["TCGA_CS_4942"]["site"]) == ("", "CS")
+    assert (rows["TCGA_CS_6668"]["age"], rows["TCGA_CS_6668"]["sex"]) == ("57", "female")
     assert (rows["TCGA_CS_6668"]["grade"], rows["TCGA_CS_6668"]["histology"]) == ("1", "3")

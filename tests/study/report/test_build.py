@@ -38,9 +38,9 @@ def _titles(study: Path) -> list[str]:
 
 
 def test_every_file_carries_the_labels(generated: Path) -> None:
-    names = ["report.html", "report.md", "table.tex"]
+    names = ["report.html", "report.md", "checklist.md", "table.tex"]
     names += [str(path.relative_to(generated)) for path in generated.glob("models/*.md")]
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         text = (generated / name).read_text(encoding="utf-8")
         for label in LABELS:
@@ -49,7 +49,7 @@ def test_every_file_carries_the_labels(generated: Path) -> None:
     results = [
         c
         for c in captions
-        if not re.match("Published|The dataset|The split|Vers|What was fixed", c)
+        if not re.match("Published|The (dataset|split|checklists|items)|Vers|What was fixed", c)
     ]
     assert len(results) > 10
     assert all(label in caption for caption in results for label in LABELS)
@@ -94,12 +94,14 @@ def test_the_page_has_every_section(generated: Path) -> None:
         "Hardest patients",
         "Hardest slices",
         "Best, median and worst slice of each variant",
+        "Who was studied",
         "Trials",
         "Published results, for comparison",
         "Cost",
         "Protocol of the study",
         "Data and split",
         "How to reproduce this study",
+        "Reporting checklists",
     ]
 
 
@@ -144,9 +146,9 @@ def test_without_torch_ray_and_opencv_the_report_is_the_same(
     generated: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(generated, tmp_path / "copy"))
-    names = ["report.html", "report.md", "table.tex", "models/raw-resnet50.md"]
+    names = ["report.html", "report.md", "checklist.md", "table.tex", "models/raw-resnet50.md"]
     names += [f"figures/{path.name}" for path in (generated / "figures").iterdir()]
-    assert len(names) == 4 + 2 * 9
+    assert len(names) == 5 + 2 * 9
     for name in names:
         (copy / name).unlink()
     arguments = ["--grid", "baseline", "--storage", str(copy.parent), "--name", copy.name]
