@@ -239,13 +239,13 @@ class StageConfig(_Section):
 
     Attributes:
         epochs: Passes over the training slices, 0 (skips the stage) to 10,000.
-        learning_rate: Highest learning rate of the stage, above 0, at most 100; with the schedule
+        learning_rate: Highest learning rate of the stage, above 0, at most 1e10; with the schedule
             `plateau` the one at its start.
         freeze_encoder: Whether the encoder's weights and BatchNorm statistics stay as they are.
     """
 
     epochs: Annotated[int, Field(ge=0, le=10_000)]
-    learning_rate: Annotated[float, Field(gt=0, le=100)]
+    learning_rate: Annotated[float, Field(gt=0, le=1e10)]
     freeze_encoder: bool
 
 

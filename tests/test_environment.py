@@ -69,7 +69,8 @@ def test_what_reports_our_use_is_turned_off_at_one_place(name: str) -> None:
 
 @pytest.mark.parametrize("name", OFF)
 def test_the_switch_has_been_set_by_importing_the_project(name: str) -> None:
-    assert os.environ[name] == OFF[name]
+    # Gradio writes the hub's switch again when it is imported, as True.
+    assert os.environ[name] in (OFF[name], "True" if OFF[name] == "1" else "False")
 
 
 def test_packages_understand_the_switches() -> None:

@@ -254,6 +254,9 @@ def _check_header(path: Path, raw: bytes) -> None:
     """Refuse an image that OpenCV would not decode as it is, before its pixels are decoded."""
     try:
         with Image.open(io.BytesIO(raw), formats=tuple(_FORMATS)) as image:
+            if image.format == "PNG":  # OpenCV allocates what a chunk claims to hold
+                image.verify()
+        with Image.open(io.BytesIO(raw), formats=tuple(_FORMATS)) as image:
             reason = _find_fault(image, path.suffix.lower())
             if reason is None and image.info.get("compression") in _CHECKED:
                 _check_strips(image, raw)

@@ -183,9 +183,10 @@ def open_dataset(path: Location) -> SliceStore:
     description = read_description(folder)
     try:
         root, files = _find(folder, description)
-        store = cache_folder("slices") / _signature(root, files.items)
+        signature = _signature(root, files.items)
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+    store = cache_folder("slices") / signature
     with FileLock(f"{store}.lock"):
         table = _read_table(store) or _build(store, files.items, description)
     slices = tuple(table.slices)

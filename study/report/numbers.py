@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from study.report.results import StudyResults
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 PIXELS = "pixels of the slice"
 UNITS = {

@@ -27,7 +27,7 @@ from brainseg.document import (
     format_number,
 )
 from study.report.results import StudyResults
-from study.storage.trial_folder import EXTERNAL, FINISHED, Row
+from study.storage.schema import EXTERNAL, FINISHED, Row
 
 PARTS = ("train", "val", "test")
 _LABELS = {

@@ -288,7 +288,7 @@ PATIENTS = Table(
         Column(
             "age", "text", "years at diagnosis, of data.csv", empty="not known", is_needed=False
         ),
-        Column("sex", "text", "as data.csv tells it", empty="not known", is_needed=False),
+        Column("sex", "text", "of data.csv", empty="not known", is_needed=False),
     ),
     ("patient",),
 )

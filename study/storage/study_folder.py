@@ -65,7 +65,7 @@ class StudyRecord(StudySpec):
 class _Part(BaseModel):
     """A rotation in split.json."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
 
     rotation: int = Field(ge=0)
     train: list[str]
@@ -76,7 +76,7 @@ class _Part(BaseModel):
 class _Splits(BaseModel):
     """What split.json holds."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="allow")
 
     patients: list[str]
     rotations: list[_Part]

@@ -286,8 +286,8 @@ REFUSED = [
     ("storage below a file", ["--storage", "{here}/file/x"], USAGE, "is no folder"),
     ("storage in /proc", ["--storage", "/proc/nowhere"], KNOWN_ERROR, "/proc/nowhere"),
     ("name is a file", ["--storage", "{here}", "--name", "file"], USAGE, "is no folder"),
-    ("name with a slash", ["--name", "a/b"], USAGE, "must name a folder"),
-    ("name is dots", ["--name", ".."], USAGE, "must name a folder"),
+    ("name with a slash", ["--name", "a/b"], USAGE, "--name"),
+    ("name is dots", ["--name", ".."], USAGE, "--name"),
     ("name with a control", ["--name", "a\x1b[2J/b"], USAGE, "a\\x1b[2J/b"),
     (
         "weights of another encoder",

@@ -118,7 +118,7 @@ def _image_faults(form: str, array: NDArray[np.uint8]) -> dict[str, tuple[Fault,
     image, turned = Image.fromarray(array), Image.Exif()
     turned[274] = 6
     whole, wide = _save(image, form), image.resize((4097, SIDE))
-    others = {"TIFF", "PNG", "JPEG"} - {form}
+    others = sorted({"TIFF", "PNG", "JPEG"} - {form})
     faults: dict[str, tuple[Fault, str]] = {
         **SPECIAL,
         **{f"cut at {p} %": (whole[: len(whole) * p // 100], "truncated") for p in (1, 50, 95)},
@@ -477,7 +477,7 @@ FOLDERS = [
             ("a pipe", os.mkfifo, "pipe"),
             ("a folder", Path.mkdir, "is a folder"),
             ("of UTF-16", "Patient,age\nP1,3\n".encode("utf-16"), "UTF-8"),
-            ("of a long cell", b"Patient,age\nP1," + b"x" * 200_000 + b"\n", "UTF-8"),
+            ("of a long cell", b"Patient,age\nP1," + b"x" * 200_000 + b"\n", "line 2"),
             ("without patients", b"name,age\nP1,3\n", "Patient"),
         )
     ),
@@ -494,11 +494,11 @@ FOLDERS = [
             ("a pipe", os.mkfifo, "pipe"),
             ("a folder", Path.mkdir, "is a folder"),
             ("a link to nowhere", lambda path: path.symlink_to("nowhere"), "No such file"),
-            ("empty", b"", "valid"),
-            ("a list", b"- 1\n", "valid"),
+            ("empty", b"", "expected name"),
+            ("a list", b"- 1\n", "expected name"),
             ("not UTF-8", b"\xff\xfe\xfd", "cannot read"),
             ("deep", b"[" * 5000, "cannot read"),
-            ("long", b"#" * 2**21, "at most"),
+            ("long", b"#" * 2**21, "more than"),
             ("no YAML", b"a: [\n", "cannot read"),
             ("a null", b"images: null\n", "give images and masks"),
         )
@@ -508,11 +508,11 @@ FOLDERS = [
         for fault, content, words in (
             ("a pipe", os.mkfifo, "pipe"),
             ("a folder", Path.mkdir, "is a folder"),
-            ("empty", b"", "lacks the column"),
-            ("of UTF-16", "image,mask\n".encode("utf-16"), "cannot read"),
-            ("of a long cell", b"image,mask,patient\n" + b"x" * 200_000, "cannot read"),
+            ("empty", b"", "is empty"),
+            ("of UTF-16", "image,mask\n".encode("utf-16"), "UTF-8"),
+            ("of a long cell", b"image,mask,patient\n" + b"x" * 200_000, "line 2"),
             ("with a pipe", _manifest(("P1/P1_1.tif", "pipe.tif", "P1")), "pipe.tif"),
-            ("with a NUL", b"image,mask,patient\nP1/P1_1.tif,a\0b.tif,P1\n", "a\\x00b"),
+            ("with a NUL", b"image,mask,patient\nP1/P1_1.tif,a\0b.tif,P1\n", "0x00"),
             ("leaving the folder", _manifest(("../x.tif", "P1/P1_1_mask.tif", "P1")), "no path"),
             ("of short rows", b"image,mask,patient\nP1/P1_1.tif\n", "line 2"),
         )

@@ -320,15 +320,11 @@ FLAGS = ("--seeds", "--folds", "--search", "--search-folds", "--search-seeds", "
     "value", ["1000000000", "9" * 5_000, "-1", "1e9", "²", "nan", "inf", "true", "", "0x10", "1 0"]
 )
 @pytest.mark.parametrize("flag", FLAGS)
-def test_a_flag_with_a_number_has_bounds(
-    flag: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
+def test_a_flag_with_a_number_has_bounds(flag: str, value: str) -> None:
+    with pytest.raises(ConfigError) as stop:
         parse_options(["--grid", "lite", "--search", "4", f"{flag}={value}"])
-    assert stop.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert flag in told
-    assert len(told) < 300
+    assert flag in str(stop.value)
+    assert len(str(stop.value)) < 300
 
 
 def test_set_may_repeat_what_all_variants_that_name_the_key_have() -> None:

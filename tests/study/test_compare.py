@@ -122,7 +122,7 @@ def test_a_leaky_split_is_not_compared_with_an_honest_one(
 def test_studies_without_a_shared_patient_are_refused(
     small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("scores", "slices", "stages", "patients"):
+    for name in ("scores", "slices", "stages", "ensemble", "examples", "patients"):
         rows = read_csv(other / f"{name}.csv")
         renamed = [row | {"patient": f"other-{row['patient']}"} for row in rows]
         write_csv(other / f"{name}.csv", renamed, tuple(rows[0]))

@@ -22,7 +22,7 @@ from study.storage.schema import OF_TRIALS
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw": {"preprocess.filters": []},
     "preprocessed": {"preprocess.filters": ["median", "clahe"]},
-    "wild": {"stages.1.learning_rate": 1e30},
+    "wild": {"stages.1.learning_rate": 1e10},
     "strong": {"augment.strength": 2.0},
 }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from brainseg.data.layouts import find_default_root, find_root, find_slices, read_image
+from brainseg.data.layouts import decode, find_default_root, find_root, find_slices, read_image
 from brainseg.data.slice_store import open_dataset
 from brainseg.errors import DataError
 
@@ -191,3 +192,13 @@ def test_any_file_name_can_be_read(tmp_path: Path) -> None:
     assert ok
     encoded.tofile(tmp_path / "Schädel 1 (Kopie).tif")
     assert read_image(tmp_path / "Schädel 1 (Kopie).tif").shape == (32, 32, 3)
+
+
+def test_a_chunk_that_claims_gigabytes_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), np.zeros((8, 8, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:33] + b"\xf0\0\0\0IDAT")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=r"a\.png"):
+        decode(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000  # kB

@@ -15,7 +15,7 @@ from brainseg.data.about import LGG
 from brainseg.document import Bullets, Paragraph, Section, Table
 from study.report.people import compare_parts, describe_people
 from study.report.results import read_results
-from study.storage.trial_folder import Row
+from study.storage.schema import Row
 
 PATIENTS: dict[str, Row] = {
     name: {"patient": name, "age": age, "sex": sex, "missing": missing, "grade": ""}

@@ -32,7 +32,7 @@ ONE_AT_ONCE = TrialResources(cpus=1)
 CHANGES: dict[str, dict[str, Any]] = {
     "raw": {},
     "halved": {},
-    "wild": {"stages.1.learning_rate": 1e30},
+    "wild": {"stages.1.learning_rate": 1e10},
     "strong": {"augment.strength": 2.0, "preprocess.filters": ["median", "clahe"]},
     "again": {},
 }
