@@ -67,7 +67,7 @@ def rank_otherwise(
     if len(names) < 2:
         return []
     chosen = matrix.mapped(lambda values: values[[matrix.index(name) for name in names]])
-    shared = chosen.tested.all(axis=0)
+    shared = np.asarray(chosen.tested.all(axis=0))
     metrics = {"Dice/patient": chosen.dice, "NSD": chosen.measures.get("nsd")}
     distances = chosen.measures.get("hd95_worst")
     metrics["HD95, worst case"] = None if distances is None else -distances
