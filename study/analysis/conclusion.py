@@ -128,7 +128,7 @@ def _answers(
         )
     yield "Which is best?", f"{best}."
     yield "By how much?", f"By {_format(pair.difference)}, over {second.variant}, the next."
-    sure = f"It ranks first in {first.ranks[0]:.0%} of resamples of patients and seeds"
+    sure = f"It ranks first in {100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
     if rankings:
         agree = len(rankings) - len(other_winners(rankings))
         sure += f", and in {agree} of {len(rankings)} rankings by other metrics or ways"
@@ -136,7 +136,7 @@ def _answers(
     people = "generated phantoms" if synthetic else "test patients"
     yield (
         "On whom?",
-        f"{comparison.num_shared} {people} that no variant was trained on, "
+        f"{comparison.num_shared} {people}, none seen in training by the models that they test, "
         f"with {_count(len(matrix.seeds), 'training')} of each variant.",
     )
     yield "What can it not say?", " ".join(_silent_on(matrix, synthetic))

@@ -179,7 +179,7 @@ def _best(
     best_file, top = folder / "best.yaml", search_path(_group(spec)) / "top-1.yaml"
     yield Listing(
         f"Each is a configuration file: {top} and so on. The first is also {best_file}:",
-        f"python -m study.run --config {results.folder.name}/{best_file}",
+        f"python -m study.run --config {results.folder.parent.name}/{results.folder.name}/{best_file}",
     )
     best = params[int(full[0]["candidate"])]
     narrow = spec.search_space.edges(best[VARIANT], best)

@@ -182,7 +182,7 @@ def test_a_readers_first_questions_are_answered() -> None:
     second = "b" if answers["Which is best?"].startswith("a,") else "a"
     assert f"; {second} may be as good." in answers["Which is best?"]
     assert f"over {second}, the next" in answers["By how much?"]
-    assert answers["On whom?"].startswith("40 test patients ")
+    assert answers["On whom?"].startswith("40 test patients, ")
     assert "3 trainings" in answers["On whom?"]
     assert "other hospitals" in answers["What can it not say?"]
     assert "phantoms" in dict(_conclude(dice, 10, synthetic=True).answers)["On whom?"]
