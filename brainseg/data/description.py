@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
+import regex
 from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
@@ -32,6 +33,7 @@ from brainseg.storage.values import Line, read_yaml, validated
 FILE, MANIFEST = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _UNUSED = "match no pattern and are not used"
+_SECONDS = 2.0  # a pattern such as (a|aa)+b may take for ever
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _COUNTED = ("slices", "tumour_slices", "tumour_pixels", "missing")
 """Columns of a study's patients.csv that are counted and cannot be given."""
@@ -79,9 +81,9 @@ class Description(About):
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         try:
-            if value is not None and re.compile(value).groups < 1:
+            if value is not None and regex.compile(value).groups < 1:
                 raise ValueError("needs a group in brackets, which is the patient")
-        except re.error as error:
+        except regex.error as error:
             raise ValueError(f"is no regular expression: {error}") from error
         return value
 
@@ -384,7 +386,13 @@ def _fill(pattern: str, key: Key) -> str:
 def _patient(key: Key, description: Description) -> str:
     patient = key[0] or key[1]
     if description.patient_pattern is not None:
-        found = re.fullmatch(description.patient_pattern, patient)
+        try:
+            found = regex.fullmatch(description.patient_pattern, patient, timeout=_SECONDS)
+        except TimeoutError as error:
+            raise DataError(
+                f"{FILE}: patient_pattern: {description.patient_pattern} took more than "
+                f"{_SECONDS:g} s for {show_name(patient)}: give a simpler pattern"
+            ) from error
         patient = found.group(1) if found else patient
     return patient
 

@@ -177,9 +177,10 @@ def _best(
     yield Table(f"The best {len(table)} of {len(full)} candidates trained in full.", table)
     folder = leaderboard_folder(results.folder, spec).relative_to(results.folder)
     best_file, top = folder / "best.yaml", search_path(_group(spec)) / "top-1.yaml"
+    study = f"{results.folder.parent.name}/{results.folder.name}"
     yield Listing(
         f"Each is a configuration file: {top} and so on. The first is also {best_file}:",
-        f"python -m study.run --config {results.folder.parent.name}/{results.folder.name}/{best_file}",
+        f"python -m study.run --config {study}/{best_file}",
     )
     best = params[int(full[0]["candidate"])]
     narrow = spec.search_space.edges(best[VARIANT], best)

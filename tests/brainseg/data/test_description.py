@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from predictions import read_pixels, read_rows, run_predict
 
 from brainseg.config import Experiment
+from brainseg.data.description import FILE, find_files, read_description
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import open_dataset
 from brainseg.errors import DataError
@@ -339,3 +340,17 @@ def test_files_of_sixteen_bits_or_four_channels_are_predicted_as_the_study_score
     for number, mask in enumerate(masks):
         (path,) = (tmp_path / "out").rglob(f"{number}_mask.*")
         assert np.array_equal(read_pixels(path) > 0, mask)
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up(tmp_path: Path) -> None:
+    for suffix in ("", "_mask"):
+        path = tmp_path / f"{'a' * 40}!{suffix}.png"
+        cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
+    (tmp_path / FILE).write_text(
+        "images: '{name}.png'\nmasks: '{name}_mask.png'\npatient_pattern: '((?:a|aa)+)[bc]'\n"
+        "channels: [FLAIR]\n"
+    )
+    description = read_description(tmp_path)
+    assert description is not None
+    with pytest.raises(DataError, match="give a simpler pattern"):
+        find_files(tmp_path, description)
