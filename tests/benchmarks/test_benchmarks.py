@@ -185,7 +185,10 @@ def test_every_option_is_read_and_the_page_names_the_command(name: str) -> None:
         "pipeline --size 32 --steps 2 --encoder mobilenet_v2",
         "steps --encoders mobilenet_v2 --sizes 32 --threads 1 --batch 4 --steps 1",
         "prediction --size 32 --slices 4 --encoder mobilenet_v2",
-        "goodput --size 32 --epochs 1 6 --seeds 1 --probability 0.5 --every 4",
+        pytest.param(
+            "goodput --size 32 --epochs 1 3 --seeds 1 --probability 0.1 --every 5",
+            marks=[pytest.mark.exhaustive, pytest.mark.timeout(900)],
+        ),
     ],
 )
 def test_a_cheap_benchmark_prints_a_table(command: str) -> None:

@@ -39,11 +39,15 @@ def test_the_command_leaves_page_figures_and_numbers(
 
 
 @pytest.mark.slow
-def test_a_dataset_without_tumour_or_folds_has_a_page(small_dataset: Path, tmp_path: Path) -> None:
-    for path in small_dataset.glob("*/*_mask.tif"):
-        path.write_bytes(encode_picture(np.zeros((32, 32), np.uint8), ".tif"))
+def test_a_dataset_of_hardly_any_tumour_and_no_folds_has_a_page(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    for n, path in enumerate(sorted(small_dataset.glob("*/*_mask.tif"))):
+        mask = np.zeros((32, 32), np.uint8)
+        mask[10:12, 10:12] = 255 * (n == 0)
+        path.write_bytes(encode_picture(mask, ".tif"))
     assert command.main(["--data", str(small_dataset), "--out", str(tmp_path / "page")]) == 0
     page = (tmp_path / "page" / "explore.html").read_text()
-    assert "0 slices (0.0%) hold tumour" in page
+    assert "1 slices (10.0%) hold tumour" in page
     assert "Every patient has 5 slices" in page
     assert "10 of 10 rotations cannot be built" in page
