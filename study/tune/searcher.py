@@ -25,6 +25,7 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
+from brainseg.storage.files import regular_file
 from study.spec.resources import TrialResources
 from study.spec.search_space import VARIANT
 from study.spec.study_spec import MODE, SCORE, StudySpec
@@ -217,9 +218,14 @@ def open_journal(path: Path) -> JournalStorage:
     """Open Optuna's journal, without what an interrupted write left behind.
 
     A journal that cannot be read is set aside: all that matters is in the candidates' folders too.
+
+    Raises:
+        ConfigError: If it is no file.
     """
     # This process holds the study, so that a lock file is stale. Optuna would wait 30 s for it.
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.exists():
+        regular_file(path)  # a pipe would block
     drop_broken_line(path)
     try:
         return JournalStorage(JournalFileBackend(str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
 
+from brainseg.errors import ConfigError
 from study.spec.search_space import SearchSpace
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SCORE
 from study.storage.leaderboard import ranked
 from study.storage.schema import Row
 from study.storage.trial_folder import candidate_folder
+from study.tune.searcher import open_journal
 
 
 def _best(rows: list[Row]) -> float:
@@ -197,6 +200,12 @@ def test_a_larger_number_extends_a_search(
         assert len(rows) == candidates
         assert all(row["status"] != "unfinished" for row in rows)
     assert _same(folder, quiet)
+
+
+def test_a_pipe_in_place_of_the_journal_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "journal.log")
+    with pytest.raises(ConfigError, match=r"journal\.log is a pipe"):
+        open_journal(tmp_path / "journal.log")
 
 
 def test_a_lost_or_damaged_journal_is_written_anew(
