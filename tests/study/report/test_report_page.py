@@ -60,7 +60,7 @@ def test_nothing_fails_and_nothing_is_fetched(desktop: _Visit, generated: Path) 
 
 def test_every_picture_is_loaded(desktop: _Visit) -> None:
     widths = desktop.ask("[...document.images].map((i) => i.complete ? i.naturalWidth : 0)")
-    assert len(widths) == 7 + 20 * 4 + 3 * 4
+    assert len(widths) == 9 + 3 + 20 * 4 + 3 * 4
     assert all(width > 100 for width in widths)
 
 
@@ -76,21 +76,22 @@ def test_broken_scripts_and_pictures_are_noticed(
 
 
 def test_a_click_on_a_column_sorts_the_table(desktop: _Visit) -> None:
-    heads = desktop.page.locator("#scores ~ .scroll table thead button").all_text_contents()
+    table = desktop.page.locator("#scores ~ .scroll").first
+    heads = table.locator("thead button").all_text_contents()
     column = heads.index("recall")
-    cells = f"#scores ~ .scroll tbody tr td:nth-child({column + 1})"
+    cells = table.locator(f"tbody tr td:nth-child({column + 1})")
 
     def values() -> list[float]:
-        return [float(t.split()[0]) for t in desktop.page.locator(cells).all_text_contents()]
+        return [float(t.split()[0]) for t in cells.all_text_contents()]
 
     before = values()
-    button = desktop.page.locator("#scores ~ .scroll thead button").nth(column)
+    button = table.locator("thead button").nth(column)
     button.click()
     assert values() == sorted(before)
     button.click()
     assert values() == sorted(before, reverse=True)
     assert before != sorted(before)  # the click has moved rows
-    head = desktop.page.locator("#scores ~ .scroll thead th").nth(column)
+    head = table.locator("thead th").nth(column)
     assert head.get_attribute("aria-sort") == "descending"
 
 
