@@ -12,6 +12,7 @@ import pytest
 sync_api = pytest.importorskip("playwright.sync_api", reason="no browser: pip install playwright")
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+pytestmark = pytest.mark.slow  # a browser
 _DESKTOP, _PHONE = (1280, 900), (390, 844)
 _PAPER = 718  # width of A4 in pixels with margins of 1 cm
 
