@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 from brainseg.errors import BrainsegError, ConfigError, DataError, StorageError
 from brainseg.storage.files import cache_folder, cache_root
-from brainseg.storage.urls import redact
+from brainseg.storage.urls import escape, redact
 
 FINISHED = 0
 KNOWN_ERROR = 1  # a BrainsegError or a disk error, printed as one line on stderr
@@ -122,9 +122,7 @@ def whole_number(low: int, high: int = 1_000_000) -> Callable[[str], int]:
 def clean(text: str) -> str:
     """Return a text as one line that steers no terminal and shows no secret of a URL."""
     line = re.sub(r"\s*[\r\n]\s*", " ", redact(text))
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:_LONGEST]
-    )
+    shown = escape(line[:_LONGEST])
     return f"{shown} ..." if len(line) > _LONGEST else shown
 
 

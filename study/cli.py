@@ -32,7 +32,6 @@ from study.spec.grid import (
 from study.spec.study_spec import SAMPLERS, SCHEDULERS
 from study.storage.study_folder import default_name
 
-_MAX_DIGITS = 20  # leading zeros included
 _EXAMPLES = """\
 examples:
   python -m study.run --grid baseline

@@ -25,7 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import regular_file
-from brainseg.storage.urls import Location, is_url
+from brainseg.storage.urls import Location, escape, is_url
 
 MAX_SIDE = 4096
 """Pixels along a side of an image that is read: 16.8 megapixels."""
@@ -240,13 +240,13 @@ def decode(path: Path) -> NDArray[np.generic]:
         raise DataError(f"{show_name(path)}: {size:,} bytes; at most {MAX_BYTES:,} are read")
     # cv2.imread would return None for any error, and cannot open some names.
     try:
-        raw = np.fromfile(path, dtype=np.uint8)
-        _check_header(path, raw.tobytes())
-        decoded = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
+        raw = path.read_bytes()
+        _check_header(path, raw)
+        decoded = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
         raise DataError(f"{show_name(path)}: cannot be read: {_one_line(error)}") from error
     if decoded is None:
-        raise DataError(f"{show_name(path)}: {raw.size:,} bytes, damaged or truncated")
+        raise DataError(f"{show_name(path)}: {len(raw):,} bytes, damaged or truncated")
     return np.asarray(decoded)
 
 
@@ -316,8 +316,7 @@ def require_file(path: Path) -> int:
 
 def show_name(name: Path | str) -> str:
     """Return the last part of a path, or a text, with what no terminal shows as escapes."""
-    text = name.name if isinstance(name, Path) else name
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return escape(name.name if isinstance(name, Path) else name)
 
 
 def is_writable_name(name: str) -> bool:

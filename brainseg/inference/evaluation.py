@@ -184,10 +184,9 @@ def patient_rows(test: PartEvaluation) -> list[Row]:
     patient's boundary pixels. Where there is no tumour and none is predicted, both are the best
     possible value, as Dice is.
     """
-    rows = []
+    rows, positions = [], _positions(test.patients)
     for patient, counts in sum_by_patient(test.plain, test.patients).items():
-        pairs = zip(test.patients, test.outlines, strict=True)
-        outlines = [outline for name, outline in pairs if name == patient]
+        outlines = [test.outlines[n] for n in positions[patient]]
         lesions = {f"lesions_{k}": n for k, n in vars(test.lesions[patient]).items()}
         cells = {**_count_cells(counts), **_outline_cells(outlines), **lesions}
         if not cells["nsd"]:

@@ -42,6 +42,11 @@ def name_of(location: Location) -> str:
     return Path(str(location).partition("?")[0] if is_url(location) else location).name
 
 
+def escape(text: str) -> str:
+    """Return a text in which what no terminal shows, such as a control character, is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def redact(text: str) -> str:
     """Return a text in which each URL, well formed or not, is without user, password and secrets.
 

@@ -37,23 +37,6 @@ def describe_numbers(results: StudyResults) -> dict[str, Any]:
     Attributes of the classes in `study.analysis` are the keys; their docstrings say what each is.
     """
     about, comparison = results.about, results.comparison
-    variants = []
-    for item in comparison.variants:
-        scores = {**item.scores, "Dice/slice": results.slice_dice.get(item.variant)}
-        variants.append(
-            {
-                "variant": item.variant,
-                "patients": item.num_patients,
-                "trials": len(results.trials_of(item.variant)),
-                "finished": len(results.trials_of(item.variant, "finished")),
-                "ranks": item.ranks,
-                "scores": {
-                    name: {"unit": UNITS[name], "n": item.num_patients, **_plain(found)}
-                    for name, found in scores.items()
-                    if found is not None
-                },
-            }
-        )
     shown = {
         "study": {key: about.get(key) for key in ("name", "grid", "synthetic", "fingerprint")},
         "labels": results.labels,
@@ -61,7 +44,7 @@ def describe_numbers(results: StudyResults) -> dict[str, Any]:
         "limits": results.points,
         "protocol": about.get("protocol"),
         "patients_compared": comparison.num_shared,
-        "variants": variants,
+        "variants": _describe_variants(results),
         "differences": comparison.pairs,
         "effects": comparison.effects,
         "variance": comparison.variance,
@@ -85,9 +68,30 @@ def score_rows(results: StudyResults) -> list[Row]:
             "patients": score["n"],
             **{key: score[key] for key in ("point", "low", "high")},
         }
-        for item in describe_numbers(results)["variants"]
+        for item in _describe_variants(results)
         for name, score in item["scores"].items()
     ]
+
+
+def _describe_variants(results: StudyResults) -> list[dict[str, Any]]:
+    variants = []
+    for item in results.comparison.variants:
+        scores = {**item.scores, "Dice/slice": results.slice_dice.get(item.variant)}
+        variants.append(
+            {
+                "variant": item.variant,
+                "patients": item.num_patients,
+                "trials": len(results.trials_of(item.variant)),
+                "finished": len(results.trials_of(item.variant, "finished")),
+                "ranks": item.ranks,
+                "scores": {
+                    name: {"unit": UNITS[name], "n": item.num_patients, **_plain(found)}
+                    for name, found in scores.items()
+                    if found is not None
+                },
+            }
+        )
+    return variants
 
 
 def _plain(value: Any) -> Any:
