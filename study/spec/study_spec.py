@@ -275,8 +275,8 @@ class StudySpec(BaseModel):
     def differences(self, other: StudySpec) -> list[str]:
         """Return a line for each way in which a later study of the same name differs.
 
-        Folds, seeds and candidates may grow, a search and external variants may be added. The
-        location of the data may change, and so may the path of the encoder's weights if the
+        Folds, seeds and candidates may grow. A search and external variants may be added, and
+        so may variants unless a search draws among them. The location of the data may change, and so may the path of the encoder's weights if the
         weights are the same.
         """
         # Version 0.1 wrote paths below the home folder in full.
@@ -287,7 +287,11 @@ class StudySpec(BaseModel):
             experiment = experiment.replaced({"model.encoder_weights": path})
         lines = differences(other.experiment, experiment)
         counts = ("patients", "slices", "tumour_slices")
-        for key in ("grid", "variants", "fingerprint", *counts, "weights_hash", "files"):
+        lines += self._changed_variants(other)
+        for path, digest in self.files.items():
+            if other.files.get(path) != digest:
+                lines.append(f"files: {path} is not the same")
+        for key in ("grid", "fingerprint", *counts, "weights_hash"):
             before, now = getattr(self, key), getattr(other, key)
             if before != now:
                 lines.append(f"{key}: {_short(before)} -> {_short(now)}")
@@ -300,6 +304,19 @@ class StudySpec(BaseModel):
             lines += self.search.differences(other.search)
         elif self.search:
             lines.append(f"search: {self.search.candidates} candidates -> none")
+        return lines
+
+    def _changed_variants(self, other: StudySpec) -> list[str]:
+        before, now = self.variants, other.variants
+        lines = [f"variant {name} is gone" for name in before if name not in now]
+        lines += [
+            f"variant {name}: {json.dumps(keys)} -> {json.dumps(now[name])}"
+            for name, keys in before.items()
+            if now.get(name, keys) != keys
+        ]
+        if self.search:
+            added = [name for name in now if name not in before]
+            lines += [f"variant {name} is new, and the search chose without it" for name in added]
         return lines
 
     def _changed_predictions(self, other: StudySpec) -> list[str]:

@@ -111,15 +111,36 @@ def test_a_study_begun_before_a_key_was_added_is_the_same_study() -> None:
         ({"patients": 7}, "patients: 0 -> 7"),
         ({"experiment": Experiment().replaced({"data.size": 128})}, "data.size: 256 -> 128"),
         ({"grid": "one"}, "grid: lite -> one"),
-        ({"variants": {}}, "variants: "),
+        ({"variants": {}}, "is gone"),
+        ({"variants": {**SPEC.variants, "more": {"threshold": 0.4}}}, None),
+        ({"variants": dict(reversed(SPEC.variants.items()))}, None),
     ],
 )
 def test_what_differs_is_named_and_what_may_grow_is_not(
     changes: dict[str, Any], words: str | None
 ) -> None:
     found = SPEC.differences(_with(**changes))
-    assert [words in line for line in found if words] == ([True] if words else [])
+    assert all(words is not None and words in line for line in found)
     assert bool(found) == bool(words)
+
+
+def test_a_variant_neither_changes_nor_joins_a_search_that_chose_without_it(
+    spec: StudySpec,
+) -> None:
+    first = next(iter(SPEC.variants))
+    changed = _with(variants={**SPEC.variants, first: {"threshold": 0.4}})
+    (line,) = SPEC.differences(changed)
+    assert line.startswith(f"variant {first}: ")
+    assert line.endswith('-> {"threshold": 0.4}')
+    more = spec.model_copy(update={"variants": {**spec.variants, "more": {"threshold": 0.4}}})
+    assert spec.differences(more) == ["variant more is new, and the search chose without it"]
+
+
+def test_files_of_a_study_may_be_added_and_not_change() -> None:
+    assert SPEC.differences(_with(files={"mine.py": "1"})) == []
+    assert _with(files={"mine.py": "1"}).differences(_with(files={"mine.py": "2"})) == [
+        "files: mine.py is not the same"
+    ]
 
 
 def test_the_same_weights_elsewhere_are_the_same_study() -> None:
