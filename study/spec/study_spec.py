@@ -276,8 +276,8 @@ class StudySpec(BaseModel):
         """Return a line for each way in which a later study of the same name differs.
 
         Folds, seeds and candidates may grow. A search and external variants may be added, and
-        so may variants unless a search draws among them. The location of the data may change, and so may the path of the encoder's weights if the
-        weights are the same.
+        so may variants unless a search has drawn among them. The location of the data may change,
+        and so may the path of the encoder's weights if the weights are the same.
         """
         # Version 0.1 wrote paths below the home folder in full.
         self = StudySpec.model_validate_json(hide_home(self.model_dump_json()))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from brainseg.errors import StudyError
+from study.analysis.protocol import describe_changes
 from study.cli import parse_options
 from study.resolve import Study, allocate, resolve, write_facts
 from study.spec.resources import Node, TrialResources
@@ -68,3 +70,27 @@ def test_a_study_that_continues_gives_each_trial_what_it_began_with(
     assert allocate(_args(phantom_root, tmp_path), study, nodes).cpus == 3
     assert allocate(_args(phantom_root, tmp_path, "--cpus-per-trial", "2"), study, nodes).cpus == 2
     assert allocate(_args(phantom_root, tmp_path, "--fresh"), study, nodes).cpus == 4
+
+
+def test_a_study_grows_by_variants_and_says_so(phantom_root: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "mine.yaml"
+    text = "description: x\nvariants: {low: {threshold: 0.4}"
+    grid.write_text(f"{text}}}")
+    storage = tmp_path / "results"
+    first = resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
+    first.folder.mkdir(parents=True)
+    write_facts(first, TrialResources(cpus=1))
+
+    grid.write_text(f"{text}, high: {{threshold: 0.6}}}}")
+    more = resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
+    assert [job.name for job in more.jobs() if job not in first.jobs()] == [
+        "high-fold0-seed44",
+        "high-fold1-seed44",
+    ]
+    write_facts(more, TrialResources(cpus=1))
+    (sentence,) = describe_changes(read_study(more.folder)["protocol"])
+    assert "variants: low -> low, high" in sentence
+
+    grid.write_text("description: x\nvariants: {low: {threshold: 0.3}}")
+    with pytest.raises(StudyError, match=r"variant high is gone; variant low: .*0\.4.*0\.3"):
+        resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
