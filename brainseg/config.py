@@ -346,6 +346,8 @@ class Experiment(_Section):
         loss: Weights of the loss terms.
         stopping: When a training ends early.
         threshold: Lowest probability at which a pixel is tumour, between 0 and 1.
+        flips: Whether prediction and test average each slice's probabilities over the slice and
+            its three flips. Validation after each epoch sees the slice alone.
         seed: Seed of initial weights, order, augmentation and dropout, 0 to 2**32 - 1.
         fold: Rotation, 0 to 9, that chooses the tested fold; 0 is the published split.
         inner_fold: Rotation, 0 to 8, that chooses the folds that validate among those that are not
@@ -364,6 +366,7 @@ class Experiment(_Section):
     loss: LossConfig = LossConfig()
     stopping: StoppingConfig = StoppingConfig()
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    flips: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     fold: Annotated[int, Field(ge=0, lt=NUM_FOLDS)] = 0
     inner_fold: Annotated[int, Field(ge=0, lt=NUM_INNER_FOLDS)] = 0

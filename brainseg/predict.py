@@ -46,8 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tta",
-        action="store_true",
-        help="average over the slice and its three flips; takes four times as long",
+        action=argparse.BooleanOptionalAction,
+        help="average over the slice and its three flips, which takes four times as long "
+        "(default: as the model's experiment)",
     )
     add_allow_code(parser)
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Evaluates a network on the validation and test parts of its split.
 
-Four kinds of post-processing are counted beside the plain prediction, each alone: the mean over
-flipped views, the threshold with the best validation score, and the largest component of each
-slice or of each patient's volume.
+The plain prediction is the experiment's own. Four kinds of post-processing are counted beside it,
+each alone: the mean over flipped views (unless the experiment has it), the threshold with the best
+validation score, and the largest component of each slice or of each patient's volume.
 Settings are chosen on the validation part; the test part is evaluated once.
 
 Everything is counted at the slice's own size, against the original mask: the network's logits are
@@ -198,7 +198,8 @@ def patient_rows(test: PartEvaluation) -> list[Row]:
 def postprocessing_rows(evaluation: Evaluation) -> list[Row]:
     """Return a row per post-processing, part and patient: TP, FP, FN, TN, Dice."""
     rows = []
-    for stage in (PLAIN, FLIPS, THRESHOLD, LARGEST, LARGEST_3D):
+    known = {*evaluation.test.counts, THRESHOLD}
+    for stage in filter(known.__contains__, (PLAIN, FLIPS, THRESHOLD, LARGEST, LARGEST_3D)):
         for name, part in (("val", evaluation.val), ("test", evaluation.test)):
             counts, setting = part.counts.get(stage), ""
             if counts is None:
@@ -228,26 +229,31 @@ def _evaluate_part(
     predictor: Predictor, data: SliceStore, part: str, thresholds: Sequence[float]
 ) -> PartEvaluation:
     indices = predictor.part_indices(data, part)
-    usual = predictor.experiment.threshold
+    usual, averaged = predictor.experiment.threshold, predictor.experiment.flips
     slices = tuple(data.slices[index] for index in indices)
     patients = [item.patient for item in slices]
-    counts: dict[str, list[Counts]] = {PLAIN: [], FLIPS: [], LARGEST: []}
+    counts: dict[str, list[Counts]] = {PLAIN: [], LARGEST: []}
+    if not averaged:
+        counts[FLIPS] = []
     by_threshold: dict[float, list[Counts]] = {value: [] for value in thresholds}
     levels: list[NDArray[np.uint8]] = []
     predicted: list[Mask] = []
     masks: list[Mask] = []
     bins = np.zeros((NUM_BINS, 3))
-    for index, maps in zip(indices, predictor.flipped_logits(data, indices), strict=True):
-        logits, true = torch.from_numpy(maps), data.mask(index) > 0
-        plain = is_tumour(logits[0], usual).numpy()
-        probabilities = torch.sigmoid(logits)
-        flips = (probabilities.mean(dim=0) >= usual).numpy()
-        for name, mask in ((PLAIN, plain), (FLIPS, flips), (LARGEST, keep_largest(plain))):
+    for index, maps in zip(indices, predictor.part_logits(data, indices), strict=True):
+        alone, flips = torch.from_numpy(maps)
+        logits, true = flips if averaged else alone, data.mask(index) > 0
+        plain = is_tumour(logits, usual).numpy()
+        found = {PLAIN: plain, LARGEST: keep_largest(plain)}
+        if not averaged:
+            found[FLIPS] = is_tumour(flips, usual).numpy()
+        for name, mask in found.items():
             counts[name].append(_count(mask, true))
         for value, rows in by_threshold.items():
-            rows.append(_count(is_tumour(logits[0], value).numpy(), true))
-        bins += _bin_pixels(probabilities[0].numpy(), true)
-        levels.append(_quantise(probabilities[0].numpy()))
+            rows.append(_count(is_tumour(logits, value).numpy(), true))
+        probabilities = torch.sigmoid(logits).numpy()
+        bins += _bin_pixels(probabilities, true)
+        levels.append(_quantise(probabilities))
         predicted.append(plain)
         masks.append(true)
     counts[LARGEST_3D] = [

@@ -90,6 +90,7 @@ def describe_input(experiment: Experiment) -> str:
         f"resized to {size} x {size} by bilinear interpolation (OpenCV INTER_LINEAR). "
         f"Normalisation is in the graph. Tumour is where the probability is at least "
         f"{experiment.threshold:g}."
+        + (" Before that, average over the slice and its three flips." if experiment.flips else "")
     )
 
 

@@ -117,7 +117,7 @@ class Predictor:
         images: Sequence[Image],
         *,
         threshold: float | None = None,
-        tta: bool = False,
+        tta: bool | None = None,
         patients: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predict slices of any sizes; slices that are not square are padded to a square.
@@ -125,8 +125,9 @@ class Predictor:
         Args:
             images: uint8 (H, W, C), with the channels of the training's dataset.
             threshold: The lowest probability of a tumour pixel; None takes the experiment's.
-            tta: Average the probabilities over the slice and its three flips (test-time
-                augmentation by mirroring, as in nnU-Net, Isensee et al. 2021).
+            tta: Whether to average the probabilities over the slice and its three flips
+                (test-time augmentation by mirroring, as in nnU-Net, Isensee et al. 2021); None
+                takes the experiment's `flips`.
             patients: The patient of each slice. A patient's slices, in the given order, are the
                 volume that neighbours, intensities and crop are taken from. None is allowed for
                 one slice, which is then a volume of its own, and for networks that see each slice
@@ -137,13 +138,14 @@ class Predictor:
             DataError: If an image has another dtype or shape, or patients are needed.
         """
         level = self.experiment.threshold if threshold is None else threshold
+        averaged = self.experiment.flips if tta is None else tta
         inputs = self._volumes(images, patients)
         results = []
         batch_size = self.experiment.optimizer.batch_size
         for start in range(0, len(images), batch_size):
             chunk = range(start, min(start + batch_size, len(images)))
             prepared = np.stack([inputs[i][0].image(inputs[i][1]) for i in chunk])
-            logits = self._logits(torch.from_numpy(prepared), tta)
+            logits = self._logits(torch.from_numpy(prepared), averaged)
             for index, map_ in zip(chunk, logits, strict=True):
                 # Logits are resized, not masks, and compared as in evaluation.
                 height, width = images[index].shape[:2]
@@ -178,18 +180,17 @@ class Predictor:
             )
         return split_of(self.experiment, data.slices).indices(data.slices, part)
 
-    def flipped_logits(
+    def part_logits(
         self, data: SliceStore, indices: NDArray[np.int64]
     ) -> Iterator[NDArray[np.float32]]:
-        """Yield the logits of slices of the dataset and of their flips, slice by slice.
+        """Yield the logits of slices of the dataset, alone and averaged over flips, in turn.
 
         Args:
             data: The dataset.
             indices: Slices in the store.
 
         Yields:
-            float32 (4, H, W) at the slice's own size: of the slice, and of its flips up-down,
-            left-right and both, flipped back.
+            float32 (2, H, W) at the slice's own size: those of `predict` without and with `tta`.
 
         Raises:
             CheckpointError: If the network gives values that are infinite or NaN.
@@ -198,9 +199,10 @@ class Predictor:
         workers = self._compute.workers
         batches = Batches(data, indices, self.experiment, augmented=False, workers=workers)
         for images, _, members in batches.epoch(0, 0):
-            views = self._infer_flips(images).cpu().numpy()
+            views = self._infer_flips(images)
+            maps = torch.stack([views[0].cpu(), _average(views)]).numpy()
             for position, index in enumerate(members.tolist()):
-                yield np.stack([inputs.restore(index, view[position]) for view in views])
+                yield np.stack([inputs.restore(index, map_[position]) for map_ in maps])
 
     def _volumes(
         self, images: Sequence[Image], patients: Sequence[str] | None
@@ -237,9 +239,7 @@ class Predictor:
         """Return the logits of images, or of the mean probability over their flips; on the CPU."""
         if not tta:
             return self._checked(infer_logits(self.network, images, self._device).cpu())
-        mean = torch.sigmoid(self._infer_flips(images)).mean(dim=0)
-        # A probability of exactly 1 has an infinite logit, which cannot be resized.
-        return torch.logit(mean, eps=1e-6).cpu()
+        return _average(self._infer_flips(images))
 
     def _infer_flips(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images and of their flips, flipped back, (4, B, H, W).
@@ -262,3 +262,11 @@ class Predictor:
                 "its training diverged, or its model file is damaged"
             )
         return logits
+
+
+def _average(views: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the mean probability over views, (V, B, H, W) to (B, H, W), on the CPU.
+
+    A probability of exactly 1 has an infinite logit, which cannot be resized.
+    """
+    return torch.logit(torch.sigmoid(views).mean(dim=0), eps=1e-6).cpu()

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from brainseg.errors import DataError, StudyError
 from brainseg.storage.files import write_atomically, write_csv
@@ -27,7 +28,7 @@ from study.storage.schema import (
     Row,
     read_table,
 )
-from study.storage.study_folder import read_spec
+from study.storage.study_folder import read_study
 from study.storage.trial_folder import TrialFolder, describe_job
 
 _NOT_ENDED = {"status": UNFINISHED, "error": "stopped before its end"}
@@ -74,10 +75,11 @@ def read_tables(study: Path) -> dict[str, list[Row]]:
     Raises:
         DataError: Naming the file and what is wrong, if a table is not as `collect` writes it.
     """
-    spec = read_spec(study)
+    record = read_study(study)
+    spec, protocols = StudySpec.model_validate(record), record["protocol"]
     tables = {name: read_table(study / table.file, table) for name, table in OF_STUDY.items()}
     try:
-        _check_trials(tables["trials"], spec)
+        _check_trials(tables["trials"], spec, protocols)
         _check_cells(study, tables)
         _check_patients(tables)
         _check_counts(tables["scores"], tables["slices"])
@@ -106,11 +108,13 @@ def _name(cell: _Cell) -> str:
     return "variant {}, fold {}, seed {}".format(*cell)
 
 
-def _check_trials(trials: Sequence[Row], spec: StudySpec) -> None:
+def _check_trials(
+    trials: Sequence[Row], spec: StudySpec, protocols: Sequence[dict[str, Any]]
+) -> None:
     """Refuse trials that study.json does not ask for, and a grid with holes.
 
-    A study that has grown since has fewer trials than study.json asks for, but whole rotations and
-    seeds of them.
+    A study that has grown since has fewer trials than study.json asks for, but whole rotations,
+    seeds and added variants of them.
     """
     if not trials:
         raise _MismatchError("trials.csv: no rows; expected one for each trial of study.json")
@@ -132,8 +136,11 @@ def _check_trials(trials: Sequence[Row], spec: StudySpec) -> None:
         if is_external != (row["status"] == EXTERNAL):
             raise _MismatchError(f"trials.csv: {_name(_cell(row))} has the status {row['status']}")
     found = {_cell(row) for row in trials if row["variant"] in spec.variants}
+    begun = {variant for variant, *_ in found}
+    begun |= {v for p in protocols[:1] for v in str(p["protocol"].get("variants")).split(", ")}
+    variants = [v for v in spec.variants if v in begun or not protocols]
     for cell in itertools.product(
-        spec.variants, sorted({f for _, f, _ in found}), sorted({s for *_, s in found})
+        variants, sorted({f for _, f, _ in found}), sorted({s for *_, s in found})
     ):
         if cell not in found:
             raise _MismatchError(f"trials.csv: no row for {_name(cell)}")

@@ -10,7 +10,7 @@ from study.analysis.protocol import describe_changes
 from study.cli import parse_options
 from study.resolve import Study, allocate, resolve, write_facts
 from study.spec.resources import Node, TrialResources
-from study.storage.study_folder import read_spec, read_study
+from study.storage.study_folder import check_folder, read_spec, read_study
 from study.storage.trial_folder import TrialFolder, candidate_folder
 
 FLAGS = ["--grid", "lite", "--plan", "--set", "model.encoder_weights=none", "--folds", "2"]
@@ -83,6 +83,7 @@ def test_a_study_grows_by_variants_and_says_so(phantom_root: Path, tmp_path: Pat
 
     grid.write_text(f"{text}, high: {{threshold: 0.6}}}}")
     more = resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
+    assert check_folder(more.folder, more.spec)
     assert [job.name for job in more.jobs() if job not in first.jobs()] == [
         "high-fold0-seed44",
         "high-fold1-seed44",
@@ -92,5 +93,6 @@ def test_a_study_grows_by_variants_and_says_so(phantom_root: Path, tmp_path: Pat
     assert "variants: low -> low, high" in sentence
 
     grid.write_text("description: x\nvariants: {low: {threshold: 0.3}}")
+    other = resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
     with pytest.raises(StudyError, match=r"variant high is gone; variant low: .*0\.4.*0\.3"):
-        resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
+        check_folder(other.folder, other.spec)

@@ -11,7 +11,9 @@ from brainseg.config import Experiment
 from brainseg.data.slice_store import Slice, SliceStore
 from brainseg.errors import CheckpointError
 from brainseg.inference.evaluation import (
+    FLIPS,
     LARGEST,
+    LARGEST_3D,
     NUM_BINS,
     PLAIN,
     THRESHOLD,
@@ -78,15 +80,33 @@ def test_evaluating_again_gives_the_same_rows(
     assert evaluate_model(predictor, data).tables(data) == evaluation.tables(data)
 
 
-def test_flipped_views_are_those_of_flipped_slices(predictor: Predictor, data: SliceStore) -> None:
+def test_slices_are_tested_as_predicted_alone_and_averaged_over_flips(
+    predictor: Predictor, data: SliceStore
+) -> None:
     indices = predictor.part_indices(data, "val")[:4]
-    logits = np.stack(list(predictor.flipped_logits(data, indices)), axis=1)
-    for view, axes in enumerate(((), (0,), (1,), (0, 1))):
-        images = [np.flip(data.image(index), axes).copy() for index in indices]
-        expected = np.stack([np.flip(m, axes) for m in predictor.probabilities(images)])
-        # The slice itself is computed alone, its flips as a batch, which rounds differently.
-        found = torch.sigmoid(torch.from_numpy(logits[view])).numpy()
-        assert found == pytest.approx(expected, abs=1e-4 if axes else 0, rel=0)
+    images = [data.image(index) for index in indices]
+    logits = np.stack(list(predictor.part_logits(data, indices)), axis=1)
+    for averaged, maps in zip((False, True), logits, strict=True):
+        expected = [p.probabilities for p in predictor.predict(images, tta=averaged)]
+        assert np.array_equal(torch.sigmoid(torch.from_numpy(maps)).numpy(), np.stack(expected))
+
+
+def test_an_experiment_with_flips_is_tested_and_predicts_with_them(
+    evaluation: Evaluation, predictor: Predictor, data: SliceStore
+) -> None:
+    weights = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
+    experiment = predictor.experiment.replaced({"flips": True})
+    header = predictor.header.model_copy(update={"experiment": experiment})
+    flipped = evaluate_model(Predictor(weights, header), data)
+    assert np.array_equal(flipped.test.plain, evaluation.test.counts[FLIPS])
+    assert {row["stage"] for row in flipped.tables(data)["stages"]} == {
+        *(PLAIN, THRESHOLD, LARGEST, LARGEST_3D)
+    }
+    image = [data.image(0)]
+    (plain,), (averaged,) = predictor.predict(image), predictor.predict(image, tta=True)
+    both = Predictor(weights, header)
+    assert np.array_equal(both.predict(image)[0].probabilities, averaged.probabilities)
+    assert np.array_equal(both.predict(image, tta=False)[0].probabilities, plain.probabilities)
 
 
 def test_validation_alone_chooses_the_threshold(

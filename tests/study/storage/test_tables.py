@@ -4,16 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generated import FACTS, generate_study
 
 from brainseg.config import Experiment
-from brainseg.errors import StudyError
+from brainseg.errors import DataError, StudyError
 from brainseg.storage.files import read_csv, write_csv, write_text
+from study.analysis.protocol import register
 from study.analysis.scores import read_matrix
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.schema import OF_EXTERNAL, OF_TRIALS, Row
-from study.storage.tables import collect, external_folder
+from study.storage.study_folder import read_spec, read_study, write_study
+from study.storage.tables import collect, external_folder, read_tables
 from study.storage.trial_folder import TrialFolder
 
 JOBS = StudySpec(
@@ -111,3 +114,16 @@ def test_an_external_variant_has_a_row_per_fold_and_seed_or_is_missed(study: Pat
     matrix = read_matrix(read_csv(study / "scores.csv"), read_csv(study / "trials.csv"))
     assert matrix.num_trials == 4
     assert matrix.without(["nn"]).variants == ("raw-lite0", "preprocessed-lite0")
+
+
+def test_a_variant_that_joined_the_study_may_have_no_rows_yet(tmp_path: Path) -> None:
+    study = generate_study(tmp_path / "small", grid="lite")
+    spec, record = read_spec(study), read_study(study)
+    more = spec.model_copy(update={"variants": {**spec.variants, "more": {"threshold": 0.4}}})
+    write_study(study, more, {**FACTS, "protocol": register(record["protocol"], more, 4)})
+    assert {row["variant"] for row in read_tables(study)["trials"]} == set(spec.variants)
+    trials = study / "trials.csv"
+    text = trials.read_text()
+    trials.write_text("".join(line for line in text.splitlines(True) if "prepro" not in line))
+    with pytest.raises(DataError, match="no row for variant preprocessed-lite0"):
+        read_tables(study)
