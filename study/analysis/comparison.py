@@ -42,6 +42,9 @@ MEASURED = {
     "HD95, worst case": ("hd95_worst", np.inf),
     "NSD": ("nsd", 1.0),
     "volume similarity": ("volume_similarity", 1.0),
+    "HD95, mm": ("hd95_mm", np.inf),
+    "HD95, worst case, mm": ("hd95_worst_mm", np.inf),
+    "NSD, mm": ("nsd_mm", 1.0),
 }
 """Name -> measure of each patient, averaged over patients, and its highest possible value."""
 
@@ -64,8 +67,9 @@ class VariantScores:
         variant: Name of the variant.
         num_patients: Patients tested with at least one seed.
         scores: Name of a score -> estimate: Dice/patient (the score that is compared), global
-            Dice, IoU, precision, recall and, where measured, those of `MEASURED` (HD95 in pixels,
-            lower is better). Empty if the variant has no scores.
+            Dice, IoU, precision, recall and, where measured, those of `MEASURED` (HD95 in pixels
+            and, where the spacing is known, in millimetres; lower is better). Empty if the variant
+            has no scores.
         ranks: Probability of each rank, first to last: the share of widened resamples; ties share
             their ranks. Empty if the variant is not ranked, because it lacks more than half of the
             cells or because the ranked variants share fewer than 2 patients.

@@ -21,7 +21,7 @@ from brainseg.document import (
     format_number,
     format_p,
 )
-from brainseg.inference.mask_metrics import TOLERANCE
+from brainseg.inference.mask_metrics import TOLERANCE, TOLERANCE_MM
 from study.report.figures import FigureWriter
 from study.report.results import (
     WIDE,
@@ -38,6 +38,8 @@ _SCORES = {
     "HD95": ".1f",
 }
 """Score -> format."""
+IN_MM = "HD95, mm"
+"""The score that stands beside HD95 where the spacing of the pixels is known."""
 
 
 def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Section]:
@@ -67,6 +69,7 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
     """Return the rows of the ranking with intervals, one per variant, values as text."""
     rows = []
     ranked = [item.variant for item in results.comparison.variants if item.ranks]
+    formats = _SCORES | ({IN_MM: ".1f"} if _knows_spacing(results) else {})
     for item in results.comparison.variants:
         variant = item.variant
         finished = results.trials_of(variant, "finished")
@@ -76,7 +79,7 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             {
                 "": str(1 + ranked.index(variant)) if variant in ranked else NONE,
                 "variant": f"{variant} (external)" if variant in results.external else variant,
-                **{name: format_estimate(scores.get(name), f) for name, f in _SCORES.items()},
+                **{name: format_estimate(scores.get(name), f) for name, f in formats.items()},
                 "val loss": format_number(fmean(losses)) if losses else NONE,
                 "patients": str(item.num_patients),
                 "trials": NONE
@@ -85,6 +88,10 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _knows_spacing(results: StudyResults) -> bool:
+    return any(IN_MM in item.scores for item in results.comparison.variants)
 
 
 def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
@@ -146,6 +153,26 @@ def _scores(results: StudyResults) -> Iterator[Block]:
             "Outlines, volumes and lesions, with 95 % intervals. Slices and lesions are counted "
             "over all trials.",
             rows,
+        )
+    if _knows_spacing(results):
+        given = results.about.get("experiment", {}).get("data", {}).get("spacing_mm")
+        source = "the headers of the files name it"
+        if given:
+            source = "data.spacing_mm says: {:g} mm between rows, {:g} mm between columns".format(
+                *given
+            )
+        yield Paragraph(
+            f"The spacing of the pixels is known: {source}. The same distances are given in "
+            f"millimetres, with {TOLERANCE_MM:g} mm as the tolerance of NSD."
+        )
+        formats = {IN_MM: ".1f", "HD95, worst case, mm": ".1f", "NSD, mm": ".3f"}
+        yield Table(
+            "Outlines in millimetres, with 95 % intervals.",
+            [
+                {"variant": item.variant}
+                | {name: format_estimate(item.scores.get(name), f) for name, f in formats.items()}
+                for item in results.comparison.variants
+            ],
         )
 
 

@@ -59,6 +59,7 @@ Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 
 _INHERITS, _SHARED = "inherits", "shared"
+_OF_ALL = ("stopping.", "data.spacing_mm")
 _DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
     "seed": "--seeds N counts up from the seed of the configuration",
@@ -374,7 +375,7 @@ def _checked(tree: Mapping[str, Any], where: str) -> Changes:
     for key in changes:
         if key in _DECIDED:
             raise ConfigError(f"{where}: {key} cannot vary in a grid: {_DECIDED[key]}")
-        if key.startswith("stopping.") and where != _SHARED:
+        if key.startswith(_OF_ALL) and where != _SHARED:
             raise ConfigError(f"{where}: {key} holds for all variants: put it under {_SHARED}")
     Experiment().replaced(changes, where)
     return changes

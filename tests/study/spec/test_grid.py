@@ -89,6 +89,7 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
         ("description: x\nvariants: {winner-c1: {threshold: 0.4}}", "names of searches' winners"),
         ("description: x\nvariants: {a: {fold: 3}}", "fold cannot vary in a grid"),
         ("description: x\nvariants: {a: {stopping.patience: 3}}", "put it under shared"),
+        ("description: x\nvariants: {a: {data.spacing_mm: 0.5}}", "put it under shared"),
         ("description: x\nvariants: {a: {inherits: b}}", "inherits from b"),
         ("description: x\nfactors: {f: {a: {threshold: 0.4}}}", "has 1 level"),
         (
