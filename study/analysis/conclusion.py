@@ -16,7 +16,7 @@ from study.spec.grid import WINNER
 
 _FEW_PATIENTS = 40
 _EQUAL = 1e-12
-_MOST_NAMES = 3
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,7 @@ def _answers(
     score, pair = first.scores["Dice/patient"], pairs[second.variant]
     best = f"{first.variant}, with a mean Dice/patient of {score.point:.3f}"
     if equal:
-        best += (
-            f"; {_join(equal)} may be as good"
-            if len(equal) <= _MOST_NAMES
-            else (f"; {len(equal)} others may be as good")
-        )
+        best += f"; {_join(equal)} may be as good"
     yield "Which is best?", f"{best}."
     yield "By how much?", f"By {_format(pair.difference)}, over {second.variant}, the next."
     sure = f"It ranks first in {100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
@@ -161,8 +157,8 @@ def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequenc
     new = len(matrix.patients) - judged - used
     return (
         f" The search that chose the settings of {_join(winners)} judged candidates on {judged} "
-        f"of these patients and trained them on {used}: only {new} are new to it; the section on "
-        "the search compares the variants on these alone."
+        f"of these patients and trained them on {used}. So only {new} are new to it: the section "
+        "on the search compares the variants on these alone."
     )
 
 
@@ -221,10 +217,10 @@ def _other_rankings(comparison: Comparison, rankings: Sequence[Ranking]) -> list
     for ranking in others:
         winners = _join([names[n] for n in ranking.winners])
         first.setdefault(winners, []).append(f"{ranking.metric} ({ranking.way})")
-    listed = "; ".join(f"{winners} by {_join(by)}" for winners, by in first.items())
+    listed = " ".join(f"By {_join(by)}: {winners}." for winners, by in first.items())
     return [
         f"Another choice of metric or of ranking names another winner in {len(others)} of "
-        f"{len(rankings)} rankings: {listed}."
+        f"{len(rankings)} rankings. {listed}"
     ]
 
 
@@ -294,4 +290,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _join(names: Sequence[str]) -> str:
+    """List names in a sentence, which stays short: of many names only the first three."""
+    if len(names) > _MOST_NAMES:
+        names = [*names[: _MOST_NAMES - 1], f"{len(names) - _MOST_NAMES + 1} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

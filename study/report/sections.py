@@ -22,6 +22,7 @@ from brainseg.document import (
     format_p,
 )
 from brainseg.inference.mask_metrics import TOLERANCE, TOLERANCE_MM
+from study.analysis.variance import MEANINGS
 from study.report.figures import FigureWriter
 from study.report.results import (
     WIDE,
@@ -50,6 +51,8 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
             ("overview", "At a glance", _overview(results, figures)),
             ("scores", "Test scores", _scores(results)),
             ("differences", "Differences between variants", _differences(results, figures)),
+            ("effects", "Effects of the grid's factors", _effects(results)),
+            ("interactions", "Interactions of the grid's factors", _interactions(results)),
             ("leak", "What the leaky split is worth", _leak(results)),
             ("ranks", "Ranks and sources of variance", _ranks(results, figures)),
             ("learning", "Learning curves", _learning(results, figures)),
@@ -217,7 +220,8 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "Forest plot: the difference in Dice/patient of each pair of variants with its "
             "interval, beside a line at no difference",
             "Right of the line, the first variant scored better. If an interval crosses the line, "
-            "the comparison is inconclusive.",
+            "the comparison is inconclusive."
+            + (" Effects of factors are orange." if comparison.effects else ""),
         )
         rows = [
             {
@@ -243,21 +247,47 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "ties count half. With the patients needed, a paired t-test would detect this "
             "difference with a power of 0.8."
         )
-    if comparison.effects:
-        rows = [
-            {
-                "factor": effect.name,
-                "effect on Dice/patient": format_estimate(effect.difference, "+.3f"),
-                "p": format_p(effect.p),
-            }
-            for effect in comparison.effects
-        ]
+
+
+def _effects(results: StudyResults) -> Iterator[Block]:
+    rows = _effect_rows(results, is_interaction=False)
+    if rows:
+        yield Paragraph(
+            "An effect is what a level of a factor changes against the factor's first level. It "
+            "is the mean over the levels of all other factors. An effect that needs a combination "
+            "without a variant is left out."
+        )
         yield Table(
-            "Effects of the grid's factors: each level against the first, averaged over the other "
-            "factors, and how much two of them depend on each other. An effect that needs a "
-            "combination without a variant is left out.",
+            "Effects of the factors' levels on Dice/patient, with 95 % intervals; p is not "
+            "corrected.",
             rows,
         )
+
+
+def _interactions(results: StudyResults) -> Iterator[Block]:
+    rows = _effect_rows(results, is_interaction=True)
+    if rows:
+        yield Paragraph(
+            "An interaction is how much the effect of one level depends on another factor's "
+            "level. If it is 0, the two effects add up. If its interval holds 0, none is shown."
+        )
+        yield Table(
+            "Interactions of two factors' levels in Dice/patient, with 95 % intervals; p is not "
+            "corrected.",
+            rows,
+        )
+
+
+def _effect_rows(results: StudyResults, *, is_interaction: bool) -> list[dict[str, str]]:
+    return [
+        {
+            "levels": effect.name,
+            "effect on Dice/patient": format_estimate(effect.difference, "+.3f"),
+            "p": format_p(effect.p),
+        }
+        for effect in results.comparison.effects
+        if effect.is_interaction == is_interaction
+    ]
 
 
 def _leak(results: StudyResults) -> Iterator[Block]:
@@ -272,7 +302,7 @@ def _leak(results: StudyResults) -> Iterator[Block]:
     for leak in results.leaks:
         if leak.difference is None:
             yield Paragraph(
-                f"{leak.leaky} cannot be compared patient by patient: no patient was tested with "
+                f"{leak.leaky} cannot be compared patient by patient. No patient was tested with "
                 "all slices by it and by an honest variant that differs in the split alone. Run "
                 "all rotations (--folds 10)."
             )
@@ -344,6 +374,14 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
             figures.variance(),
             "Bars: shares of the variance of Dice/patient by source",
             "Sources of the variance of Dice/patient over all variants, patients and seeds.",
+        )
+        yield Table(
+            "Shares of the variance of Dice/patient. A share without a number cannot be told from "
+            "another one, which holds it.",
+            [
+                {"source": name, "share": format_number(share), "what it is": MEANINGS[name]}
+                for name, share in results.comparison.variance.items()
+            ],
         )
 
 

@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
 from brainseg.errors import ConfigError
-from brainseg.storage.files import expand_home
+from brainseg.storage.files import expand_home, read_text
 from brainseg.storage.values import Checked, Line, cut, read_yaml, shown, validated
 from study.spec.configs import shipped
 
@@ -147,6 +147,7 @@ class Grid:
         seeds: Seeds to run where the command line does not say.
         search: The search to run, if the grid has one.
         published: The published table to compare with, if there is one.
+        text: The content of a user's own file; empty for a grid that comes with the program.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Grid:
     seeds: int = 1
     search: SearchDefaults | None = None
     published: Published | None = None
+    text: str = ""
 
     def refuse_decided(self, changes: Changes) -> None:
         """Refuse `--set` for a key that the product of folds or a variant decides otherwise.
@@ -215,7 +217,8 @@ def load_grid(source: str) -> Grid:
         ConfigError: Naming the file, and the variant, factor or key that is wrong.
     """
     if source.endswith((".yaml", ".yml")) or "/" in source:
-        return _read_grid(expand_home(source))
+        path = expand_home(source)
+        return replace(_read_grid(path), text=read_text(path))
     if source == ONE.name:
         return ONE
     path = shipped("grids") / f"{source}.yaml"

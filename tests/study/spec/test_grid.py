@@ -130,6 +130,13 @@ def test_a_faulty_grid_is_refused_by_file_and_key(tmp_path: Path, text: str, sai
     assert "--set" not in str(error.value)
 
 
+def test_the_text_of_a_users_own_file_is_kept(tmp_path: Path) -> None:
+    text = "description: x  # why\nvariants: {a: {}, b: {threshold: 0.4}}\n"
+    (tmp_path / "own.yaml").write_text(text)
+    assert load_grid(str(tmp_path / "own.yaml")).text == text
+    assert load_grid("lite").text == ""
+
+
 def test_two_names_for_one_experiment_are_refused(tmp_path: Path) -> None:
     grid = _read(tmp_path, "description: x\nvariants: {a: , b: {threshold: 0.5}}")
     with pytest.raises(ConfigError, match="a and b are the same experiment"):
