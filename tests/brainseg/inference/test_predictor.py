@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from predictions import read_pixels, run_predict
+from predictions import read_pixels, read_rows, run_predict
 
 import brainseg
 from brainseg.config import Experiment
