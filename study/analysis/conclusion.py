@@ -16,6 +16,7 @@ from study.spec.grid import WINNER
 
 _FEW_PATIENTS = 40
 _EQUAL = 1e-12
+_FAIRLY_SURE = 0.9
 _MOST_NAMES = 4
 
 
@@ -123,8 +124,12 @@ def _answers(
     if equal:
         best += f"; {_join(equal)} may be as good"
     yield "Which is best?", f"{best}."
-    yield "By how much?", f"By {_format(pair.difference)}, over {second.variant}, the next."
-    sure = f"It ranks first in {100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
+    yield "By how much?", _describe_gap(pair)
+    word = "Sure" if not equal else "Fairly sure" if first.ranks[0] >= _FAIRLY_SURE else "Not sure"
+    if pair.difference.is_wide:
+        word = "Not sure"
+    sure = f"{word}: it ranks first in {100 * first.ranks[0]:.0f} % of resamples of patients "
+    sure += "and seeds"
     if rankings:
         agree = len(rankings) - len(other_winners(rankings))
         sure += f", and in {agree} of {len(rankings)} rankings by other metrics or ways"
@@ -136,6 +141,20 @@ def _answers(
         f"with {_count(len(matrix.seeds), 'training')} of each variant.",
     )
     yield "What can it not say?", " ".join(_silent_on(matrix, synthetic))
+
+
+def _describe_gap(pair: Pair) -> str:
+    """Say by how much the first variant is better, and whether that may be chance."""
+    found = pair.difference
+    by = f"By {found.point:.3f} in Dice/patient over {pair.second}, the next."
+    interval = f"{found.low:.3f} to {found.high:.3f}"
+    if found.is_wide:
+        return f"{by} The patients are too few to say whether that is chance."
+    if is_shown(pair):
+        return f"{by} Chance alone hardly explains it: the 95 % interval is {interval}."
+    if found.low <= 0 <= found.high:
+        return f"{by} It may be chance: the 95 % interval, {interval}, holds 0."
+    return f"{by} It may be chance: {_format_p(pair)}, 95 % interval {interval}."
 
 
 def _silent_on(matrix: ScoreMatrix, synthetic: bool) -> Iterator[str]:
@@ -194,8 +213,11 @@ def _describe_first(pairs: Sequence[Pair]) -> str:
     text = f"{pair.second}: " if len(pairs) > 1 else ""
     if pair.num_patients < 2:
         return f"{text}{_format(pair.difference)}, one patient has no interval and no test"
-    p = "< 0.001" if pair.p_holm < 0.001 else f"= {pair.p_holm:.2g}"
-    return f"{text}{_format(pair.difference)}, corrected p {p}"
+    return f"{text}{_format(pair.difference)}, {_format_p(pair)}"
+
+
+def _format_p(pair: Pair) -> str:
+    return f"corrected p {'< 0.001' if pair.p_holm < 0.001 else f'= {pair.p_holm:.2g}'}"
 
 
 def _describe_needed(pair: Pair) -> Iterator[str]:
@@ -252,6 +274,11 @@ def _too_few(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:
             f"no corrected p-value can be below {LEVEL}: no difference, however large, can be "
             "shown."
         )
+    shown = [item.scores["Dice/patient"] for item in comparison.variants if item.scores]
+    if any(found.is_wide for found in (*shown, *(pair.difference for pair in comparison.pairs))):
+        caveats.append(
+            "Wide intervals hold nearly all values that are possible: the patients are too few."
+        )
     if 1 < len(matrix.patients) < _FEW_PATIENTS:
         caveats.append(
             f"Fewer than {_FEW_PATIENTS} patients: in simulations with skewed scores, 95 % "
@@ -282,6 +309,8 @@ def _folds(matrix: ScoreMatrix) -> list[str]:
 def _format(estimate: Estimate) -> str:
     if np.isnan(estimate.low):
         return f"{estimate.point:.3f}"
+    if estimate.is_wide:
+        return f"{estimate.point:.3f}, interval wide"
     return f"{estimate.point:.3f}, 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import fmean
 
 import numpy as np
@@ -30,6 +30,7 @@ from study.report.results import (
     WORST_SLICE,
     StudyResults,
     format_estimate,
+    has_wide,
 )
 from study.storage.schema import Row
 
@@ -46,7 +47,7 @@ IN_MM = "HD95, mm"
 def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Section]:
     """Return the sections on the findings; those without data are left out."""
     sections = [
-        Section(name, title, list(blocks))
+        Section(name, title, list(_with_footnotes(blocks)))
         for name, title, blocks in (
             ("overview", "At a glance", _overview(results, figures)),
             ("scores", "Test scores", _scores(results)),
@@ -66,6 +67,14 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
         )
     ]
     return [section for section in sections if section.blocks]
+
+
+def _with_footnotes(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield blocks, and below each table with an interval that is called wide what that means."""
+    for block in blocks:
+        yield block
+        if isinstance(block, Table) and has_wide(block):
+            yield Paragraph(WIDE)
 
 
 def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
@@ -132,7 +141,7 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         "outline, in pixels of the slice, over slices where both exist. All is counted at the "
         "slice's own size, against the original mask. Each trial "
         "was tested once, after training, with the weights of its lowest validation loss. "
-        f"Intervals come from resampling patients and seeds. {WIDE}"
+        "Intervals come from resampling patients and seeds."
     )
     if any(
         key.startswith("loss.")
@@ -409,7 +418,7 @@ def _groups(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         "Dice/patient over the slices of each group, with 95 % intervals. Small groups have wide "
-        f"intervals. Nothing here is corrected for the number of groups. {WIDE}"
+        "intervals. Nothing here is corrected for the number of groups."
     )
     for breakdown in results.breakdowns:
         rows = [
