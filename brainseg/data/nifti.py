@@ -67,7 +67,8 @@ class Volume:
         if unit == "unknown" and np.allclose(sides, 1):
             return None
         rows, columns = (
-            float(sides[np.flatnonzero(self._to_slices[:, 0] == axis)[0]]) * _MILLIMETRES[unit]
+            # A header holds 0.6 as 0.60000002.
+            round(float(sides[self._to_slices[:, 0] == axis][0]) * _MILLIMETRES[unit], 6)
             for axis in (1, 0)
         )
         is_known = min(rows, columns) > 0 and max(rows, columns) <= _MAX_SPACING

@@ -167,7 +167,7 @@ def test_values_that_are_no_bytes_are_rescaled_over_the_patient(tmp_path: Path) 
 def test_the_spacing_of_volumes_is_known_if_all_headers_tell_it(tmp_path: Path) -> None:
     root = _write(tmp_path / "data", _volumes)
     assert open_dataset(root).spacings == ()  # sides of 1 without a unit
-    for path in sorted((root / "imagesTr").glob("*_0000.nii.gz")):
+    for path in sorted((root / "imagesTr").glob("*_0001.nii.gz")):  # the first channel
         before = open_dataset(root)
         image = nibabel.load(path)
         image.header.set_xyzt_units("mm")
