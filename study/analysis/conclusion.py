@@ -16,7 +16,6 @@ from study.spec.grid import WINNER
 
 _FEW_PATIENTS = 40
 _EQUAL = 1e-12
-_FAIRLY_SURE = 0.9
 _MOST_NAMES = 4
 
 
@@ -125,11 +124,8 @@ def _answers(
         best += f"; {_join(equal)} may be as good"
     yield "Which is best?", f"{best}."
     yield "By how much?", _describe_gap(pair)
-    word = "Sure" if not equal else "Fairly sure" if first.ranks[0] >= _FAIRLY_SURE else "Not sure"
-    if pair.difference.is_wide:
-        word = "Not sure"
-    sure = f"{word}: it ranks first in {100 * first.ranks[0]:.0f} % of resamples of patients "
-    sure += "and seeds"
+    sure = f"{_describe_sureness(pair, has_equals=bool(equal))}: it ranks first in "
+    sure += f"{100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
     if rankings:
         agree = len(rankings) - len(other_winners(rankings))
         sure += f", and in {agree} of {len(rankings)} rankings by other metrics or ways"
@@ -153,8 +149,22 @@ def _describe_gap(pair: Pair) -> str:
     if is_shown(pair):
         return f"{by} Chance alone hardly explains it: the 95 % interval is {interval}."
     if found.low <= 0 <= found.high:
-        return f"{by} It may be chance: the 95 % interval, {interval}, holds 0."
+        return f"{by} It may be chance: the 95 % interval, {interval}, includes 0."
     return f"{by} It may be chance: {_format_p(pair)}, 95 % interval {interval}."
+
+
+def _describe_sureness(pair: Pair, *, has_equals: bool) -> str:
+    """Say in a word or two how sure it is that the first variant is best.
+
+    Args:
+        pair: The first and the second variant.
+        has_equals: Whether other variants may be as good.
+    """
+    if not has_equals:
+        return "Sure"
+    # Of few patients, whose test can show nothing, an interval may be narrow by luck.
+    can_show = smallest_p(pair.num_patients) < LEVEL
+    return "Fairly sure" if can_show and pair.difference.low > 0 else "Not sure"
 
 
 def _silent_on(matrix: ScoreMatrix, synthetic: bool) -> Iterator[str]:
@@ -222,7 +232,8 @@ def _format_p(pair: Pair) -> str:
 
 def _describe_needed(pair: Pair) -> Iterator[str]:
     """Yield how many patients would show a difference that is not shown, if that is known."""
-    if pair.num_patients > 1 and np.isfinite(pair.patients_needed):
+    # The size of a difference on a few patients says too little about it.
+    if smallest_p(pair.num_patients) < LEVEL and np.isfinite(pair.patients_needed):
         needed = "Over a million"
         if pair.patients_needed < 1e6:
             needed = f"About {float(f'{pair.patients_needed:.2g}'):,.0f}"

@@ -278,7 +278,7 @@ def _interactions(results: StudyResults) -> Iterator[Block]:
     if rows:
         yield Paragraph(
             "An interaction is how much the effect of one level depends on another factor's "
-            "level. If it is 0, the two effects add up. If its interval holds 0, none is shown."
+            "level. If it is 0, the two effects add up. If its interval includes 0, none is shown."
         )
         yield Table(
             "Interactions of two factors' levels in Dice/patient, with 95 % intervals; p is not "

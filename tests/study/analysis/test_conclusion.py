@@ -206,7 +206,7 @@ def test_the_answers_say_whether_the_difference_may_be_chance() -> None:
     assert clear["How sure is that?"].startswith("Sure: ")
     close = dict(_conclude(_draw(2, 3, 20)).answers)
     assert "It may be chance: the 95 % interval, -0." in close["By how much?"]
-    assert close["By how much?"].endswith(", holds 0.")
+    assert close["By how much?"].endswith(", includes 0.")
     assert close["How sure is that?"].startswith("Not sure: ")
 
 
