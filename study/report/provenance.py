@@ -145,13 +145,13 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
     rules = []
     if rule.get("patience"):
         rules.append(
-            f"Training ended after {rule['patience']} epochs of the last stage without a lower "
-            "val loss."
+            f"A training ended early after {rule['patience']} epochs of the last stage without a "
+            "lower val loss."
         )
     if rule.get("minutes"):
         rules.append(
-            f"Training ended after {rule['minutes']:g} minutes of epochs, so that the numbers "
-            "depend on the machine."
+            f"A training ended early after {rule['minutes']:g} minutes of epochs, so that the "
+            "numbers depend on the machine."
         )
     if rules:
         finished = [row for row in results.trials if row["status"] == "finished"]

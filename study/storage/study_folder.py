@@ -245,9 +245,13 @@ def changed_lines(earlier: str, text: str) -> list[str]:
 
 
 def grid_copies(folder: Path) -> list[Path]:
-    """Return the copies of a user's own grid in a study, the earliest first; often none."""
-    current = folder / GRID_FILE
-    return [*sorted(folder.glob("grid.*.yaml")), *([current] if current.exists() else [])]
+    """Return the copies of a user's own grid in a study, the earliest first; often none.
+
+    A study may come from a stranger: links that lead out of it are none.
+    """
+    found = [*sorted(folder.glob("grid.*.yaml")), folder / GRID_FILE]
+    inside = folder.resolve()
+    return [path for path in found if path.is_file() and path.resolve().parent == inside]
 
 
 def describe_process() -> str:

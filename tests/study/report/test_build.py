@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -34,7 +35,7 @@ def _page(study: Path) -> str:
 
 
 def _titles(study: Path) -> list[str]:
-    return re.findall(r"<h2[^>]*>(.*?)</h2>", _page(study))
+    return [html.unescape(title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", _page(study))]
 
 
 def test_every_file_carries_the_labels(generated: Path) -> None:

@@ -125,3 +125,11 @@ def test_the_copy_of_a_grid_has_neither_secrets_nor_the_home_folder(
     text = (tmp_path / "grid.yaml").read_text()
     assert "a: ~/x.safetensors" in text
     assert "hunter2" not in text
+
+
+def test_a_link_out_of_the_study_is_no_copy_of_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "grid.yaml").symlink_to(tmp_path / "secret")
+    assert grid_copies(study) == []
