@@ -39,6 +39,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Name = Annotated[Line, Field(max_length=60)]
 Names = Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
+Millimetres = Annotated[float, Field(gt=0, le=100)]
 LossWeight = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -66,6 +67,10 @@ class DataConfig(_Section):
         resident: Whether training keeps its prepared slices on the device and augments them there,
             see `brainseg.data.resident`: `never` loads them; `auto` keeps them on a GPU if those
             of the whole dataset take at most 4 GB; `always` keeps them on any device.
+        spacing_mm: Distance of neighbouring pixels in millimetres, above 0, at most 100: a number,
+            or from row to row and from column to column. It changes no training: the test's
+            distances are also given in millimetres. None takes it from the headers of NIfTI files,
+            where they tell it; the same in a whole study.
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256
@@ -76,6 +81,13 @@ class DataConfig(_Section):
     context: Annotated[int, Field(ge=0, le=5)] = 0
     context_channels: Names | None = None
     resident: Literal["never", "auto", "always"] = "never"
+    spacing_mm: tuple[Millimetres, Millimetres] | None = None
+
+    @field_validator("spacing_mm", mode="before")
+    @classmethod
+    def _same_both_ways(cls, value: object) -> object:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return (value, value) if is_number else value
 
     @field_validator("split")
     @classmethod

@@ -134,10 +134,10 @@ class Document:
         title: The title.
         facts: One line below the title: data, size, weights.
         labels: Warnings that stand beside every result, such as `SYNTHETIC`; may be empty.
-        sentence: The main message.
+        sentence: The main message, in full.
         points: Sentences that explain or limit the message; may be empty.
         sections: The content.
-        answers: Questions with short answers, the first thing to read after the message.
+        answers: Questions with short answers, the first thing to read; may be empty.
         footer: Text at the end of the page.
     """
 
@@ -170,9 +170,10 @@ def to_markdown(document: Document) -> str:
     """Return the document as Markdown; figures are links relative to the document's folder."""
     label = " · ".join(document.labels)
     title, sentence = map(escape_markdown, (document.title, document.sentence))
-    blocks = [f"# {title}", _line(document.facts), f"**{sentence}**"]
+    blocks = [f"# {title}", _line(document.facts)]
     if document.answers:
         blocks.append(_bullets(f"{ask} {answer}" for ask, answer in document.answers))
+    blocks.append(f"**{sentence}**")
     if document.points:
         blocks.append(_bullets(document.points))
     for section in document.sections:

@@ -175,6 +175,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
     # Without a common seed nothing pairs the trainings: each study's mean stands for one.
     seeds = tuple(sorted(set(x.seeds) & set(y.seeds)))
     scores = [_select(matrix, seeds, patients) for matrix in (x, y)]
+    a, b = (study.spec.experiment.data.spacing_mm for study in (one, other))
     folds = _folds(x, patients)
     trials = [
         row | {"variant": f"{study.name}/{row['variant']}"}
@@ -193,7 +194,9 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         counts=np.concatenate([of.counts for of in scores]),
         dice=np.concatenate([of.dice for of in scores]),
         measures={
-            name: np.concatenate([of.measures[name] for of in scores]) for name in x.measures
+            name: np.concatenate([of.measures[name] for of in scores])
+            for name in x.measures
+            if a == b or not name.endswith("_mm")
         },
         num_trials=len(trials),
         missing=tuple(

@@ -43,7 +43,7 @@ class ExternalVariant:
         folder = external_folder(study, self.name)
         folder.mkdir(parents=True, exist_ok=True)
         for table, rows in self.tables.items():
-            write_csv(folder / f"{table}.csv", rows, OF_EXTERNAL[table].names)
+            write_csv(folder / f"{table}.csv", rows, OF_EXTERNAL[table].names_in(rows))
 
 
 def score_external(name: str, folder: Path, spec: StudySpec, data: SliceStore) -> ExternalVariant:
@@ -68,7 +68,8 @@ def score_external(name: str, folder: Path, spec: StudySpec, data: SliceStore) -
     masks = read_external(folder, data, [i for indices in test_of.values() for i in indices])
     tables: dict[str, list[Row]] = {table: [] for table in OF_EXTERNAL}
     for fold, indices in test_of.items():
-        test = evaluate_masks(data, indices, [masks[index] for index in indices])
+        predicted = [masks[index] for index in indices]
+        test = evaluate_masks(data, indices, predicted, spec.experiment.data.spacing_mm)
         summary = summarise(test.plain, test.patients)
         tables["trials"].append({"fold": fold} | {f"test_{k}": v for k, v in summary.items()})
         tables["scores"] += [{"fold": fold} | row for row in patient_rows(test)]

@@ -40,7 +40,7 @@ from study.storage.lease import hold
 from study.storage.probability_maps import collect_ensembles
 from study.storage.schema import EXTERNAL, FAILURES, Row
 from study.storage.schema import FINISHED as TRIAL_FINISHED
-from study.storage.study_folder import check_folder, read_study
+from study.storage.study_folder import check_folder, keep_grid, read_study
 from study.storage.tables import collect, jobs_to_export
 from study.tune.cluster import require_shared, start_cluster
 from study.tune.progress import Progress
@@ -111,6 +111,9 @@ def _search_and_train(args: argparse.Namespace, study: Study, console: Console) 
         resources = allocate(args, study, nodes)
         require_disk(study, left(study.expected_jobs()), resources)
         write_facts(study, resources)
+        changed = keep_grid(study.folder, args.grid.text)
+        if changed:
+            say("The file of the grid was changed since the study's last start:", *changed)
         study.sync.commit()
         _require_shared(study)
         console.print(

@@ -77,6 +77,7 @@ def generate_study(
     slices: int = 10,
     failed: Collection[int] = (),
     synthetic: bool = True,
+    spacing: float | None = None,
 ) -> Path:
     """Write a study as if it had been run.
 
@@ -89,10 +90,11 @@ def generate_study(
         slices: Of each patient.
         failed: Positions, in the plan, of trials that diverged.
         synthetic: What study.json says of the data.
+        spacing: Of the pixels, in millimetres, if it is known.
     """
     rng = np.random.default_rng(0)
     cohort = [_Patient(number, slices, rng) for number in range(patients)]
-    spec = _ask(grid, cohort, folds, seeds, synthetic)
+    spec = _ask(grid, cohort, folds, seeds, synthetic, spacing)
     jobs, variants = spec.jobs(), list(spec.variants)
     (folder / "trials").mkdir(parents=True)
     ensemble: list[Row] = []
@@ -107,6 +109,9 @@ def generate_study(
         tested = [p for p in cohort if p.fold == (9 + job.fold) % 10]
         validated = [p for p in cohort if (p.fold - job.fold) % 10 in (7, 8)]
         tables = _tables(tested, validated, quality, rng)
+        if spacing:
+            for row in (*tables["scores"], *tables["slices"]):
+                row |= _in_mm(row, spacing)
         write_text(target.model, job.name)
         target.write_success(job, _scores(tables), tables)
         if seeds > 1 and job.seed == jobs[0].seed:
@@ -162,6 +167,15 @@ def _tables(
         "stages": stages,
         "calibration": _calibration(rng),
     }
+
+
+def _in_mm(row: Row, spacing: float) -> Row:
+    """The distances of a row in millimetres; NSD as if nearly all pixels were within 2 mm."""
+    cells: Row = {
+        f"{name}_mm": row[name] if row[name] == "" else float(row[name]) * spacing
+        for name in ("hd95", "hd95_worst")
+    }
+    return cells | {"nsd_mm": row["nsd"] if row["nsd"] == "" else 0.99 * float(row["nsd"])}
 
 
 def _counts(patient: _Patient, quality: float, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -262,7 +276,14 @@ def _write_split(folder: Path, cohort: list[_Patient], folds: int) -> None:
     write_text(folder / "split.json", json.dumps(record))
 
 
-def _ask(grid: str, cohort: list[_Patient], folds: int, seeds: int, synthetic: bool) -> StudySpec:
+def _ask(
+    grid: str,
+    cohort: list[_Patient],
+    folds: int,
+    seeds: int,
+    synthetic: bool,
+    spacing: float | None,
+) -> StudySpec:
     rows = [patient.row() for patient in cohort]
     return StudySpec.of(
         load_grid(grid),
@@ -272,7 +293,7 @@ def _ask(grid: str, cohort: list[_Patient], folds: int, seeds: int, synthetic: b
         patients=len(rows),
         slices=sum(row["slices"] for row in rows),
         tumour_slices=sum(row["tumour_slices"] for row in rows),
-        experiment=Experiment(),
+        experiment=Experiment().replaced({"data.spacing_mm": spacing}),
         data="generated",
         synthetic=synthetic,
     )

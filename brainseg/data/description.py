@@ -255,16 +255,21 @@ def find_files(root: Path, description: Description) -> Files:
     return Files(tuple(_together(items)), {}, tuple(notes))
 
 
+Spacing = tuple[float, float]
+"""Millimetres from row to row and from column to column of a slice."""
+
+
 def read_patient(
     items: Sequence[Item], description: Description
-) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
+) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8], Spacing | None]]:
     """Decode and check the slices of one patient.
 
     Values that are not bytes are rescaled, each channel from its 0.5th to its 99.5th percentile
     over the patient's values that are not 0.
 
     Returns:
-        Name, image uint8 (H, W, C) and mask uint8 (H, W), 1 for tumour, of each slice.
+        Name, image uint8 (H, W, C), mask uint8 (H, W), 1 for tumour, and spacing of each slice;
+        None if the first channel's file names none.
 
     Raises:
         DataError: Naming the first file that cannot be used.
@@ -272,6 +277,7 @@ def read_patient(
     names: list[str] = []
     images: list[NDArray[Any]] = []
     masks: list[NDArray[np.uint8]] = []
+    spacings: list[Spacing | None] = []
     for item in items:
         values, mask_values = _read_image(item, description), read_values(item.mask)
         if values.shape[:3] != mask_values.shape[:3] or mask_values.ndim != 3:
@@ -284,7 +290,13 @@ def read_patient(
         names += [f"{item.name}_{n + 1}" if several else item.name for n in range(len(values))]
         images += list(values)
         masks += list(mask)
-    return list(zip(names, to_bytes(images), masks, strict=True))
+        spacings += [_read_spacing(item.images[0])] * len(values)
+    return list(zip(names, to_bytes(images), masks, spacings, strict=True))
+
+
+def _read_spacing(path: Path) -> Spacing | None:
+    is_volume = path.name.lower().endswith(VOLUME_SUFFIXES)
+    return open_volume(path).spacing if is_volume else None
 
 
 def _read_image(item: Item, description: Description) -> NDArray[Any]:

@@ -360,7 +360,7 @@ def find_namesakes(patients: Iterable[str]) -> list[str]:
         return []
     return [
         f"{len(found)} pairs of patients may be one, who would train and test: "
-        f"{_name_some(found)}; if so, give them one name, or a patient_pattern in a dataset.yaml "
+        f"{_name_some(found)}. If so, give them one name, or a patient_pattern in a dataset.yaml "
         "(docs/data.md)"
     ]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel import orientations
+from nibabel import affines, orientations
 from nibabel.openers import ImageOpener
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from brainseg.data.preprocess import rescale
 from brainseg.errors import DataError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
+_MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+_MAX_SPACING = 100.0  # millimetres; more is no in-plane distance
 _AXES = ("L", "P", "S")  # the directions in which columns, rows and slices are counted
 _MAX_BYTES = 2**30
 _MAX_OFFSET = 2**24  # of the values in the file; extensions of the header lie before them
@@ -49,6 +51,28 @@ class Volume:
     def num_slices(self) -> int:
         """The number of slices."""
         return self.shape[0]
+
+    @property
+    def spacing(self) -> tuple[float, float] | None:
+        """Millimetres from row to row and from column to column; None if they are not known.
+
+        A header that names no unit means millimetres, as nibabel and FSL read it, unless all sides
+        of a voxel are 1: so are those of a file whose maker knew no spacing.
+        """
+        sides = affines.voxel_sizes(self._image.affine)
+        try:
+            unit = self._image.header.get_xyzt_units()[0]
+        except KeyError:  # a number that stands for no unit
+            return None
+        if unit == "unknown" and np.allclose(sides, 1):
+            return None
+        rows, columns = (
+            # A header holds 0.6 as 0.60000002.
+            round(float(sides[self._to_slices[:, 0] == axis][0]) * _MILLIMETRES[unit], 6)
+            for axis in (1, 0)
+        )
+        is_known = min(rows, columns) > 0 and max(rows, columns) <= _MAX_SPACING
+        return (rows, columns) if is_known else None
 
     def read_slices(self, channels: Sequence[str] = CHANNELS) -> NDArray[np.uint8]:
         """Decode the volume.

@@ -31,6 +31,7 @@ from brainseg.data.description import (
     Description,
     Files,
     Item,
+    Spacing,
     find_files,
     read_description,
     read_patient,
@@ -52,7 +53,7 @@ from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
-_FORMAT = 3
+_FORMAT = 4
 _PIXELS, _TABLE = "slices.bin", "table.json"
 _AHEAD = 32
 _BLOCK, _SUMMED = 2**20, 2**32
@@ -96,6 +97,8 @@ class SliceStore:
         channels: Names of the C channels of an image.
         about: What a report says of the dataset.
         covariates: Patient -> further columns of the dataset's manifest.
+        spacings: Millimetres from row to row and from column to column of each slice; empty unless
+            the header of every file tells them.
     """
 
     folder: Path
@@ -109,6 +112,7 @@ class SliceStore:
     channels: tuple[str, ...] = CHANNELS
     about: About = LGG
     covariates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    spacings: tuple[Spacing, ...] = ()
 
     @cached_property
     def flat(self) -> NDArray[np.uint8]:
@@ -141,6 +145,10 @@ class SliceStore:
         """Patients in order of appearance."""
         return list(dict.fromkeys(item.patient for item in self.slices))
 
+    def spacing(self, index: int) -> Spacing | None:
+        """Return the spacing of a slice in millimetres, see `spacings`; None if not known."""
+        return self.spacings[index] if self.spacings else None
+
     def image(self, index: int) -> NDArray[np.uint8]:
         """Return the image of a slice, uint8 (H, W, C)."""
         return np.ascontiguousarray(self._slice(index)[:, :, :-1])
@@ -165,6 +173,7 @@ class _Table(BaseModel):
     slices: tuple[Slice, ...]
     shapes: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
+    spacings: tuple[Spacing, ...] = ()
 
 
 def open_dataset(path: Location) -> SliceStore:
@@ -206,6 +215,7 @@ def open_dataset(path: Location) -> SliceStore:
         channels=description.channel_names if description else CHANNELS,
         about=description.about if description else LGG,
         covariates=files.covariates,
+        spacings=table.spacings,
     )
 
 
@@ -317,10 +327,11 @@ class _Found(NamedTuple):
     shapes: list[tuple[int, int]]
     hashes: list[str]
     images: list[str]
+    spacings: list[Spacing | None]
 
 
-Decoded = list[tuple[Slice, NDArray[np.uint8]]]
-"""Slices with their pixels, uint8 (H, W, C + 1)."""
+Decoded = list[tuple[Slice, NDArray[np.uint8], Spacing | None]]
+"""Slices with their pixels, uint8 (H, W, C + 1), and their spacing if it is known."""
 
 
 def _build(folder: Path, items: Sequence[Item], description: Description | None) -> _Table:
@@ -347,7 +358,8 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
             checksum=checksum(aside / _PIXELS),
             slices=tuple(decoded.slices),
             shapes=tuple(decoded.shapes),
-            notes=tuple(_find_copies(decoded)),
+            notes=(*_find_copies(decoded), *_note_spacing(decoded)),
+            spacings=_common_spacings(decoded),
         )
         text = table.model_dump_json()
         write_text(aside / _TABLE, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
@@ -382,14 +394,14 @@ def _read_lgg(items: Sequence[Item]) -> Decoded:
     """Decode a slice of the LGG layout."""
     (item,) = items
     image, mask = read_slice(_slice_file(item))
-    return [(Slice(item.name, item.patient, int(mask.sum())), np.dstack([image, mask]))]
+    return [(Slice(item.name, item.patient, int(mask.sum())), np.dstack([image, mask]), None)]
 
 
 def _read_described(items: Sequence[Item], description: Description) -> Decoded:
     """Decode all slices of a patient of a described dataset."""
     return [
-        (Slice(name, items[0].patient, int(mask.sum())), np.dstack([image, mask]))
-        for name, image, mask in read_patient(items, description)
+        (Slice(name, items[0].patient, int(mask.sum())), np.dstack([image, mask]), spacing)
+        for name, image, mask, spacing in read_patient(items, description)
     ]
 
 
@@ -407,7 +419,7 @@ def _decode_all(
         except DataError as error:
             return f"{unit[0].images[0].parent.name}/{error}"
 
-    found = _Found([], [], [], [])
+    found = _Found([], [], [], [], [])
     problems: list[str] = []
     total = sum(len(unit) for unit in units)
     with (
@@ -422,13 +434,14 @@ def _decode_all(
                 if isinstance(decoded, str):
                     problems.append(decoded)
                     continue
-                for item, pixels in decoded:
+                for item, pixels, spacing in decoded:
                     content = pixels.tobytes()
                     file.write(content)
                     found.slices.append(item)
                     found.shapes.append((pixels.shape[0], pixels.shape[1]))
                     found.hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
                     found.images.append(_hash_image(pixels[:, :, :-1]))
+                    found.spacings.append(spacing)
     if problems:
         what = "slices" if total == len(units) else "patients"
         raise DataError(f"{len(problems)} of {len(units)} {what} cannot be used", problems)
@@ -480,6 +493,22 @@ def _check_sizes(found: _Found) -> None:
     ]
     if problems:
         raise DataError(f"{len(problems)} of {len(found.slices)} slices cannot be used", problems)
+
+
+def _common_spacings(found: _Found) -> tuple[Spacing, ...]:
+    """Return the spacing of every slice; none if some slices have none."""
+    known = [spacing for spacing in found.spacings if spacing is not None]
+    return tuple(known) if len(known) == len(found.slices) else ()
+
+
+def _note_spacing(found: _Found) -> list[str]:
+    missing = found.spacings.count(None)
+    if missing in (0, len(found.slices)):
+        return []
+    return [
+        f"{missing} of {len(found.slices)} slices have no spacing in their file's header: no "
+        "distance is given in millimetres, unless data.spacing_mm is set"
+    ]
 
 
 def _find_copies(found: _Found) -> list[str]:

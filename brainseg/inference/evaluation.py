@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from brainseg.data.description import Spacing
 from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import Slice, SliceStore
 from brainseg.inference.mask_metrics import (
@@ -121,7 +122,10 @@ def evaluate_model(predictor: Predictor, data: SliceStore) -> Evaluation:
 
 
 def evaluate_masks(
-    data: SliceStore, indices: Sequence[int], predicted: Sequence[Mask]
+    data: SliceStore,
+    indices: Sequence[int],
+    predicted: Sequence[Mask],
+    spacing: Spacing | None = None,
 ) -> PartEvaluation:
     """Count masks that were predicted elsewhere; there is no post-processing and no probability.
 
@@ -129,6 +133,7 @@ def evaluate_masks(
         data: The dataset.
         indices: Of its N slices.
         predicted: bool (H, W) each, in each slice's own size.
+        spacing: Of all slices, as in `data.spacing_mm`; None takes that of the dataset's headers.
     """
     true = [data.mask(index) > 0 for index in indices]
     pairs = list(zip(predicted, true, strict=True))
@@ -138,7 +143,7 @@ def evaluate_masks(
         by_threshold={},
         levels=[],
         true=true,
-        outlines=[compare_outlines(*pair) for pair in pairs],
+        outlines=_outlines(data, indices, predicted, true, spacing),
         lesions=_lesions([data.slices[index].patient for index in indices], predicted, true),
         bins=np.zeros((NUM_BINS, 3)),
     )
@@ -169,7 +174,7 @@ def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
             "patient": item.patient,
             "slice": item.name,
             **_count_cells(counts, "{:.6f}"),
-            **_outline_cells([outline], "{:.3f}"),
+            **outline_cells([outline], "{:.3f}"),
             "tumour_pixels": item.tumour_pixels,
             "missing": missing_in(data, index_of[item.name]),
         }
@@ -180,19 +185,44 @@ def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
 def patient_rows(test: PartEvaluation) -> list[Row]:
     """Return a row per test patient: TP, FP, FN, TN, Dice, outlines and lesions.
 
-    `hd95` and `hd95_worst` are means over the slices that have one, `nsd` is the share of all the
-    patient's boundary pixels. Where there is no tumour and none is predicted, both are the best
-    possible value, as Dice is.
+    For the outlines see `outline_cells_of_patient`.
     """
     rows, positions = [], _positions(test.patients)
     for patient, counts in sum_by_patient(test.plain, test.patients).items():
         outlines = [test.outlines[n] for n in positions[patient]]
         lesions = {f"lesions_{k}": n for k, n in vars(test.lesions[patient]).items()}
-        cells = {**_count_cells(counts), **_outline_cells(outlines), **lesions}
-        if not cells["nsd"]:
-            cells |= {"hd95_worst": 0.0, "nsd": 1.0}
+        cells = {**_count_cells(counts), **outline_cells_of_patient(outlines), **lesions}
         rows.append({"patient": patient, **cells})
     return rows
+
+
+def outline_cells_of_patient(outlines: Sequence[OutlineScores]) -> Row:
+    """Return `outline_cells` of all slices of a patient.
+
+    Where there is no tumour and none is predicted, `hd95_worst` and `nsd` are the best possible
+    value, as Dice is.
+    """
+    cells = outline_cells(outlines)
+    for unit in ("", "_mm"):
+        if cells.get(f"nsd{unit}") == "":
+            cells |= {f"hd95_worst{unit}": 0.0, f"nsd{unit}": 1.0}
+    return cells
+
+
+def outline_cells(outlines: Sequence[OutlineScores], form: str = "{}") -> Row:
+    """Return hd95 and hd95_worst, means over slices, and nsd, the share of all boundary pixels.
+
+    Where the spacing of the slices is known, hd95_mm, hd95_worst_mm and nsd_mm follow.
+
+    Args:
+        outlines: Of some slices.
+        form: Format of a distance.
+    """
+    cells = _distance_cells(outlines, form)
+    in_mm = [scores.in_mm for scores in outlines if scores.in_mm is not None]
+    if not in_mm:
+        return cells
+    return cells | {f"{key}_mm": cell for key, cell in _distance_cells(in_mm, form).items()}
 
 
 def postprocessing_rows(evaluation: Evaluation) -> list[Row]:
@@ -265,10 +295,23 @@ def _evaluate_part(
         {value: np.stack(rows) for value, rows in by_threshold.items()},
         levels,
         masks,
-        [compare_outlines(*pair) for pair in zip(predicted, masks, strict=True)],
+        _outlines(data, indices, predicted, masks, predictor.experiment.data.spacing_mm),
         _lesions(patients, predicted, masks),
         bins,
     )
+
+
+def _outlines(
+    data: SliceStore,
+    indices: Sequence[int],
+    predicted: Sequence[Mask],
+    true: Sequence[Mask],
+    spacing: Spacing | None,
+) -> list[OutlineScores]:
+    return [
+        compare_outlines(*pair, spacing or data.spacing(index))
+        for index, *pair in zip(indices, predicted, true, strict=True)
+    ]
 
 
 def _keep_largest_3d(patients: Sequence[str], masks: Sequence[Mask]) -> list[Mask]:
@@ -330,8 +373,7 @@ def _count_cells(counts: Counts, form: str = "") -> Row:
     return cells | {"Dice": form.format(score) if form else score}
 
 
-def _outline_cells(outlines: Sequence[OutlineScores], form: str = "{}") -> Row:
-    """Return hd95 and hd95_worst, means over slices, and nsd, the share of all boundary pixels."""
+def _distance_cells(outlines: Sequence[OutlineScores], form: str) -> Row:
     surface, within = (sum(getattr(o, n) for o in outlines) for n in ("surface", "surface_within"))
     cells: Row = {}
     for name in ("hd95", "hd95_worst"):

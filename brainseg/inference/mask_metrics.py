@@ -5,13 +5,13 @@ distance; its slice gets the worst one possible beside it, the slice's diagonal.
 counted, so that their share is defined for each patient.
 
 A boundary pixel of a mask has a pixel outside the mask, or of the image's border, beside, above or
-below it. Distances are in pixels of the slice.
+below it. Distances are in pixels of the slice and, where its spacing is known, in millimetres too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ Mask = NDArray[np.bool_]
 
 TOLERANCE = 2.0
 """Distance in pixels within which two outlines agree, for the normalised surface distance."""
+TOLERANCE_MM = 2.0
+"""The same in millimetres, where the spacing of the pixels is known."""
 _CORNERS = np.ones((3, 3, 3), dtype=bool)  # voxels that touch at a corner are connected
 
 
@@ -38,12 +40,15 @@ class OutlineScores:
         surface: Boundary pixels of both masks.
         surface_within: Those at most `TOLERANCE` from the other mask's boundary. Their share is
             the normalised surface distance (Nikolov et al. 2018).
+        in_mm: The same with distances in millimetres and `TOLERANCE_MM`; None if the spacing of
+            the pixels is not known.
     """
 
     hd95: float
     hd95_worst: float
     surface: int
     surface_within: int
+    in_mm: OutlineScores | None = None
 
 
 @dataclass(frozen=True)
@@ -61,22 +66,36 @@ class LesionCounts:
     invented: int
 
 
-def compare_outlines(predicted: Mask, true: Mask) -> OutlineScores:
+def compare_outlines(
+    predicted: Mask, true: Mask, spacing: tuple[float, float] | None = None
+) -> OutlineScores:
     """Return the distances of two masks' outlines.
 
     Args:
         predicted: bool (H, W).
         true: bool (H, W).
+        spacing: Millimetres from row to row and from column to column, if they are known.
     """
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, true)]
+    scores = _measure(edges, None, TOLERANCE)
+    return replace(scores, in_mm=_measure(edges, spacing, TOLERANCE_MM)) if spacing else scores
+
+
+def _measure(
+    edges: Sequence[Mask], spacing: tuple[float, float] | None, tolerance: float
+) -> OutlineScores:
+    """Return the distances between the boundary pixels of the predicted and the true mask."""
     surface = sum(int(np.count_nonzero(edge)) for edge in edges)
-    if not (predicted.any() and true.any()):
-        worst = float(np.hypot(*true.shape)) if surface else np.nan
+    if not all(edge.any() for edge in edges):
+        sides = np.multiply(edges[0].shape, spacing or 1)
+        worst = float(np.hypot(*sides)) if surface else np.nan
         return OutlineScores(np.nan, worst, surface, 0)
-    to_predicted, to_true = (ndimage.distance_transform_edt(~edge) for edge in edges)
+    to_predicted, to_true = (
+        ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges
+    )
     distances = (to_true[edges[0]], to_predicted[edges[1]])
     hd95 = max(float(np.percentile(values, 95)) for values in distances)
-    within = sum(int(np.count_nonzero(values <= TOLERANCE)) for values in distances)
+    within = sum(int(np.count_nonzero(values <= tolerance)) for values in distances)
     return OutlineScores(hd95, hd95, surface, within)
 
 

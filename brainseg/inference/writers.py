@@ -19,7 +19,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg.data.description import Spacing
 from brainseg.errors import DataError
+from brainseg.inference.evaluation import outline_cells, outline_cells_of_patient
+from brainseg.inference.mask_metrics import compare_outlines
 from brainseg.inference.overlay import PREDICTED, TRUE, draw_outlines, encode_picture
 from brainseg.inference.predictor import Prediction
 from brainseg.inference.readers import Scan, Slices
@@ -46,11 +49,18 @@ _SCORES = {
     "precision": precision,
     "recall": recall,
 }
+_OUTLINES = "outlines"
+"""The key of a row that holds the distances of its outlines; it is no column."""
+_DISTANCES = ("hd95", "hd95_worst", "nsd")
+_IN_MM = tuple(f"{name}_mm" for name in _DISTANCES)
+"""Columns of files that name the spacing of their pixels."""
 _SLICE_COLUMNS = (
     *("patient", "file", "slice", "height", "width", "area_pixels", "area_share"),
-    *("max_probability", "mean_probability", *_COUNTS, *_SCORES),
+    *("max_probability", "mean_probability", *_COUNTS, *_SCORES, *_DISTANCES),
 )
-_PATIENT_COLUMNS = ("patient", "slices", "tumour_slices", "area_pixels", *_COUNTS, *_SCORES)
+_PATIENT_COLUMNS = (
+    *("patient", "slices", "tumour_slices", "area_pixels", *_COUNTS, *_SCORES, *_DISTANCES),
+)
 
 
 class PredictionWriter:
@@ -94,14 +104,17 @@ class PredictionWriter:
             path.write_bytes(encode_picture(picture))
             number = index + 1 if slices.volume else ""
             row = {"patient": scan.patient, "file": str(scan.path), "slice": number}
-            self.rows.append(row | _slice_cells(prediction, true))
+            # Not that of the model's experiment: these files may be of another scanner.
+            spacing = slices.volume.spacing if slices.volume else None
+            self.rows.append(row | _slice_cells(prediction, true, spacing))
 
     def finish(self) -> list[Row]:
         """Write the last stack and the tables; return a row per patient."""
         self._write_stack()
         patients = _patient_rows(self.rows)
-        write_csv(self._folder / "predictions.csv", self.rows, _SLICE_COLUMNS)
-        write_csv(self._folder / "patients.csv", patients, _PATIENT_COLUMNS)
+        in_mm = _IN_MM if any(_IN_MM[-1] in row for row in self.rows) else ()
+        write_csv(self._folder / "predictions.csv", self.rows, (*_SLICE_COLUMNS, *in_mm))
+        write_csv(self._folder / "patients.csv", patients, (*_PATIENT_COLUMNS, *in_mm))
         return patients
 
     def _add_to_stack(self, folder: Path, mask: Mask) -> None:
@@ -145,7 +158,7 @@ def _plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _slice_cells(prediction: Prediction, true: Mask | None) -> Row:
+def _slice_cells(prediction: Prediction, true: Mask | None, spacing: Spacing | None) -> Row:
     probabilities, mask = prediction
     cells: Row = {
         "height": mask.shape[0],
@@ -155,7 +168,11 @@ def _slice_cells(prediction: Prediction, true: Mask | None) -> Row:
         "max_probability": f"{probabilities.max():.4f}",
         "mean_probability": f"{probabilities[mask].mean():.4f}" if mask.any() else "",
     }
-    return cells if true is None else cells | _score_cells(count_pixels(mask[None], true[None])[0])
+    if true is None:
+        return cells
+    outlines = compare_outlines(mask, true, spacing)
+    cells |= _score_cells(count_pixels(mask[None], true[None])[0])
+    return cells | outline_cells([outlines], "{:.3f}") | {_OUTLINES: outlines}
 
 
 def _patient_rows(rows: Sequence[Row]) -> list[Row]:
@@ -171,8 +188,10 @@ def _patient_rows(rows: Sequence[Row]) -> list[Row]:
             "area_pixels": sum(areas),
         }
         counts, _ = _counts_of(own)
-        is_complete = len(counts) == len(own)
-        patients.append(total | (_score_cells(counts.sum(axis=0)) if is_complete else {}))
+        if len(counts) == len(own):
+            total |= _score_cells(counts.sum(axis=0))
+            total |= outline_cells_of_patient([row[_OUTLINES] for row in own])
+        patients.append(total)
     return patients
 
 

@@ -37,6 +37,7 @@ from study.analysis.scores import Floats
 NUM_RESAMPLES = 10_000
 _CONFIDENCE = 0.95
 _GROUP_SEED = 44
+_NOTHING_KNOWN, _HALF, _FACTOR = 0.025, 0.5, 100
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class Estimate:
     point: float
     low: float
     high: float
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the interval says nothing, since it covers nearly all values that are possible.
+
+        A share's covers nearly all of 0 to 1, a difference's goes from half of all worse to half
+        of all better, a distance's ends are apart by more than a factor of 100.
+        """
+        if self.low < 0:
+            return self.low < -_HALF and self.high > _HALF
+        if self.high <= 1:
+            return self.low < _NOTHING_KNOWN and self.high > 1 - _NOTHING_KNOWN
+        return self.high > _FACTOR * self.low
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,9 @@ MEASURED = {
     "HD95, worst case": ("hd95_worst", np.inf),
     "NSD": ("nsd", 1.0),
     "volume similarity": ("volume_similarity", 1.0),
+    "HD95, mm": ("hd95_mm", np.inf),
+    "HD95, worst case, mm": ("hd95_worst_mm", np.inf),
+    "NSD, mm": ("nsd_mm", 1.0),
 }
 """Name -> measure of each patient, averaged over patients, and its highest possible value."""
 
@@ -64,8 +67,9 @@ class VariantScores:
         variant: Name of the variant.
         num_patients: Patients tested with at least one seed.
         scores: Name of a score -> estimate: Dice/patient (the score that is compared), global
-            Dice, IoU, precision, recall and, where measured, those of `MEASURED` (HD95 in pixels,
-            lower is better). Empty if the variant has no scores.
+            Dice, IoU, precision, recall and, where measured, those of `MEASURED` (HD95 in pixels
+            and, where the spacing is known, in millimetres; lower is better). Empty if the variant
+            has no scores.
         ranks: Probability of each rank, first to last: the share of widened resamples; ties share
             their ranks. Empty if the variant is not ranked, because it lacks more than half of the
             cells or because the ranked variants share fewer than 2 patients.
@@ -119,11 +123,13 @@ class Effect:
     Attributes:
         name: Such as `encoder: resnet50 -> efficientnet-b0`, or
             `encoder efficientnet-b0 x preprocessing preprocessed`.
+        is_interaction: Whether it is the latter.
         difference: The effect with its interval.
         p: Two-sided p-value of `sign_flip_test`; not corrected for the number of effects.
     """
 
     name: str
+    is_interaction: bool
     difference: Estimate
     p: float
 
@@ -281,17 +287,18 @@ def _effects(
     return tuple(
         Effect(
             name,
+            is_interaction,
             estimate_mean(values, draws, (-2, 2)),
             sign_flip_test(average_seeds(values), rng),
         )
-        for name, values in _contrasts(matrix, factors)
+        for name, is_interaction, values in _contrasts(matrix, factors)
     )
 
 
 def _contrasts(
     matrix: ScoreMatrix, factors: Mapping[str, Mapping[str, str]]
-) -> Iterator[tuple[str, Floats]]:
-    """Yield the name and the values (S, P) of each main effect, then of each interaction."""
+) -> Iterator[tuple[str, bool, Floats]]:
+    """Yield name, whether it is an interaction, and values (S, P); interactions come last."""
     for names, group in _products(matrix, factors).items():
         levels = {
             factor: list(dict.fromkeys(dict(cell)[factor] for cell in group)) for factor in names
@@ -305,12 +312,12 @@ def _contrasts(
                 first, level = step
                 values = _contrast(matrix, group, {factor: step})
                 if values is not None:
-                    yield f"{factor}: {first} -> {level}", values
+                    yield f"{factor}: {first} -> {level}", False, values
         for one, other in itertools.combinations(steps, 2):
             for step, second in itertools.product(steps[one], steps[other]):
                 values = _contrast(matrix, group, {one: step, other: second})
                 if values is not None:
-                    yield f"{one} {list(step)[1]} x {other} {list(second)[1]}", values
+                    yield f"{one} {list(step)[1]} x {other} {list(second)[1]}", True, values
 
 
 def _products(

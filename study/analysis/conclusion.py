@@ -16,7 +16,7 @@ from study.spec.grid import WINNER
 
 _FEW_PATIENTS = 40
 _EQUAL = 1e-12
-_MOST_NAMES = 3
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,11 @@ def _answers(
     score, pair = first.scores["Dice/patient"], pairs[second.variant]
     best = f"{first.variant}, with a mean Dice/patient of {score.point:.3f}"
     if equal:
-        best += (
-            f"; {_join(equal)} may be as good"
-            if len(equal) <= _MOST_NAMES
-            else (f"; {len(equal)} others may be as good")
-        )
+        best += f"; {_join(equal)} may be as good"
     yield "Which is best?", f"{best}."
-    yield "By how much?", f"By {_format(pair.difference)}, over {second.variant}, the next."
-    sure = f"It ranks first in {100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
+    yield "By how much?", _describe_gap(pair)
+    sure = f"{_describe_sureness(pair, has_equals=bool(equal))}: it ranks first in "
+    sure += f"{100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
     if rankings:
         agree = len(rankings) - len(other_winners(rankings))
         sure += f", and in {agree} of {len(rankings)} rankings by other metrics or ways"
@@ -140,6 +137,34 @@ def _answers(
         f"with {_count(len(matrix.seeds), 'training')} of each variant.",
     )
     yield "What can it not say?", " ".join(_silent_on(matrix, synthetic))
+
+
+def _describe_gap(pair: Pair) -> str:
+    """Say by how much the first variant is better, and whether that may be chance."""
+    found = pair.difference
+    by = f"By {found.point:.3f} in Dice/patient over {pair.second}, the next."
+    interval = f"{found.low:.3f} to {found.high:.3f}"
+    if found.is_wide:
+        return f"{by} The patients are too few to say whether that is chance."
+    if is_shown(pair):
+        return f"{by} Chance alone hardly explains it: the 95 % interval is {interval}."
+    if found.low <= 0 <= found.high:
+        return f"{by} It may be chance: the 95 % interval, {interval}, includes 0."
+    return f"{by} It may be chance: {_format_p(pair)}, 95 % interval {interval}."
+
+
+def _describe_sureness(pair: Pair, *, has_equals: bool) -> str:
+    """Say in a word or two how sure it is that the first variant is best.
+
+    Args:
+        pair: The first and the second variant.
+        has_equals: Whether other variants may be as good.
+    """
+    if not has_equals:
+        return "Sure"
+    # Of few patients, whose test can show nothing, an interval may be narrow by luck.
+    can_show = smallest_p(pair.num_patients) < LEVEL
+    return "Fairly sure" if can_show and pair.difference.low > 0 else "Not sure"
 
 
 def _silent_on(matrix: ScoreMatrix, synthetic: bool) -> Iterator[str]:
@@ -161,8 +186,8 @@ def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequenc
     new = len(matrix.patients) - judged - used
     return (
         f" The search that chose the settings of {_join(winners)} judged candidates on {judged} "
-        f"of these patients and trained them on {used}: only {new} are new to it; the section on "
-        "the search compares the variants on these alone."
+        f"of these patients and trained them on {used}. So only {new} are new to it: the section "
+        "on the search compares the variants on these alone."
     )
 
 
@@ -198,13 +223,17 @@ def _describe_first(pairs: Sequence[Pair]) -> str:
     text = f"{pair.second}: " if len(pairs) > 1 else ""
     if pair.num_patients < 2:
         return f"{text}{_format(pair.difference)}, one patient has no interval and no test"
-    p = "< 0.001" if pair.p_holm < 0.001 else f"= {pair.p_holm:.2g}"
-    return f"{text}{_format(pair.difference)}, corrected p {p}"
+    return f"{text}{_format(pair.difference)}, {_format_p(pair)}"
+
+
+def _format_p(pair: Pair) -> str:
+    return f"corrected p {'< 0.001' if pair.p_holm < 0.001 else f'= {pair.p_holm:.2g}'}"
 
 
 def _describe_needed(pair: Pair) -> Iterator[str]:
     """Yield how many patients would show a difference that is not shown, if that is known."""
-    if pair.num_patients > 1 and np.isfinite(pair.patients_needed):
+    # The size of a difference on a few patients says too little about it.
+    if smallest_p(pair.num_patients) < LEVEL and np.isfinite(pair.patients_needed):
         needed = "Over a million"
         if pair.patients_needed < 1e6:
             needed = f"About {float(f'{pair.patients_needed:.2g}'):,.0f}"
@@ -221,10 +250,10 @@ def _other_rankings(comparison: Comparison, rankings: Sequence[Ranking]) -> list
     for ranking in others:
         winners = _join([names[n] for n in ranking.winners])
         first.setdefault(winners, []).append(f"{ranking.metric} ({ranking.way})")
-    listed = "; ".join(f"{winners} by {_join(by)}" for winners, by in first.items())
+    listed = " ".join(f"By {_join(by)}: {winners}." for winners, by in first.items())
     return [
         f"Another choice of metric or of ranking names another winner in {len(others)} of "
-        f"{len(rankings)} rankings: {listed}."
+        f"{len(rankings)} rankings. {listed}"
     ]
 
 
@@ -256,6 +285,11 @@ def _too_few(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:
             f"no corrected p-value can be below {LEVEL}: no difference, however large, can be "
             "shown."
         )
+    shown = [item.scores["Dice/patient"] for item in comparison.variants if item.scores]
+    if any(found.is_wide for found in (*shown, *(pair.difference for pair in comparison.pairs))):
+        caveats.append(
+            "Wide intervals hold nearly all values that are possible: the patients are too few."
+        )
     if 1 < len(matrix.patients) < _FEW_PATIENTS:
         caveats.append(
             f"Fewer than {_FEW_PATIENTS} patients: in simulations with skewed scores, 95 % "
@@ -286,6 +320,8 @@ def _folds(matrix: ScoreMatrix) -> list[str]:
 def _format(estimate: Estimate) -> str:
     if np.isnan(estimate.low):
         return f"{estimate.point:.3f}"
+    if estimate.is_wide:
+        return f"{estimate.point:.3f}, interval wide"
     return f"{estimate.point:.3f}, 95 % interval {estimate.low:.3f} to {estimate.high:.3f}"
 
 
@@ -294,4 +330,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _join(names: Sequence[str]) -> str:
+    """List names in a sentence, which stays short: of many names only the first three."""
+    if len(names) > _MOST_NAMES:
+        names = [*names[: _MOST_NAMES - 1], f"{len(names) - _MOST_NAMES + 1} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

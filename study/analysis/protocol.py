@@ -67,12 +67,20 @@ def register(
     return [*earlier, record]
 
 
-def describe_changes(registered: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each later change of the protocols that `register` returned."""
-    lines = []
+def describe_changes(registered: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return a row for each later change of the protocols that `register` returned."""
+    rows = []
     for before, after in itertools.pairwise(registered):
         old, new = before["protocol"], after["protocol"]
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        changes = "; ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys)
-        lines.append(f"Changed on {after['time']}, {after['tested']} trials tested: {changes}.")
-    return lines
+        rows += [
+            {
+                "changed on": after["time"],
+                "trials tested": str(after["tested"]),
+                "what": key,
+                "before": str(old.get(key, "")),
+                "after": str(new.get(key, "")),
+            }
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+    return rows

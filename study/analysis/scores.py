@@ -23,8 +23,11 @@ MEASURES = (
     "lesions_found",
     "lesions_missed",
     "lesions_invented",
+    *("hd95_mm", "hd95_worst_mm", "nsd_mm"),
 )
-"""Columns of scores.csv beside the pixel counts; older studies lack some, or all."""
+"""Columns of scores.csv beside the pixel counts; older studies lack some, or all.
+
+Those in millimetres are there only if the spacing of the pixels is known."""
 
 _CELL = ("variant", "seed", "patient")
 _COUNTS = ("TP", "FP", "FN", "TN")

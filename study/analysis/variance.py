@@ -7,10 +7,18 @@ from numpy.typing import NDArray
 
 from study.analysis.scores import Floats, ScoreMatrix
 
-COMPONENTS = (
-    *("variant", "patient", "fold", "variant x patient", "variant x fold", "seed"),
-    "residual",
-)
+MEANINGS = {
+    "variant": "differences between variants",
+    "patient": "differences between patients, the same for all variants",
+    "fold": "differences between training sets, the same for all variants",
+    "variant x patient": "patients on which some variants do better than others",
+    "variant x fold": "training sets with which some variants do better than others",
+    "seed": "differences between training runs of one variant on one training set",
+    "residual": "the rest",
+}
+"""Component -> what it is."""
+
+COMPONENTS = tuple(MEANINGS)
 
 Levels = NDArray[np.int64]
 """int64 (N,): the level of a factor in each of N cells, 0 to K - 1."""
@@ -25,15 +33,7 @@ def decompose(matrix: ScoreMatrix) -> dict[str, float]:
     set to 0.
 
     Returns:
-        Component -> share; the shares sum to 1:
-
-        - variant: differences between variants;
-        - patient: differences between patients, the same for all variants;
-        - fold: differences between training sets, the same for all variants;
-        - variant x patient: patients on which some variants do better than others;
-        - variant x fold: training sets with which some variants do better than others;
-        - seed: differences between training runs of one variant on one training set;
-        - residual: the rest.
+        Component, see `MEANINGS` -> share; the shares sum to 1.
 
         A component that the study cannot separate from another one is NaN and is part of the other
         one's share. All are NaN if all cells are equal.

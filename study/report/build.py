@@ -21,14 +21,14 @@ from study.report.people import describe_people
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
-from study.report.sections import describe_findings, ranked_rows
+from study.report.sections import IN_MM, describe_findings, ranked_rows
 from study.storage.schema import SCORE_TABLE
 from study.storage.study_folder import read_study
 from study.storage.sync import StudySync
 
-_MANUSCRIPT = ("variant", "Dice/patient", "global Dice", "precision", "recall", "HD95")
+_MANUSCRIPT = ("variant", "Dice/patient", "global Dice", "precision", "recall", "HD95", IN_MM)
 _HEADINGS = {"accuracy": "acc.", "precision": "prec.", "val loss": "loss", "global Dice": "Dice"}
-_NOT_PRINTED = ("Dice/slice", "IoU", "patients")
+_NOT_PRINTED = ("Dice/slice", "IoU", "patients", IN_MM)
 
 
 def publish(sync: StudySync, console: Console) -> None:
@@ -93,8 +93,9 @@ def write_report(folder: Path) -> StudyResults:
         points=results.points,
         sections=[*sections, describe_checklists(results, sections)],
     )
-    rows = [{key: row[key] for key in _MANUSCRIPT} for row in ranked_rows(results)]
-    caption = f"Test scores with 95 % intervals; HD95 in pixels. {facts}."
+    rows = [{key: row[key] for key in _MANUSCRIPT if key in row} for row in ranked_rows(results)]
+    units = "pixels and millimetres" if IN_MM in rows[0] else "pixels"
+    caption = f"Test scores with 95 % intervals; HD95 in {units}. {facts}."
     write_text(folder / "report.html", to_html(document, folder))
     write_text(folder / "report.md", to_markdown(document))
     write_text(folder / "table.tex", to_latex(Table(caption, rows), results.labels))

@@ -88,13 +88,13 @@ def _scores(results: StudyResults, row: Row) -> Iterator[Block]:
     (scores,) = (item for item in results.comparison.variants if item.variant == variant)
     num_trials = len(results.trials_of(variant, "finished"))
     table = [
-        {"score": name, "value": format_estimate(estimate, ".1f" if name == "HD95" else ".3f")}
-        for name, estimate in scores.scores.items()
+        {"score": name, "value": format_estimate(found, ".1f" if "HD95" in name else ".3f")}
+        for name, found in scores.scores.items()
     ]
     yield Table(
         f"Scores of the variant with 95 % intervals, from {num_trials} trials and "
         f"{scores.num_patients} test patients. Global Dice, IoU, precision and recall are "
-        "computed from the pixels of all patients; HD95 is in pixels.",
+        "computed from the pixels of all patients. HD95 is in pixels where no unit stands.",
         table,
     )
     own = ", ".join(

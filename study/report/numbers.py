@@ -27,6 +27,9 @@ UNITS = {
     "HD95, worst case": PIXELS,
     "NSD": "1",
     "volume similarity": "1",
+    "HD95, mm": "mm",
+    "HD95, worst case, mm": "mm",
+    "NSD, mm": "1",
 }
 """Score -> unit; 1 is a share. HD95 is the better the lower, the others the higher."""
 

@@ -8,11 +8,21 @@ from typing import Any
 
 from brainseg.config import load_experiment
 from brainseg.data.about import LGG
-from brainseg.document import NONE, Block, Listing, Paragraph, Section, Table, facts_table
-from brainseg.storage.files import read_text
+from brainseg.document import (
+    NONE,
+    Block,
+    Bullets,
+    Listing,
+    Paragraph,
+    Section,
+    Table,
+    facts_table,
+)
+from brainseg.storage.files import hash_file, read_text
 from study.analysis.protocol import describe_changes
 from study.report.results import SYNTHETIC, StudyResults
 from study.storage.schema import EXTERNAL, Row
+from study.storage.study_folder import GRID_FILE, changed_lines, grid_copies
 
 _HOUR = 3600
 
@@ -124,10 +134,8 @@ def _trials(results: StudyResults) -> Iterator[Block]:
         rows = [{key: row[key] or NONE for key in keys} for row in failed]
         yield Table(f"{len(failed)} trials without scores.", rows)
     if halved:
-        names = ", ".join(f"{r['variant']} fold {r['fold']} seed {r['seed']}" for r in halved)
-        yield Paragraph(
-            f"Memory ran out, so batches were taken in parts, which changes numbers: {names}."
-        )
+        yield Paragraph("Memory ran out, so batches were taken in parts, which changes numbers:")
+        yield Bullets([f"{r['variant']} fold {r['fold']} seed {r['seed']}" for r in halved])
 
 
 def _stopping(results: StudyResults) -> Iterator[Block]:
@@ -136,11 +144,14 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
     rule = experiment.get("stopping") or {}
     rules = []
     if rule.get("patience"):
-        rules.append(f"after {rule['patience']} epochs of the last stage without a lower val loss")
+        rules.append(
+            f"A training ended early after {rule['patience']} epochs of the last stage without a "
+            "lower val loss."
+        )
     if rule.get("minutes"):
         rules.append(
-            f"after {rule['minutes']:g} minutes of epochs, so that the numbers depend on the "
-            "machine"
+            f"A training ended early after {rule['minutes']:g} minutes of epochs, so that the "
+            "numbers depend on the machine."
         )
     if rules:
         finished = [row for row in results.trials if row["status"] == "finished"]
@@ -150,9 +161,8 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
             ran < _planned_epochs(results, row) for ran, row in zip(epochs, finished, strict=True)
         )
         yield Paragraph(
-            f"Every training ended {' or '.join(rules)}, at the latest after its last epoch; the "
-            f"trials ran {between} epochs, {early} of {len(finished)} ended before their last. "
-            "The rule is the same for all variants."
+            f"{' '.join(rules)} The trials ran {between} epochs; {early} of {len(finished)} ended "
+            "before their last. The rule is the same for all variants."
         )
 
 
@@ -209,8 +219,12 @@ def _protocol(results: StudyResults) -> Iterator[Block]:
     changes = describe_changes(registered)
     yield Paragraph(
         f"Written on {first['time']}, {when}; SHA-256 {first['hash'][:12]}. "
-        + (" ".join(changes) if changes else "It was not changed since.")
+        + ("It was changed since." if changes else "It was not changed since.")
     )
+    if changes:
+        yield Table(
+            "What was changed since, and how many trials had been tested by then.", changes
+        )
     facts = {name: str(value) for name, value in last["protocol"].items() if value}
     yield facts_table("What was fixed. All other scores in this report are secondary.", facts)
 
@@ -236,10 +250,29 @@ def _data(results: StudyResults) -> Iterator[Block]:
         yield Table("The split, verified from split.json and scores.csv.", rows, is_result=False)
 
 
+def _grid_copies(results: StudyResults) -> Iterator[Block]:
+    copies = grid_copies(results.folder)
+    if not copies:
+        return
+    rows = [
+        {
+            "file": path.name,
+            "SHA-256": hash_file(path),
+            "used": "at the last start" if path.name == GRID_FILE else "before it was changed",
+        }
+        for path in copies
+    ]
+    yield Table("The file of the grid, copied into the study's folder.", rows, is_result=False)
+    for before, after in itertools.pairwise(copies):
+        lines = changed_lines(read_text(before), read_text(after))
+        yield Listing(f"What changed after {before.name}:", "\n".join(lines))
+
+
 def _reproduction(results: StudyResults) -> Iterator[Block]:
     start = results.about["starts"][-1]
     yield Listing("The command:", start["command"])
     yield facts_table("Versions.", {"commit of this code": start["commit"], **start["versions"]})
+    yield from _grid_copies(results)
     differences = "\n".join(
         f"{variant}: " + ", ".join(f"{key}={value}" for key, value in changes.items())
         for variant, changes in results.about["variants"].items()

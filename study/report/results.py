@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from brainseg.document import NONE
+from brainseg.document import NONE, Table
 from brainseg.errors import DataError
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
@@ -36,9 +36,9 @@ from study.storage.trial_folder import TrialFolder
 
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"
-_NOTHING_KNOWN = 0.025
+_WIDE = "(wide)"
 WIDE = "Wide: too few patients; the interval covers nearly all values that are possible."
-"""The footnote of tables whose intervals `format_estimate` may call wide."""
+"""The footnote of tables with an interval that `format_estimate` calls wide."""
 WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 
 
@@ -161,7 +161,7 @@ class StudyResults:
 def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     """Return an estimate as `0.812 (0.790 to 0.831)`, a missing one as a dash.
 
-    `(wide)` stands for an interval that covers nearly all of 0 to 1, which says nothing.
+    `(wide)` stands for an interval that says nothing, see `Estimate.is_wide`.
 
     Args:
         estimate: A number with or without an interval.
@@ -172,9 +172,14 @@ def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     point = format(estimate.point, style)
     if math.isnan(estimate.low) or estimate.low == estimate.high:
         return point
-    if estimate.low < _NOTHING_KNOWN and estimate.high > 1 - _NOTHING_KNOWN:
-        return f"{point} (wide)"
+    if estimate.is_wide:
+        return f"{point} {_WIDE}"
     return f"{point} ({estimate.low:{style}} to {estimate.high:{style}})"
+
+
+def has_wide(table: Table) -> bool:
+    """Return whether a table has an interval that `format_estimate` calls wide."""
+    return any(cell.endswith(_WIDE) for row in table.rows for cell in row.values())
 
 
 def read_results(folder: Path) -> StudyResults:

@@ -13,6 +13,7 @@ import numpy as np
 from brainseg.document import (
     NONE,
     Block,
+    Bullets,
     Figure,
     Listing,
     Paragraph,
@@ -185,7 +186,8 @@ def _best(
     best = params[int(full[0]["candidate"])]
     narrow = spec.search_space.edges(best[VARIANT], best)
     if narrow:
-        yield Paragraph(f"Ranges that look too narrow: {'; '.join(narrow)}.")
+        yield Paragraph("Ranges that look too narrow:")
+        yield Bullets([f"{line}." for line in narrow])
 
 
 def _shorten(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from statistics import fmean
 
 import numpy as np
@@ -21,7 +21,8 @@ from brainseg.document import (
     format_number,
     format_p,
 )
-from brainseg.inference.mask_metrics import TOLERANCE
+from brainseg.inference.mask_metrics import TOLERANCE, TOLERANCE_MM
+from study.analysis.variance import MEANINGS
 from study.report.figures import FigureWriter
 from study.report.results import (
     WIDE,
@@ -29,6 +30,7 @@ from study.report.results import (
     WORST_SLICE,
     StudyResults,
     format_estimate,
+    has_wide,
 )
 from study.storage.schema import Row
 
@@ -38,16 +40,20 @@ _SCORES = {
     "HD95": ".1f",
 }
 """Score -> format."""
+IN_MM = "HD95, mm"
+"""The score that stands beside HD95 where the spacing of the pixels is known."""
 
 
 def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Section]:
     """Return the sections on the findings; those without data are left out."""
     sections = [
-        Section(name, title, list(blocks))
+        Section(name, title, list(_with_footnotes(blocks)))
         for name, title, blocks in (
             ("overview", "At a glance", _overview(results, figures)),
             ("scores", "Test scores", _scores(results)),
             ("differences", "Differences between variants", _differences(results, figures)),
+            ("effects", "Effects of the grid's factors", _effects(results)),
+            ("interactions", "Interactions of the grid's factors", _interactions(results)),
             ("leak", "What the leaky split is worth", _leak(results)),
             ("ranks", "Ranks and sources of variance", _ranks(results, figures)),
             ("learning", "Learning curves", _learning(results, figures)),
@@ -63,10 +69,19 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
     return [section for section in sections if section.blocks]
 
 
+def _with_footnotes(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield blocks, and below each table with an interval that is called wide what that means."""
+    for block in blocks:
+        yield block
+        if isinstance(block, Table) and has_wide(block):
+            yield Paragraph(WIDE)
+
+
 def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
     """Return the rows of the ranking with intervals, one per variant, values as text."""
     rows = []
     ranked = [item.variant for item in results.comparison.variants if item.ranks]
+    formats = _SCORES | ({IN_MM: ".1f"} if _knows_spacing(results) else {})
     for item in results.comparison.variants:
         variant = item.variant
         finished = results.trials_of(variant, "finished")
@@ -76,7 +91,7 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             {
                 "": str(1 + ranked.index(variant)) if variant in ranked else NONE,
                 "variant": f"{variant} (external)" if variant in results.external else variant,
-                **{name: format_estimate(scores.get(name), f) for name, f in _SCORES.items()},
+                **{name: format_estimate(scores.get(name), f) for name, f in formats.items()},
                 "val loss": format_number(fmean(losses)) if losses else NONE,
                 "patients": str(item.num_patients),
                 "trials": NONE
@@ -85,6 +100,10 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _knows_spacing(results: StudyResults) -> bool:
+    return any(IN_MM in item.scores for item in results.comparison.variants)
 
 
 def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
@@ -122,7 +141,7 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         "outline, in pixels of the slice, over slices where both exist. All is counted at the "
         "slice's own size, against the original mask. Each trial "
         "was tested once, after training, with the weights of its lowest validation loss. "
-        f"Intervals come from resampling patients and seeds. {WIDE}"
+        "Intervals come from resampling patients and seeds."
     )
     if any(
         key.startswith("loss.")
@@ -146,6 +165,26 @@ def _scores(results: StudyResults) -> Iterator[Block]:
             "Outlines, volumes and lesions, with 95 % intervals. Slices and lesions are counted "
             "over all trials.",
             rows,
+        )
+    if _knows_spacing(results):
+        given = results.about.get("experiment", {}).get("data", {}).get("spacing_mm")
+        source = "the headers of the files name it"
+        if given:
+            source = "data.spacing_mm says: {:g} mm between rows, {:g} mm between columns".format(
+                *given
+            )
+        yield Paragraph(
+            f"The spacing of the pixels is known: {source}. The same distances are given in "
+            f"millimetres, with {TOLERANCE_MM:g} mm as the tolerance of NSD."
+        )
+        formats = {IN_MM: ".1f", "HD95, worst case, mm": ".1f", "NSD, mm": ".3f"}
+        yield Table(
+            "Outlines in millimetres, with 95 % intervals.",
+            [
+                {"variant": item.variant}
+                | {name: format_estimate(item.scores.get(name), f) for name, f in formats.items()}
+                for item in results.comparison.variants
+            ],
         )
 
 
@@ -190,7 +229,8 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "Forest plot: the difference in Dice/patient of each pair of variants with its "
             "interval, beside a line at no difference",
             "Right of the line, the first variant scored better. If an interval crosses the line, "
-            "the comparison is inconclusive.",
+            "the comparison is inconclusive."
+            + (" Effects of factors are orange." if comparison.effects else ""),
         )
         rows = [
             {
@@ -216,21 +256,47 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "ties count half. With the patients needed, a paired t-test would detect this "
             "difference with a power of 0.8."
         )
-    if comparison.effects:
-        rows = [
-            {
-                "factor": effect.name,
-                "effect on Dice/patient": format_estimate(effect.difference, "+.3f"),
-                "p": format_p(effect.p),
-            }
-            for effect in comparison.effects
-        ]
+
+
+def _effects(results: StudyResults) -> Iterator[Block]:
+    rows = _effect_rows(results, is_interaction=False)
+    if rows:
+        yield Paragraph(
+            "An effect is what a level of a factor changes against the factor's first level. It "
+            "is the mean over the levels of all other factors. An effect that needs a combination "
+            "without a variant is left out."
+        )
         yield Table(
-            "Effects of the grid's factors: each level against the first, averaged over the other "
-            "factors, and how much two of them depend on each other. An effect that needs a "
-            "combination without a variant is left out.",
+            "Effects of the factors' levels on Dice/patient, with 95 % intervals; p is not "
+            "corrected.",
             rows,
         )
+
+
+def _interactions(results: StudyResults) -> Iterator[Block]:
+    rows = _effect_rows(results, is_interaction=True)
+    if rows:
+        yield Paragraph(
+            "An interaction is how much the effect of one level depends on another factor's "
+            "level. If it is 0, the two effects add up. If its interval includes 0, none is shown."
+        )
+        yield Table(
+            "Interactions of two factors' levels in Dice/patient, with 95 % intervals; p is not "
+            "corrected.",
+            rows,
+        )
+
+
+def _effect_rows(results: StudyResults, *, is_interaction: bool) -> list[dict[str, str]]:
+    return [
+        {
+            "levels": effect.name,
+            "effect on Dice/patient": format_estimate(effect.difference, "+.3f"),
+            "p": format_p(effect.p),
+        }
+        for effect in results.comparison.effects
+        if effect.is_interaction == is_interaction
+    ]
 
 
 def _leak(results: StudyResults) -> Iterator[Block]:
@@ -245,7 +311,7 @@ def _leak(results: StudyResults) -> Iterator[Block]:
     for leak in results.leaks:
         if leak.difference is None:
             yield Paragraph(
-                f"{leak.leaky} cannot be compared patient by patient: no patient was tested with "
+                f"{leak.leaky} cannot be compared patient by patient. No patient was tested with "
                 "all slices by it and by an honest variant that differs in the split alone. Run "
                 "all rotations (--folds 10)."
             )
@@ -318,6 +384,14 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
             "Bars: shares of the variance of Dice/patient by source",
             "Sources of the variance of Dice/patient over all variants, patients and seeds.",
         )
+        yield Table(
+            "Shares of the variance of Dice/patient. A share without a number cannot be told from "
+            "another one, which holds it.",
+            [
+                {"source": name, "share": format_number(share), "what it is": MEANINGS[name]}
+                for name, share in results.comparison.variance.items()
+            ],
+        )
 
 
 def _learning(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
@@ -344,7 +418,7 @@ def _groups(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         "Dice/patient over the slices of each group, with 95 % intervals. Small groups have wide "
-        f"intervals. Nothing here is corrected for the number of groups. {WIDE}"
+        "intervals. Nothing here is corrected for the number of groups."
     )
     for breakdown in results.breakdowns:
         rows = [

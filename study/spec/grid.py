@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
 from brainseg.errors import ConfigError
-from brainseg.storage.files import expand_home
+from brainseg.storage.files import expand_home, read_text
 from brainseg.storage.values import Checked, Line, cut, read_yaml, shown, validated
 from study.spec.configs import shipped
 
@@ -59,6 +59,7 @@ Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 
 _INHERITS, _SHARED = "inherits", "shared"
+_OF_ALL = ("stopping.", "data.spacing_mm")
 _DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
     "seed": "--seeds N counts up from the seed of the configuration",
@@ -146,6 +147,7 @@ class Grid:
         seeds: Seeds to run where the command line does not say.
         search: The search to run, if the grid has one.
         published: The published table to compare with, if there is one.
+        text: The content of a user's own file; empty for a grid that comes with the program.
     """
 
     name: str
@@ -157,6 +159,7 @@ class Grid:
     seeds: int = 1
     search: SearchDefaults | None = None
     published: Published | None = None
+    text: str = ""
 
     def refuse_decided(self, changes: Changes) -> None:
         """Refuse `--set` for a key that the product of folds or a variant decides otherwise.
@@ -214,7 +217,8 @@ def load_grid(source: str) -> Grid:
         ConfigError: Naming the file, and the variant, factor or key that is wrong.
     """
     if source.endswith((".yaml", ".yml")) or "/" in source:
-        return _read_grid(expand_home(source))
+        path = expand_home(source)
+        return replace(_read_grid(path), text=read_text(path))
     if source == ONE.name:
         return ONE
     path = shipped("grids") / f"{source}.yaml"
@@ -374,7 +378,7 @@ def _checked(tree: Mapping[str, Any], where: str) -> Changes:
     for key in changes:
         if key in _DECIDED:
             raise ConfigError(f"{where}: {key} cannot vary in a grid: {_DECIDED[key]}")
-        if key.startswith("stopping.") and where != _SHARED:
+        if key.startswith(_OF_ALL) and where != _SHARED:
             raise ConfigError(f"{where}: {key} holds for all variants: put it under {_SHARED}")
     Experiment().replaced(changes, where)
     return changes

@@ -24,7 +24,9 @@ VARIANT = "variant"
 _REFUSED = {
     **dict.fromkeys(("seed", "fold", "inner_fold"), "the search sets it"),
     **dict.fromkeys(("data.size", "data.split_seed"), "scores would no longer compare"),
-    **dict.fromkeys(("stopping.patience", "stopping.minutes"), "it holds for all variants"),
+    **dict.fromkeys(
+        ("stopping.patience", "stopping.minutes", "data.spacing_mm"), "it holds for all variants"
+    ),
 }
 _NETWORK_KEYS = {
     f"model.{key}" for key in ("architecture", "decoder_attention", "encoder", "encoder_weights")

@@ -60,6 +60,8 @@ class Column:
         empty: What an empty cell means; without it, no cell may be empty.
         is_needed: Whether a table without the column is refused.
         is_result: Whether the cell of a finished trial must be filled.
+        absent: What it means that a file lacks the column, which is written only if some row has
+            a value; without it, the column is always written.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Column:
     empty: str = ""
     is_needed: bool = True
     is_result: bool = False
+    absent: str = ""
 
     def __str__(self) -> str:
         """What a cell must be, in words."""
@@ -122,6 +125,14 @@ class Table:
         """The names of the columns."""
         return tuple(column.name for column in self.columns)
 
+    def names_in(self, rows: Sequence[Row]) -> tuple[str, ...]:
+        """Return the names of the columns that a file of these rows has."""
+        return tuple(
+            column.name
+            for column in self.columns
+            if not column.absent or any(row.get(column.name, "") != "" for row in rows)
+        )
+
     def without(self, *names: str) -> Table:
         """Return the table without some columns."""
         columns = tuple(column for column in self.columns if column.name not in names)
@@ -170,6 +181,34 @@ def _newer(name: str, meaning: str, unit: str = "", high: float = math.inf) -> C
     return Column(name, "number", meaning, unit, high=high, empty=empty, is_needed=False)
 
 
+_OF_PATIENT = (
+    Column("hd95", "number", "mean of the slices' HD95", "pixels", empty="no slice has one"),
+    _newer("hd95_worst", "mean of the slices' hd95_worst; 0 if none has one", "pixels"),
+    _newer("nsd", "share of boundary pixels near the other outline; 1 if none", high=1),
+)
+_OF_SLICE = (
+    Column(
+        *("hd95", "number", "95th percentile of the distance between the outlines", "pixels"),
+        empty="one of the outlines does not exist",
+    ),
+    _newer("hd95_worst", "hd95, or the diagonal if one outline does not exist", "pixels"),
+    _newer("nsd", "share of boundary pixels near the other outline", high=1),
+)
+
+
+def _in_millimetres(columns: Iterable[Column]) -> Iterator[Column]:
+    """Yield a column of the same in millimetres for each of some columns."""
+    for column in columns:
+        yield replace(
+            column,
+            name=f"{column.name}_mm",
+            meaning=f"{column.name} with distances in millimetres",
+            unit=column.unit and "mm",
+            is_needed=False,
+            absent="the spacing of the pixels is not known",
+        )
+
+
 _NO_RESULT = "the trial has no result"
 TRIALS = Table(
     "trials.csv",
@@ -214,12 +253,11 @@ SCORES = Table(
     "a test patient of a trial, all slices together",
     (
         *(*_CELL, _PATIENT, *_COUNTS),
-        Column("hd95", "number", "mean of the slices' HD95", "pixels", empty="no slice has one"),
-        _newer("hd95_worst", "mean of the slices' hd95_worst; 0 if none has one", "pixels"),
-        _newer("nsd", "share of boundary pixels near the other outline; 1 if none", high=1),
+        *_OF_PATIENT,
         _newer("lesions_found", "lesions that share a pixel with the prediction"),
         _newer("lesions_missed", "lesions that share none"),
         _newer("lesions_invented", "predicted parts that touch no lesion"),
+        *_in_millimetres(_OF_PATIENT),
     ),
     ("variant", "fold", "seed", "patient"),
 )
@@ -228,13 +266,9 @@ SLICES = Table(
     "a test slice of a trial",
     (
         *(*_CELL, _PATIENT, _SLICE, *_COUNTS),
-        Column(
-            *("hd95", "number", "95th percentile of the distance between the outlines", "pixels"),
-            empty="one of the outlines does not exist",
-        ),
-        _newer("hd95_worst", "hd95, or the diagonal if one outline does not exist", "pixels"),
-        _newer("nsd", "share of boundary pixels near the other outline", high=1),
+        *_OF_SLICE,
         *(_TUMOUR, _MISSING),
+        *_in_millimetres(_OF_SLICE),
     ),
     ("variant", "fold", "seed", "patient", "slice"),
 )
@@ -516,6 +550,7 @@ def _describe(table: Table) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for column in (*table.columns, *((table.others,) if table.others else ())):
         cell = f"{column}; empty: {column.empty}" if column.empty else str(column)
+        cell += f"; no such column: {column.absent}" if column.absent else ""
         name = f"`{column.name}`" if column.name else "others"
         yield f"| {name} | {column.unit} | {column.meaning} | {cell} |"
     yield ""

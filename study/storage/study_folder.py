@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shlex
@@ -19,10 +20,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from brainseg import __version__
 from brainseg.errors import DataError, StudyError
-from brainseg.storage.files import check_record, hide_home, read_json, write_text
+from brainseg.storage.files import check_record, hide_home, read_json, read_text, write_text
 from brainseg.storage.urls import redact
 from study.spec.grid import ONE
 from study.spec.study_spec import StudySpec
+
+GRID_FILE = "grid.yaml"
+"""The copy of a user's own grid in the study's folder."""
 
 
 def _file_name(name: str) -> str:
@@ -208,6 +212,46 @@ def write_study(folder: Path, spec: StudySpec, facts: dict[str, Any]) -> None:
     record = {"name": folder.name, **facts, **spec.to_record(), "starts": [*earlier, start]}
     write_text(folder / "study.json", json.dumps(record, indent=1) + "\n")
     write_text(folder / "experiment.yaml", spec.experiment.to_yaml())
+
+
+def keep_grid(folder: Path, text: str) -> list[str]:
+    """Copy the file of a user's own grid into a study, without secrets and the home folder.
+
+    Of a file that was changed since, the earlier copy stays, as `grid.<time>.yaml`.
+
+    Args:
+        folder: The study's.
+        text: The content of the grid's file; empty for a grid that comes with the program.
+
+    Returns:
+        The lines that differ from the earlier copy; none if there is none.
+    """
+    path, text = folder / GRID_FILE, redact(hide_home(text))
+    if not text:
+        return []
+    earlier = read_text(path) if path.exists() else ""
+    if earlier == text:
+        return []
+    if earlier:
+        path.rename(path.with_suffix(f".{time.strftime('%Y%m%d-%H%M%S')}.yaml"))
+    write_text(path, text)
+    return changed_lines(earlier, text) if earlier else []
+
+
+def changed_lines(earlier: str, text: str) -> list[str]:
+    """Return the lines in which two texts differ, those that went with `-`, new ones with `+`."""
+    lines = difflib.unified_diff(earlier.splitlines(), text.splitlines(), n=0, lineterm="")
+    return [line for line in list(lines)[2:] if not line.startswith("@@")]
+
+
+def grid_copies(folder: Path) -> list[Path]:
+    """Return the copies of a user's own grid in a study, the earliest first; often none.
+
+    A study may come from a stranger: links that lead out of it are none.
+    """
+    found = [*sorted(folder.glob("grid.*.yaml")), folder / GRID_FILE]
+    inside = folder.resolve()
+    return [path for path in found if path.is_file() and path.resolve().parent == inside]
 
 
 def describe_process() -> str:

@@ -60,7 +60,7 @@ def collect(study: Path, jobs: Sequence[TrialJob], external: Iterable[str] = ())
     others = [row for name in external for row in _read_external(study, name, jobs, tables)]
     write_csv(study / "trials.csv", [*rows, *others], TRIALS.names)
     for name, joined in tables.items():
-        write_csv(study / f"{name}.csv", joined, OF_TRIALS[name].names)
+        write_csv(study / f"{name}.csv", joined, OF_TRIALS[name].names_in(joined))
     for job in _best_of_each(ordered, rows):
         _export_model(TrialFolder(study / job.path).model, study / "models", job.variant)
     return [*rows, *others]

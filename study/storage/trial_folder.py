@@ -168,7 +168,7 @@ class TrialFolder:
         cell = {"variant": job.variant, "fold": job.fold, "seed": job.seed}
         for name, rows in tables.items():
             path = self.path / f"{name}.csv"
-            write_csv(path, [cell | row for row in rows], OF_TRIALS[name].names)
+            write_csv(path, [cell | row for row in rows], OF_TRIALS[name].names_in(rows))
         self._write_result(job, {"status": FINISHED, "error": "", **values})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.commit()

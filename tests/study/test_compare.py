@@ -67,6 +67,17 @@ def test_two_studies_are_paired_on_the_patients_that_both_tested(
     assert compare([str(small), str(other), "--out", str(out)]) == FINISHED  # its own folder
 
 
+def test_millimetres_are_compared_only_with_one_spacing(tmp_path: Path) -> None:
+    for name, spacing in (("a", 0.5), ("b", 0.5), ("c", 0.7)):
+        generate_study(tmp_path / name, grid="lite", folds=1, spacing=spacing)
+    for other, is_same in (("b", True), ("c", False)):
+        out = tmp_path / f"a{other}"
+        assert compare([str(tmp_path / "a"), str(tmp_path / other), "--out", str(out)]) == FINISHED
+        page = (out / "comparison.md").read_text()
+        assert ("HD95, mm" in page) == is_same
+        assert ("data.spacing_mm: " in page) != is_same
+
+
 def test_studies_without_a_common_seed_are_averaged(
     small: Path, other: Path, tmp_path: Path
 ) -> None:

@@ -164,6 +164,24 @@ def test_values_that_are_no_bytes_are_rescaled_over_the_patient(tmp_path: Path) 
     assert np.abs(first[..., 0].astype(int) - first[..., 1]).max() <= 1
 
 
+def test_the_spacing_of_volumes_is_known_if_all_headers_tell_it(tmp_path: Path) -> None:
+    root = _write(tmp_path / "data", _volumes)
+    assert open_dataset(root).spacings == ()  # sides of 1 without a unit
+    for path in sorted((root / "imagesTr").glob("*_0001.nii.gz")):  # the first channel
+        before = open_dataset(root)
+        image = nibabel.load(path)
+        image.header.set_xyzt_units("mm")
+        affine = np.diag([0.6, 0.9, 4.0, 1.0])
+        nibabel.save(nibabel.Nifti1Image(image.dataobj, affine, image.header), path)
+    assert before.spacings == ()
+    assert "4 of 40 slices have no spacing in their file's header" in before.notes[-1]
+    data = open_dataset(root)
+    assert data.spacing(0) == pytest.approx((0.9, 0.6))  # of rows, then of columns
+    assert len(data.spacings) == len(data.slices)
+    assert data.fingerprint == before.fingerprint
+    assert not any("spacing" in note for note in data.notes)
+
+
 def test_further_columns_of_a_manifest_describe_patients(tmp_path: Path) -> None:
     rows = describe_patients(open_dataset(_write(tmp_path / "data", _manifest)))
     assert {row["scanner"] for row in rows} == {"A"}

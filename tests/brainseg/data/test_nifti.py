@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from predictions import read_rows, run_predict
 
+from brainseg.data.nifti import open_volume
 from brainseg.data.slice_store import SliceStore
+from brainseg.inference.mask_metrics import compare_outlines
 from brainseg.inference.predictor import Predictor
 
 AFFINES = {
@@ -46,3 +48,41 @@ def test_a_volume_is_predicted_slice_by_slice_with_its_affine(
     tumour = [int(row["TP"]) + int(row["FN"]) for row in rows]
     assert tumour == true.sum(axis=(1, 2)).tolist()
     assert len(list((tmp_path / "out").glob("*_outline.png"))) == 6
+    spacing = open_volume(tmp_path / "head.nii.gz").spacing
+    assert spacing is not None
+    masks = predictor.masks(list(images))
+    for row, *pair in zip(rows, masks, true > 0, strict=True):
+        outlines = compare_outlines(*pair)
+        assert row["hd95"] == ("" if np.isnan(outlines.hd95) else f"{outlines.hd95:.3f}")
+        assert bool(row["hd95_mm"]) == bool(row["hd95"])
+        if spacing == (1, 1):
+            assert row["hd95_mm"] == row["hd95"]
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_the_spacing_is_that_of_rows_and_columns_whatever_the_order_of_axes(
+    tmp_path: Path, name: str
+) -> None:
+    own = nibabel.orientations.io_orientation(AFFINES[name])[:, 0].astype(int)
+    affine = AFFINES[name].copy()
+    for axis, world in enumerate(own):  # 0.4 to the left, 0.7 to the back, 3 up
+        affine[:3, axis] *= (0.4, 0.7, 3.0)[world] / np.linalg.norm(affine[:3, axis])
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine)
+    for unit, factor in ((None, 1), ("mm", 1), ("micron", 0.001)):
+        if unit:
+            image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / "v.nii")
+        expected = (0.7 * factor, 0.4 * factor)
+        assert open_volume(tmp_path / "v.nii").spacing == pytest.approx(expected)
+    image.header.set_xyzt_units("meter")  # 0.7 m: not a distance of pixels
+    nibabel.save(image, tmp_path / "v.nii")
+    assert open_volume(tmp_path / "v.nii").spacing is None
+
+
+def test_a_header_that_tells_nothing_has_no_spacing(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4))
+    nibabel.save(image, tmp_path / "v.nii")
+    assert open_volume(tmp_path / "v.nii").spacing is None
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, tmp_path / "v.nii")
+    assert open_volume(tmp_path / "v.nii").spacing == (1, 1)

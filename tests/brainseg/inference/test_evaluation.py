@@ -20,9 +20,12 @@ from brainseg.inference.evaluation import (
     Evaluation,
     PartEvaluation,
     calibration_rows,
+    evaluate_masks,
     evaluate_model,
     keep_largest,
+    outline_cells_of_patient,
     patient_rows,
+    slice_rows,
 )
 from brainseg.inference.mask_metrics import LesionCounts, Mask, OutlineScores
 from brainseg.inference.predictor import Predictor
@@ -178,6 +181,33 @@ def test_a_patients_distances_are_means_and_its_surface_is_counted() -> None:
     assert a["Dice"] == float(dice(sum_by_patient(counts, ["a", "a", "a", "b"])["a"]))
     # Nothing there, nothing predicted.
     assert (b["Dice"], b["hd95"], b["hd95_worst"], b["nsd"]) == (1, "", 0, 1)
+
+
+def test_distances_are_in_millimetres_where_the_spacing_is_known(
+    evaluation: Evaluation, data: SliceStore
+) -> None:
+    assert not any("_mm" in key for row in patient_rows(evaluation.test) for key in row)
+    assert not any("_mm" in key for row in slice_rows(evaluation.test, data) for key in row)
+    indices = [
+        index for index, item in enumerate(data.slices) if item.patient in data.patients[:2]
+    ]
+    predicted = [np.roll(data.mask(index) > 0, 2, axis=0) for index in indices]
+    from_headers = dataclasses.replace(data, spacings=((0.5, 0.5),) * len(data.slices))
+    known = evaluate_masks(from_headers, indices, predicted)
+    for row in (*patient_rows(known), *slice_rows(known, data)):
+        assert bool(row["hd95"]) == bool(row["hd95_mm"])
+        if row["hd95"]:
+            assert float(row["hd95_mm"]) == pytest.approx(float(row["hd95"]) / 2, abs=6e-4)
+    # What the experiment says goes before the headers.
+    given = evaluate_masks(from_headers, indices, predicted, (2.0, 1.0))
+    assert given.outlines == evaluate_masks(data, indices, predicted, (2.0, 1.0)).outlines
+    assert given.outlines != known.outlines
+
+
+def test_nothing_there_and_nothing_predicted_is_best_in_millimetres_too() -> None:
+    nothing = OutlineScores(math.nan, math.nan, 0, 0)
+    cells = outline_cells_of_patient([dataclasses.replace(nothing, in_mm=nothing)])
+    assert (cells["hd95_mm"], cells["hd95_worst_mm"], cells["nsd_mm"]) == ("", 0, 1)
 
 
 def test_other_data_cannot_be_evaluated(predictor: Predictor, data: SliceStore) -> None:

@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 
 from brainseg.inference.mask_metrics import (
     TOLERANCE,
+    TOLERANCE_MM,
     LesionCounts,
     Mask,
     compare_outlines,
@@ -64,6 +65,39 @@ def test_outlines_agree_with_monai() -> None:
             *pair, class_thresholds=[TOLERANCE], include_background=True
         )
         assert found.surface_within / found.surface == pytest.approx(float(nsd), abs=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.5, 0.5), (0.43, 1.7), (2.5, 0.6)])
+def test_outlines_in_millimetres_agree_with_monai(spacing: tuple[float, float]) -> None:
+    monai = pytest.importorskip("monai.metrics")
+    import torch
+
+    for predicted, true in _pairs():
+        pair = [torch.from_numpy(mask)[None, None].float() for mask in (predicted, true)]
+        found = compare_outlines(predicted, true, spacing).in_mm
+        assert found is not None
+        options = {"include_background": True, "spacing": list(spacing)}
+        hd95 = monai.compute_hausdorff_distance(*pair, percentile=95, **options)
+        assert found.hd95 == pytest.approx(float(hd95), abs=1e-5)
+        nsd = monai.compute_surface_dice(*pair, class_thresholds=[TOLERANCE_MM], **options)
+        assert found.surface_within / found.surface == pytest.approx(float(nsd), abs=1e-6)
+
+
+def test_millimetres_stand_beside_pixels_and_may_differ_by_direction() -> None:
+    one, other = _disc(10, 10, 0), _disc(13, 14, 0)
+    found = compare_outlines(one, other, (0.5, 2.0))
+    assert found.hd95 == 5
+    assert found.in_mm is not None
+    assert found.in_mm.hd95 == pytest.approx(math.hypot(3 * 0.5, 4 * 2.0))
+    assert (found.surface_within, found.in_mm.surface_within) == (0, 0)
+    near = compare_outlines(one, _disc(13, 10, 0), (0.5, 2.0))
+    assert near.in_mm is not None
+    assert (near.surface_within, near.in_mm.surface_within) == (0, 2)
+    missed = compare_outlines(one, np.zeros_like(one), (0.5, 2.0)).in_mm
+    assert missed is not None
+    assert math.isnan(missed.hd95)
+    assert missed.hd95_worst == pytest.approx(math.hypot(32 * 0.5, 32 * 2.0))
+    assert compare_outlines(one, other).in_mm is None
 
 
 def test_a_tumour_missed_or_invented_costs_the_diagonal() -> None:

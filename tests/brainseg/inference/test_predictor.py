@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from predictions import read_pixels, run_predict
+from predictions import read_pixels, read_rows, run_predict
 
 import brainseg
 from brainseg.config import Experiment
+from brainseg.data.layouts import patient_of
 from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
@@ -20,6 +21,7 @@ from brainseg.demo.handlers import Handlers
 from brainseg.errors import CheckpointError, DataError
 from brainseg.inference.evaluation import PLAIN, evaluate_model
 from brainseg.inference.predictor import Predictor
+from brainseg.metrics import count_pixels, dice
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, load_model, save_model
 from brainseg.model.networks import build_model
@@ -171,6 +173,50 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
         shown = cv2.imdecode(np.frombuffer(base64.b64decode(link), np.uint8), -1)
         assert np.array_equal(np.asarray(shown), judged.masks[index] * 255)
     assert sum(mask.sum() for mask in judged.masks.values()) > 0
+
+
+@pytest.mark.slow
+def test_real_slices_score_in_prediction_as_in_the_study_digit_for_digit(
+    real_data: SliceStore, tmp_path: Path
+) -> None:
+    """A network trained for a moment on the real slices, all test patients of its rotation."""
+    changes = {
+        "data.size": 64,
+        "model.encoder": "mobilenet_v2",
+        "model.encoder_weights": "none",
+        "model.batchnorm_momentum": 0.1,
+        "stages.0.epochs": 0,
+        "stages.1.epochs": 3,
+        "stages.1.learning_rate": 3e-3,
+    }
+    result = train_two_stage(Experiment().replaced(changes), real_data, compute=CPU)
+    model = result.save(tmp_path / "model.safetensors")
+    tables = evaluate_model(Predictor.load(model, CPU), real_data).tables(real_data)
+    patients = {row["patient"] for row in tables["scores"]}
+    folders = [
+        f for f in real_data.root.iterdir() if f.is_dir() and patient_of(f.name) in patients
+    ]
+    assert run_predict(model, *folders, out=tmp_path / "out") == 0
+    slices = {Path(r["file"]).stem: r for r in read_rows(tmp_path / "out" / "predictions.csv")}
+    assert slices.keys() == {row["slice"] for row in tables["slices"]}
+    assert len(slices) >= 20
+    found = {row["patient"]: row for row in read_rows(tmp_path / "out" / "patients.csv")}
+    pairs = [(row, slices[row["slice"]]) for row in tables["slices"]]
+    pairs += [(row, found[row["patient"]]) for row in tables["scores"]]
+    differences = [abs(float(f"{float(a['Dice']):.6f}") - float(b["dice"])) for a, b in pairs]
+    print(f"{len(slices)} slices, {len(found)} patients, largest difference {max(differences)}")
+    for ours, theirs in pairs:
+        assert f"{float(ours['Dice']):.6f}" == theirs["dice"]
+        for name in ("TP", "FP", "FN", "TN", "hd95", "hd95_worst", "nsd"):
+            assert str(ours[name]) == theirs[name], name
+    # The masks in the files are those that were counted.
+    true = {item.name: real_data.mask(n) > 0 for n, item in enumerate(real_data.slices)}
+    for row in tables["slices"]:
+        (path,) = (tmp_path / "out").rglob(f"{row['slice']}_mask.tif")
+        counts = count_pixels(read_pixels(path)[None] > 0, true[row["slice"]][None])[0]
+        assert f"{float(dice(counts)):.6f}" == row["Dice"]
+    tumour = [row for row in tables["slices"] if row["TP"] > 0]
+    assert len(tumour) >= 20  # the network has learnt something
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -187,3 +187,29 @@ def test_a_readers_first_questions_are_answered() -> None:
     assert "other hospitals" in answers["What can it not say?"]
     assert "phantoms" in dict(_conclude(dice, 10, synthetic=True).answers)["On whom?"]
     assert _conclude(_draw(1, 1, 12)).answers == ()
+
+
+def test_two_patients_say_nothing_in_plain_words() -> None:
+    conclusion = _conclude(np.array([[[0.3, 0.9]], [[0.7, 0.2]]]))
+    assert "Dice/patient (0.600, interval wide)" in conclusion.sentence
+    answers = dict(conclusion.answers)
+    assert answers["By how much?"].endswith("too few to say whether that is chance.")
+    assert answers["How sure is that?"].startswith("Not sure: ")
+    assert any(caveat.startswith("Wide intervals hold") for caveat in conclusion.caveats)
+    assert not any("Wide" in caveat for caveat in _conclude(_draw(2, 2, 30)).caveats)
+
+
+def test_the_answers_say_whether_the_difference_may_be_chance() -> None:
+    gain = np.array([0.1, 0])[:, None, None]
+    clear = dict(_conclude(_draw(2, 3, 40, num_folds=10) + gain, 10).answers)
+    assert "Chance alone hardly explains it: the 95 % interval is 0." in clear["By how much?"]
+    assert clear["How sure is that?"].startswith("Sure: ")
+    close = dict(_conclude(_draw(2, 3, 20)).answers)
+    assert "It may be chance: the 95 % interval, -0." in close["By how much?"]
+    assert close["By how much?"].endswith(", includes 0.")
+    assert close["How sure is that?"].startswith("Not sure: ")
+
+
+def test_of_many_variants_a_sentence_names_three() -> None:
+    conclusion = _conclude(np.repeat(_draw(1, 2, 12), 8, axis=0))
+    assert "a, b, c and 5 others rank first together" in conclusion.sentence

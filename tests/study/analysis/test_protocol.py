@@ -26,5 +26,6 @@ def test_a_later_change_stays_beside_what_was_fixed_first(spec: StudySpec) -> No
     more = register(first, spec.model_copy(update={"seeds": 3}), 2)
     assert more[0] == first[0]
     assert more[1]["hash"] != more[0]["hash"]
-    (sentence,) = describe_changes(more)
-    assert sentence.endswith("2 trials tested: seeds: 1 -> 3.")
+    (row,) = describe_changes(more)
+    assert row["trials tested"] == "2"
+    assert (row["what"], row["before"], row["after"]) == ("seeds", "1", "3")

@@ -49,7 +49,7 @@ def test_medians_and_mean_ranks_can_name_another_winner() -> None:
     assert {ranking.way for ranking in other_winners(rankings)} == {"median", "mean rank"}
     caveats = conclude(matrix, compare(matrix), rankings=rankings).caveats
     assert any(
-        "another winner in 2 of 6 rankings: a by Dice/patient (median)" in c for c in caveats
+        "another winner in 2 of 6 rankings. By Dice/patient (median) and" in c for c in caveats
     )
 
 

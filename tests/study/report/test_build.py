@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -34,7 +35,7 @@ def _page(study: Path) -> str:
 
 
 def _titles(study: Path) -> list[str]:
-    return re.findall(r"<h2[^>]*>(.*?)</h2>", _page(study))
+    return [html.unescape(title) for title in re.findall(r"<h2[^>]*>(.*?)</h2>", _page(study))]
 
 
 def test_every_file_carries_the_labels(generated: Path) -> None:
@@ -49,7 +50,9 @@ def test_every_file_carries_the_labels(generated: Path) -> None:
     results = [
         c
         for c in captions
-        if not re.match("Published|The (dataset|split|checklists|items)|Vers|What was fixed", c)
+        if not re.match(
+            "Published|The (dataset|split|checklists|items|file)|Vers|What was fixed", c
+        )
     ]
     assert len(results) > 10
     assert all(label in caption for caption in results for label in LABELS)
@@ -85,6 +88,8 @@ def test_the_page_has_every_section(generated: Path) -> None:
         "At a glance",
         "Test scores",
         "Differences between variants",
+        "Effects of the grid's factors",
+        "Interactions of the grid's factors",
         "Ranks and sources of variance",
         "Learning curves",
         "Scores per patient",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def test_the_ranked_table_is_in_the_numbers(generated: Path) -> None:
     assert numbers["protocol"][0]["protocol"]["seeds"] == results.about["seeds"]
     for row, item in zip(ranked_rows(results), numbers["variants"], strict=True):
         assert row["variant"] == item["variant"]
-        assert set(item["scores"]) == set(UNITS)
+        assert set(item["scores"]) == {name for name in UNITS if not name.endswith(", mm")}
         for name in ("Dice/patient", "IoU", "Dice/slice"):
             score = item["scores"][name]
             text = f"{score['point']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
@@ -40,6 +41,30 @@ def test_the_table_of_scores_is_the_same(generated: Path) -> None:
     for item in _numbers(generated)["variants"]:
         for name, score in item["scores"].items():
             assert found[item["variant"], name] == score["point"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_millimetres_stand_beside_pixels_where_the_spacing_is_known(tmp_path: Path) -> None:
+    study = generate_study(tmp_path / "s", grid="lite", spacing=0.5)
+    write_report(study)
+    for item in _numbers(study)["variants"]:
+        scores = item["scores"]
+        assert set(scores) == set(UNITS)
+        for name in ("HD95", "HD95, worst case"):
+            assert scores[f"{name}, mm"]["point"] == pytest.approx(scores[name]["point"] / 2)
+            assert scores[f"{name}, mm"]["unit"] == "mm"
+    units = {row["score"]: row["unit"] for row in read_csv(study / "table.csv")}
+    assert (units["HD95"], units["HD95, mm"]) == ("pixels of the slice", "mm")
+    page = (study / "report.md").read_text()
+    assert "data.spacing_mm says: 0.5 mm between rows, 0.5 mm between columns" in page
+    assert "| HD95 | HD95, mm |" in page
+    assert "HD95 in pixels and millimetres" in (study / "table.tex").read_text()
+
+
+def test_without_a_spacing_nothing_is_said_of_millimetres(generated: Path) -> None:
+    for name in ("report.md", "table.csv", "table.tex", "report.json", "scores.csv", "slices.csv"):
+        text = (generated / name).read_text(encoding="utf-8")
+        assert not re.search(r"[\d, ]mm\b|(hd95|worst|nsd)_mm|millimetre", text), name
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from generated import EPOCHS
 
 from brainseg.config import Experiment
-from brainseg.document import Listing, Paragraph, Section, Table
+from brainseg.document import Bullets, Listing, Paragraph, Section, Table
 from study.report.provenance import (
     check_split,
     describe_provenance,
@@ -16,6 +17,7 @@ from study.report.provenance import (
     published_rows,
 )
 from study.report.results import read_results
+from study.storage.study_folder import keep_grid
 
 
 def _sections(study: Path) -> dict[str, Section]:
@@ -40,8 +42,7 @@ def test_trials_with_smaller_batches_are_named(small: Path) -> None:
     cells[lines[0].split(",").index("batch_parts")] = "2"
     path.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
     section = _sections(small)["trials"]
-    assert isinstance(section.blocks[-1], Paragraph)
-    assert section.blocks[-1].text.endswith("which changes numbers: raw-lite0 fold 0 seed 44.")
+    assert section.blocks[-1] == Bullets(["raw-lite0 fold 0 seed 44"])
 
 
 def test_the_rule_that_ends_trainings_early_is_said_with_how_many_it_ended(small: Path) -> None:
@@ -58,7 +59,7 @@ def test_the_rule_that_ends_trainings_early_is_said_with_how_many_it_ended(small
     assert isinstance(text, Paragraph)
     assert "after 3 epochs of the last stage without a lower val loss" in text.text
     assert "after 45 minutes of epochs, so that the numbers depend on the machine" in text.text
-    assert f"ran {trained} to {trained} epochs, {len(trials) - 1} of {len(trials)} " in text.text
+    assert f"ran {trained} to {trained} epochs; {len(trials) - 1} of {len(trials)} " in text.text
 
 
 def test_published_numbers_are_no_results(generated: Path, small: Path) -> None:
@@ -104,3 +105,30 @@ def test_reproduction_lists_command_versions_and_differences(generated: Path) ->
     assert "seed: 44" in listings["The configuration that they share:"]
     (versions,) = (block for block in blocks if isinstance(block, Table))
     assert {"": "torch", "value": "2.13.0"} in versions.rows
+
+
+def test_the_grids_file_is_listed_with_its_hash_and_its_changes(small: Path) -> None:
+    assert not any("file of the grid" in t.caption for t in _tables(_sections(small)["repeat"]))
+    for text in ("description: One.\n", "description: Two.\n"):
+        keep_grid(small, text)
+    section = _sections(small)["repeat"]
+    (table,) = (t for t in _tables(section) if "file of the grid" in t.caption)
+    assert table.rows[-1] == {
+        "file": "grid.yaml",
+        "SHA-256": hashlib.sha256(b"description: Two.\n").hexdigest(),
+        "used": "at the last start",
+    }
+    assert len(table.rows) == 2
+    texts = [block.text for block in section.blocks if isinstance(block, Listing)]
+    assert "-description: One.\n+description: Two." in texts
+
+
+def test_a_changed_protocol_is_a_table(small: Path) -> None:
+    about = json.loads((small / "study.json").read_text())
+    later = json.loads(json.dumps(about["protocol"][0]))
+    later |= {"hash": "0" * 64, "tested": 3}
+    later["protocol"]["seeds"] = 9
+    about["protocol"].append(later)
+    (small / "study.json").write_text(json.dumps(about))
+    (row,) = _tables(_sections(small)["protocol"])[0].rows
+    assert (row["trials tested"], row["what"], row["after"]) == ("3", "seeds", "9")

@@ -78,5 +78,9 @@ def test_estimates_are_formatted_with_their_intervals() -> None:
     assert format_estimate(Estimate(0.5, nan, nan)) == "0.500"
     assert format_estimate(Estimate(0.5, 0.5, 0.5)) == "0.500"
     assert format_estimate(Estimate(nan, nan, nan)) == format_estimate(None) == "-"
+    for found in (Estimate(0.5, 0.01, 0.99), Estimate(0.1, -0.6, 0.7), Estimate(9, 0.1, 800)):
+        assert format_estimate(found) == f"{found.point:.3f} (wide)"
+    for known in (Estimate(0.5, 0.03, 0.99), Estimate(0.1, -0.4, 0.7), Estimate(9, 0.9, 80)):
+        assert "wide" not in format_estimate(known)
     change = Estimate(0.014, -0.009, 0.02)
     assert format_estimate(change, "+.3f") == "+0.014 (-0.009 to +0.020)"

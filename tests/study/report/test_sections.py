@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from generated import generate_study
 
-from brainseg.document import Gallery, Paragraph, Section, Table
+from brainseg.document import Gallery, Paragraph, Section, Table, format_number
 from brainseg.storage.files import read_csv, write_csv
 from study.report.figures import FigureWriter
 from study.report.results import StudyResults, read_results
@@ -86,3 +86,32 @@ def test_example_slices_have_a_gallery_each(small: Path) -> None:
             rows = _table(sections[name]).rows
             assert [row[""] for row in rows] == [str(place) for place in range(1, 11)]
             assert all(row[column] in g.caption for row, g in zip(rows, galleries, strict=True))
+
+
+def test_shares_of_variance_stand_in_a_table_too(small: Path) -> None:
+    results = read_results(small)
+    (table,) = (
+        block
+        for block in _sections(results)["ranks"].blocks
+        if isinstance(block, Table) and block.caption.startswith("Shares of the variance")
+    )
+    shares = results.comparison.variance
+    assert [row["source"] for row in table.rows] == list(shares)
+    for row in table.rows:
+        assert row["share"] == format_number(shares[row["source"]])
+        assert row["what it is"]
+
+
+def test_effects_and_interactions_have_a_heading_each(small: Path, tmp_path: Path) -> None:
+    four = generate_study(tmp_path / "s", folds=1, seeds=1)
+    sections = _sections(read_results(four))
+    names = list(sections)
+    assert names[names.index("differences") :][1:3] == ["effects", "interactions"]
+    assert [row["levels"] for row in _table(sections["effects"]).rows] == [
+        "encoder: resnet50 -> efficientnet-b0",
+        "preprocessing: raw -> preprocessed",
+    ]
+    assert [row["levels"] for row in _table(sections["interactions"]).rows] == [
+        "encoder efficientnet-b0 x preprocessing preprocessed"
+    ]
+    assert "interactions" not in _sections(read_results(small))  # of one factor

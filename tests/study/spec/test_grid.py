@@ -89,6 +89,7 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
         ("description: x\nvariants: {winner-c1: {threshold: 0.4}}", "names of searches' winners"),
         ("description: x\nvariants: {a: {fold: 3}}", "fold cannot vary in a grid"),
         ("description: x\nvariants: {a: {stopping.patience: 3}}", "put it under shared"),
+        ("description: x\nvariants: {a: {data.spacing_mm: 0.5}}", "put it under shared"),
         ("description: x\nvariants: {a: {inherits: b}}", "inherits from b"),
         ("description: x\nfactors: {f: {a: {threshold: 0.4}}}", "has 1 level"),
         (
@@ -127,6 +128,13 @@ def test_a_faulty_grid_is_refused_by_file_and_key(tmp_path: Path, text: str, sai
     assert said in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "--set" not in str(error.value)
+
+
+def test_the_text_of_a_users_own_file_is_kept(tmp_path: Path) -> None:
+    text = "description: x  # why\nvariants: {a: {}, b: {threshold: 0.4}}\n"
+    (tmp_path / "own.yaml").write_text(text)
+    assert load_grid(str(tmp_path / "own.yaml")).text == text
+    assert load_grid("lite").text == ""
 
 
 def test_two_names_for_one_experiment_are_refused(tmp_path: Path) -> None:

@@ -166,6 +166,7 @@ def test_a_winner_at_an_edge_says_that_the_range_is_too_narrow(
         ("seed: {low: 1, high: 9}", "the search sets it"),
         ("data.size: {choices: [64, 128]}", "no longer compare"),
         ("stopping.patience: {choices: [null, 3]}", "it holds for all variants"),
+        ("data.spacing_mm: {low: 0.5, high: 1.0}", "it holds for all variants"),
         ("optimizer.warmup_epochs: {low: 0.0, high: 2.0}", "needs constant or cosine"),
         ("augment.strength: {low: 0.5, high: 1.0, when: threshold}", "not true or false"),
         ("augment.strength: {low: 0.5, high: 1.0, when: thresh=1}", "unknown key thresh"),

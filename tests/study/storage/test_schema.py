@@ -47,11 +47,19 @@ def test_every_table_that_a_study_has_is_in_the_schema(generated: Path) -> None:
     assert found == {table.file for table in (*OF_STUDY.values(), SCORE_TABLE)}
     for table in OF_STUDY.values():
         with (generated / table.file).open(newline="", encoding="utf-8") as file:
-            assert tuple(next(csv.reader(file))) == table.names
+            assert tuple(next(csv.reader(file))) == table.names_in([])
+
+
+def test_columns_in_millimetres_are_there_only_if_a_row_has_one() -> None:
+    in_mm = ("hd95_mm", "hd95_worst_mm", "nsd_mm")
+    assert not set(in_mm) & set(SLICES.names_in([{"hd95": "1.5", "hd95_mm": ""}]))
+    assert SLICES.names_in([{}, {"hd95_mm": 0.5}])[-1:] == in_mm[:1]
+    assert SLICES.names_in([dict.fromkeys(in_mm, 0.0)]) == SLICES.names
+    assert SLICES.names[-3:] == in_mm
 
 
 def test_a_large_table_is_read_in_seconds(tmp_path: Path) -> None:
-    head = ",".join(SLICES.names)
+    head = ",".join(SLICES.names_in([]))
     rows = (
         f"v{n % 4},{n % 10},{n % 3},P{n // 36},S{n},3,1,1,65531,0.75,,,,4," for n in range(100_000)
     )
@@ -64,6 +72,6 @@ def test_a_large_table_is_read_in_seconds(tmp_path: Path) -> None:
 def test_a_table_of_several_faults_names_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "slices.csv"
     rows = [f"v,0,1,P,S{n},3,1,1,11,{score},,,,4," for n, score in enumerate(("0.75", "2", "3"))]
-    path.write_text("\n".join([",".join(SLICES.names), *rows, ""]))
+    path.write_text("\n".join([",".join(SLICES.names_in([])), *rows, ""]))
     with pytest.raises(ValueError, match=re.escape("line 3, column Dice: found '2'")):
         read_table(path, SLICES)

@@ -9,8 +9,11 @@ from brainseg.errors import StudyError
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.storage.study_folder import (
+    changed_lines,
     check_folder,
     default_name,
+    grid_copies,
+    keep_grid,
     locked,
     move_aside,
     read_spec,
@@ -97,3 +100,36 @@ def test_every_start_is_remembered(study: Path) -> None:
     assert len(again["starts"]) == 2
     assert again["folds"] == 3
     assert (first["metric"], first["mode"]) == ("val_dice", "max")
+
+
+def test_a_users_own_grid_is_copied_and_a_changed_one_is_shown(tmp_path: Path) -> None:
+    assert keep_grid(tmp_path, "") == []  # a grid that comes with the program
+    assert grid_copies(tmp_path) == []
+    text = "description: Two.\nvariants: {a: {}, b: {seed: 1}}\n"
+    assert keep_grid(tmp_path, text) == []
+    assert keep_grid(tmp_path, text) == []
+    assert [path.name for path in grid_copies(tmp_path)] == ["grid.yaml"]
+    other = text.replace("Two", "Both")
+    assert keep_grid(tmp_path, other) == ["-description: Two.", "+description: Both."]
+    first, last = grid_copies(tmp_path)
+    assert (first.read_text(), last.read_text()) == (text, other)
+    assert first.name.startswith("grid.2")
+    assert changed_lines(other, other) == []
+
+
+def test_the_copy_of_a_grid_has_neither_secrets_nor_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    keep_grid(tmp_path, "a: /home/someone/x.safetensors\nb: s3://me:hunter2@bucket/x\n")
+    text = (tmp_path / "grid.yaml").read_text()
+    assert "a: ~/x.safetensors" in text
+    assert "hunter2" not in text
+
+
+def test_a_link_out_of_the_study_is_no_copy_of_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "grid.yaml").symlink_to(tmp_path / "secret")
+    assert grid_copies(study) == []
