@@ -360,6 +360,8 @@ class Experiment(_Section):
         threshold: Lowest probability at which a pixel is tumour, between 0 and 1.
         flips: Whether prediction and test average each slice's probabilities over the slice and
             its three flips. Validation after each epoch sees the slice alone.
+        largest_component: Where prediction and test keep the largest connected component of a
+            mask alone: in each slice, or in the volume that a patient's slices make.
         seed: Seed of initial weights, order, augmentation and dropout, 0 to 2**32 - 1.
         fold: Rotation, 0 to 9, that chooses the tested fold; 0 is the published split.
         inner_fold: Rotation, 0 to 8, that chooses the folds that validate among those that are not
@@ -379,6 +381,7 @@ class Experiment(_Section):
     stopping: StoppingConfig = StoppingConfig()
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     flips: bool = False
+    largest_component: Literal["none", "slice", "volume"] = "none"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 44
     fold: Annotated[int, Field(ge=0, lt=NUM_FOLDS)] = 0
     inner_fold: Annotated[int, Field(ge=0, lt=NUM_INNER_FOLDS)] = 0
@@ -433,9 +436,10 @@ class Experiment(_Section):
 
     @property
     def needs_volume(self) -> bool:
-        """Whether the input for a slice depends on other slices of the patient."""
+        """Whether the prediction for a slice depends on other slices of the patient."""
         config = self.preprocess
-        return bool(self.data.context) or config.intensities != "none" or config.crop != "none"
+        alone = config.intensities == config.crop == self.largest_component == "none"
+        return not alone or bool(self.data.context)
 
     def replaced(self, changes: dict[str, Any], origin: str = "--set") -> Experiment:
         """Return a copy in which dotted keys, such as `stages.0.epochs`, have new values.

@@ -1,7 +1,7 @@
 """Evaluates a network on the validation and test parts of its split.
 
 The plain prediction is the experiment's own. Four kinds of post-processing are counted beside it,
-each alone: the mean over flipped views (unless the experiment has it), the threshold with the best
+each alone, unless the experiment has it: the mean over flipped views, the threshold with the best
 validation score, and the largest component of each slice or of each patient's volume.
 Settings are chosen on the validation part; the test part is evaluated once.
 
@@ -13,15 +13,16 @@ Shapes: N slices of a part, of H x W pixels each.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from brainseg.config import Experiment
 from brainseg.data.description import Spacing
 from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import Slice, SliceStore
@@ -31,7 +32,7 @@ from brainseg.inference.mask_metrics import (
     OutlineScores,
     compare_outlines,
     count_lesions,
-    keep_largest_in_volume,
+    keep_components,
 )
 from brainseg.inference.predictor import Predictor
 from brainseg.metrics import Counts, count_pixels, dice, sum_by_patient
@@ -149,19 +150,6 @@ def evaluate_masks(
     )
 
 
-def keep_largest(mask: Mask) -> Mask:
-    """Return the largest component of a mask; pixels that touch at a corner are connected.
-
-    Args:
-        mask: bool (S, S); of components of equal size the first from the top is kept.
-    """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    if count <= 2:
-        return mask
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    return np.asarray(labels == largest)
-
-
 def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
     """Return a row per test slice: patient, slice, TP, FP, FN, TN, Dice, outlines and content.
 
@@ -259,36 +247,31 @@ def _evaluate_part(
     predictor: Predictor, data: SliceStore, part: str, thresholds: Sequence[float]
 ) -> PartEvaluation:
     indices = predictor.part_indices(data, part)
-    usual, averaged = predictor.experiment.threshold, predictor.experiment.flips
+    experiment = predictor.experiment
     slices = tuple(data.slices[index] for index in indices)
-    patients = [item.patient for item in slices]
-    counts: dict[str, list[Counts]] = {PLAIN: [], LARGEST: []}
-    if not averaged:
-        counts[FLIPS] = []
+    counts: dict[str, list[Counts]] = {}
     by_threshold: dict[float, list[Counts]] = {value: [] for value in thresholds}
     levels: list[NDArray[np.uint8]] = []
     predicted: list[Mask] = []
     masks: list[Mask] = []
     bins = np.zeros((NUM_BINS, 3))
-    for index, maps in zip(indices, predictor.part_logits(data, indices), strict=True):
-        alone, flips = torch.from_numpy(maps)
-        logits, true = flips if averaged else alone, data.mask(index) > 0
-        plain = is_tumour(logits, usual).numpy()
-        found = {PLAIN: plain, LARGEST: keep_largest(plain)}
-        if not averaged:
-            found[FLIPS] = is_tumour(flips, usual).numpy()
-        for name, mask in found.items():
-            counts[name].append(_count(mask, true))
+    maps = zip(slices, indices, predictor.part_logits(data, indices), strict=True)
+    for _, members in itertools.groupby(maps, key=lambda item: item[0].patient):
+        own = list(members)
+        true = [data.mask(index) > 0 for _, index, _ in own]
+        alone, flips = zip(*(torch.from_numpy(pair) for *_, pair in own), strict=True)
+        found = _post_process(alone, flips, experiment)
+        for stage, of_stage in found.items():
+            counts.setdefault(stage, []).extend(map(_count, of_stage, true))
+        logits = flips if experiment.flips else alone
         for value, rows in by_threshold.items():
-            rows.append(_count(is_tumour(logits, value).numpy(), true))
-        probabilities = torch.sigmoid(logits).numpy()
-        bins += _bin_pixels(probabilities, true)
-        levels.append(_quantise(probabilities))
-        predicted.append(plain)
-        masks.append(true)
-    counts[LARGEST_3D] = [
-        _count(*pair) for pair in zip(_keep_largest_3d(patients, predicted), masks, strict=True)
-    ]
+            rows.extend(map(_count, _masks(logits, value, experiment), true))
+        for map_, mask in zip(logits, true, strict=True):
+            probabilities = torch.sigmoid(map_).numpy()
+            bins += _bin_pixels(probabilities, mask)
+            levels.append(_quantise(probabilities))
+        predicted += found[PLAIN]
+        masks += true
     return PartEvaluation(
         slices,
         {stage: np.stack(rows) for stage, rows in counts.items()},
@@ -296,7 +279,7 @@ def _evaluate_part(
         levels,
         masks,
         _outlines(data, indices, predicted, masks, predictor.experiment.data.spacing_mm),
-        _lesions(patients, predicted, masks),
+        _lesions([item.patient for item in slices], predicted, masks),
         bins,
     )
 
@@ -314,14 +297,30 @@ def _outlines(
     ]
 
 
-def _keep_largest_3d(patients: Sequence[str], masks: Sequence[Mask]) -> list[Mask]:
-    """Return masks with the largest component of each patient's volume alone."""
-    kept = list(masks)
-    for positions in _positions(patients).values():
-        volume = keep_largest_in_volume([masks[n] for n in positions])
-        for position, mask in zip(positions, volume, strict=True):
-            kept[position] = mask
-    return kept
+def _post_process(
+    alone: Sequence[torch.Tensor], flips: Sequence[torch.Tensor], experiment: Experiment
+) -> dict[str, list[Mask]]:
+    """Return a patient's masks as the experiment predicts them, and with each step it has not.
+
+    Args:
+        alone: Logits (H, W) of each slice.
+        flips: Likewise, averaged over flips.
+        experiment: The training run.
+    """
+    plain = _masks(flips if experiment.flips else alone, experiment.threshold, experiment)
+    found = {PLAIN: plain}
+    if not experiment.flips:
+        found[FLIPS] = _masks(flips, experiment.threshold, experiment)
+    for stage, place in ((LARGEST, "slice"), (LARGEST_3D, "volume")):
+        if experiment.largest_component != place:
+            found[stage] = keep_components(plain, [""] * len(plain), place)
+    return found
+
+
+def _masks(logits: Sequence[torch.Tensor], threshold: float, experiment: Experiment) -> list[Mask]:
+    """Return a patient's masks at a threshold."""
+    found = [is_tumour(one, threshold).numpy() for one in logits]
+    return keep_components(found, [""] * len(found), experiment.largest_component)
 
 
 def _lesions(

@@ -114,12 +114,32 @@ def count_lesions(predicted: Sequence[Mask], true: Sequence[Mask]) -> LesionCoun
     return LesionCounts(met[1], numbers[1] - met[1], numbers[0] - met[0])
 
 
-def keep_largest_in_volume(masks: Sequence[Mask]) -> list[Mask]:
-    """Return a patient's masks with the largest component of its volume alone.
+def keep_components(masks: Sequence[Mask], patients: Sequence[str], largest_in: str) -> list[Mask]:
+    """Return masks with the largest component alone of each slice or each patient's volume.
 
     Args:
-        masks: bool (H, W) of each of the patient's slices, in their order. Of components of equal
-            size the first is kept; voxels that touch at a corner are connected.
+        masks: bool (H, W) of each slice; those of a patient in their order.
+        patients: The patient of each slice.
+        largest_in: `none` keeps everything, else `slice` or `volume`, as in an experiment's
+            `largest_component`.
+    """
+    kept = list(masks)
+    if largest_in == "none":
+        return kept
+    volumes: dict[object, list[int]] = {}
+    for position, patient in enumerate(patients):
+        volumes.setdefault(position if largest_in == "slice" else patient, []).append(position)
+    for positions in volumes.values():
+        volume = _keep_largest([masks[n] for n in positions])
+        for position, mask in zip(positions, volume, strict=True):
+            kept[position] = mask
+    return kept
+
+
+def _keep_largest(masks: Sequence[Mask]) -> list[Mask]:
+    """Return the masks of a volume's slices with its largest component alone.
+
+    Of components of equal size the first is kept; voxels that touch at a corner are connected.
     """
     labels, count = ndimage.label(_stack(masks), _CORNERS)
     if count <= 1:

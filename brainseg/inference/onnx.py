@@ -81,6 +81,13 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
     return Comparison(difference, int(differs.sum()), len(slices))
 
 
+_COMPONENTS = {
+    "none": "",
+    "slice": " Afterwards, keep the largest component of each slice.",
+    "volume": " Afterwards, keep the largest component of each patient's volume.",
+}
+
+
 def describe_input(experiment: Experiment) -> str:
     """Return how to prepare a slice for the graph and how to turn its output into a mask."""
     size = experiment.data.size
@@ -91,6 +98,7 @@ def describe_input(experiment: Experiment) -> str:
         f"Normalisation is in the graph. Tumour is where the probability is at least "
         f"{experiment.threshold:g}."
         + (" Before that, average over the slice and its three flips." if experiment.flips else "")
+        + _COMPONENTS[experiment.largest_component]
     )
 
 

@@ -18,6 +18,7 @@ from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, DataError
+from brainseg.inference.mask_metrics import keep_components
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
 from brainseg.model.networks import build_network, infer_logits, limit_weights, names_code
@@ -152,7 +153,12 @@ class Predictor:
                 fitted = torch.from_numpy(inputs[index][0].restore(map_.numpy(), height, width))
                 mask = is_tumour(fitted, level).numpy()
                 results.append(Prediction(torch.sigmoid(fitted).numpy(), mask))
-        return results
+        masks = keep_components(
+            [result.mask for result in results],
+            [""] * len(results) if patients is None else patients,
+            self.experiment.largest_component,
+        )
+        return [Prediction(r.probabilities, m) for r, m in zip(results, masks, strict=True)]
 
     def probabilities(
         self, images: Sequence[Image], patients: Sequence[str] | None = None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from brainseg.data.preprocess import pad_to_square, resize
 from brainseg.data.slice_store import SliceStore
+from brainseg.inference.mask_metrics import keep_components
 from brainseg.inference.overlay import (
     FLAIR,
     PREDICTED,
@@ -133,11 +134,12 @@ def _draw_all(
             continue
         maps = load_probabilities(path, "test")
         threshold = job.experiment.threshold * LEVELS
+        found = [np.asarray(levels >= threshold) for levels in maps.levels]
+        masks = keep_components(found, maps.patients, job.experiment.largest_component)
         for position, name in enumerate(maps.slices):
             if name in wanted:
-                predicted = np.asarray(maps.levels[position] >= threshold)
                 image = data.image(index_of[name])
-                yield wanted[name]["picture"], _paint(image, maps.true[position], predicted)
+                yield wanted[name]["picture"], _paint(image, maps.true[position], masks[position])
 
 
 def _paint(

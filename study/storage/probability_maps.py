@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.errors import ConfigError, DataError
+from brainseg.inference.mask_metrics import keep_components
 from brainseg.metrics import count_pixels, dice, sum_by_patient
 from brainseg.storage.files import regular_file, write_bytes, write_csv
 from study.spec.trial_job import TrialJob
@@ -121,7 +122,7 @@ def collect_ensembles(study: Path, jobs: Sequence[TrialJob]) -> None:
 
 def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
     rows = []
-    threshold = members[0].experiment.threshold
+    experiment = members[0].experiment
     for part in _PARTS:
         first = _maps_of(study, members[0], part)
         totals = [levels.astype(np.uint16) for levels in first.levels]
@@ -136,12 +137,11 @@ def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
             for total, levels in zip(totals, maps.levels, strict=True):
                 total += levels
         # A level stands for the middle of its step.
-        lowest = (threshold * LEVELS - 0.5) * len(members)
+        lowest = (experiment.threshold * LEVELS - 0.5) * len(members)
+        found = [np.asarray(total >= lowest) for total in totals]
+        masks = keep_components(found, first.patients, experiment.largest_component)
         counts = np.concatenate(
-            [
-                count_pixels(total[None] >= lowest, true[None])
-                for total, true in zip(totals, first.true, strict=True)
-            ]
+            [count_pixels(m[None], t[None]) for m, t in zip(masks, first.true, strict=True)]
         )
         for patient, sums in sum_by_patient(counts, first.patients).items():
             cells: Row = dict(zip(("TP", "FP", "FN", "TN"), sums.tolist(), strict=True))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from brainseg.inference.evaluation import (
     calibration_rows,
     evaluate_masks,
     evaluate_model,
-    keep_largest,
     outline_cells_of_patient,
     patient_rows,
     slice_rows,
@@ -58,14 +58,6 @@ def _with_masks(data: SliceStore, indices: np.ndarray, masks: np.ndarray) -> Sli
     return other
 
 
-def test_the_largest_component_is_kept_with_its_corners() -> None:
-    mask = _mask("##...", "..#..", ".....", "#...#", "#...#")
-    assert np.array_equal(keep_largest(mask), _mask("##...", "..#..", ".....", ".....", "....."))
-    one = _mask(".#", "..")
-    assert np.array_equal(keep_largest(one), one)
-    assert not keep_largest(np.zeros((3, 3), bool)).any()
-
-
 def test_plain_counts_are_those_of_prediction_at_the_slices_own_size(
     evaluation: Evaluation, predictor: Predictor, data: SliceStore
 ) -> None:
@@ -94,22 +86,43 @@ def test_slices_are_tested_as_predicted_alone_and_averaged_over_flips(
         assert np.array_equal(torch.sigmoid(torch.from_numpy(maps)).numpy(), np.stack(expected))
 
 
+def _with(predictor: Predictor, changes: dict[str, Any]) -> Predictor:
+    """The same network in an experiment with other keys."""
+    weights = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
+    experiment = predictor.experiment.replaced(changes)
+    return Predictor(weights, predictor.header.model_copy(update={"experiment": experiment}))
+
+
 def test_an_experiment_with_flips_is_tested_and_predicts_with_them(
     evaluation: Evaluation, predictor: Predictor, data: SliceStore
 ) -> None:
-    weights = {name: tensor.clone() for name, tensor in predictor.network.state_dict().items()}
-    experiment = predictor.experiment.replaced({"flips": True})
-    header = predictor.header.model_copy(update={"experiment": experiment})
-    flipped = evaluate_model(Predictor(weights, header), data)
+    flipping = _with(predictor, {"flips": True})
+    flipped = evaluate_model(flipping, data)
     assert np.array_equal(flipped.test.plain, evaluation.test.counts[FLIPS])
-    assert {row["stage"] for row in flipped.tables(data)["stages"]} == {
-        *(PLAIN, THRESHOLD, LARGEST, LARGEST_3D)
-    }
+    assert flipped.test.counts.keys() == {PLAIN, LARGEST, LARGEST_3D}
     image = [data.image(0)]
-    (plain,), (averaged,) = predictor.predict(image), predictor.predict(image, tta=True)
-    both = Predictor(weights, header)
-    assert np.array_equal(both.predict(image)[0].probabilities, averaged.probabilities)
-    assert np.array_equal(both.predict(image, tta=False)[0].probabilities, plain.probabilities)
+    for averaged in (False, True):
+        expected = predictor.predict(image, tta=averaged)[0].probabilities
+        assert np.array_equal(flipping.predict(image, tta=averaged)[0].probabilities, expected)
+    assert np.array_equal(flipping.predict(image)[0].probabilities, expected)
+
+
+@pytest.mark.parametrize(("place", "stage"), [("slice", LARGEST), ("volume", LARGEST_3D)])
+def test_an_experiment_that_keeps_one_component_is_tested_and_predicts_so(
+    evaluation: Evaluation, predictor: Predictor, data: SliceStore, place: str, stage: str
+) -> None:
+    keeping = _with(predictor, {"largest_component": place})
+    kept = evaluate_model(keeping, data)
+    assert np.array_equal(kept.test.plain, evaluation.test.counts[stage])
+    assert not np.array_equal(kept.test.plain, evaluation.test.plain)
+    assert kept.test.counts.keys() == {PLAIN, FLIPS, LARGEST, LARGEST_3D} - {stage}
+    rows = {row["stage"] for row in kept.tables(data)["stages"]}
+    assert rows == {*kept.test.counts, THRESHOLD}
+    indices = keeping.part_indices(data, "test")
+    patients = [data.slices[index].patient for index in indices]
+    masks = keeping.masks([data.image(index) for index in indices], patients)
+    true = np.stack([data.mask(index) for index in indices]) > 0
+    assert np.array_equal(kept.test.plain, count_pixels(np.stack(masks), true))
 
 
 def test_validation_alone_chooses_the_threshold(

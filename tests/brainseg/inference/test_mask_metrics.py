@@ -14,7 +14,7 @@ from brainseg.inference.mask_metrics import (
     Mask,
     compare_outlines,
     count_lesions,
-    keep_largest_in_volume,
+    keep_components,
 )
 
 
@@ -130,11 +130,22 @@ def test_lesions_are_components_of_the_volume() -> None:
 
 def test_the_largest_component_of_a_volume_is_kept() -> None:
     masks = _volume("#... ....", ".#.. ....", "...# ...#", "...#")
-    kept = keep_largest_in_volume(masks)
+    kept = keep_components(masks, ["p"] * 4, "volume")
     for found, expected in zip(
         kept, _volume(".... ....", ".... ....", "...# ...#", "...#"), strict=True
     ):
         assert np.array_equal(found, expected)
     equal = _volume("#... ....", ".#.. ....", "...# ...#")
     first = _volume("#... ....", ".#.. ....", ".... ....")
-    assert all(map(np.array_equal, keep_largest_in_volume(equal), first))
+    assert all(map(np.array_equal, keep_components(equal, ["p"] * 3, "volume"), first))
+    assert all(map(np.array_equal, keep_components(masks, ["p"] * 4, "none"), masks))
+
+
+def test_the_largest_component_of_each_slice_and_of_each_patient_is_kept() -> None:
+    (mask,) = _volume("##... ..#.. ..... #...# #...#")
+    (top,) = _volume("##... ..#.. ..... ..... .....")
+    one, nothing = _volume(".# ..", ".. ..")
+    kept = keep_components([mask, one, nothing], ["p", "p", "q"], "slice")
+    assert all(map(np.array_equal, kept, [top, one, nothing]))
+    kept = keep_components([one, mask], ["p", "q"], "volume")  # p's pixel is q's no more
+    assert all(map(np.array_equal, kept, [one, top]))
