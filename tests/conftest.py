@@ -13,6 +13,7 @@ from processes import Study
 from s3 import CREDENTIALS, Store
 
 from brainseg.config import Experiment
+from brainseg.data.layouts import find_root
 from brainseg.data.phantom import generate_phantom
 from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.explore.exploration import Exploration, explore
@@ -125,10 +126,15 @@ def patient(data: SliceStore) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_data(_cache: None) -> SliceStore:
+def real_root() -> Path:
     if not REAL_DATA:
         pytest.skip("no real slices: set BRAINSEG_DATA to the kaggle_3m folder")
-    return open_dataset(REAL_DATA)
+    return find_root(REAL_DATA)[0]
+
+
+@pytest.fixture(scope="session")
+def real_data(real_root: Path, _cache: None) -> SliceStore:
+    return open_dataset(real_root)
 
 
 @pytest.fixture(scope="session")
