@@ -339,10 +339,11 @@ def _describe_search(study: Study) -> list[Line]:
     if halving.brackets and left:
         saved = f"{epochs:,.0f} by halving alone ({epochs / in_full:.0%})"
         cost = f"{saved}, {cost}; more as the sampler learns"
+    warm = f", then {len(search.starts)} of {search.warm_start}" if search.starts else ""
     return [
         *[("search of", text) for text in many if search.per],
         ("search", f"{search.candidates} candidates{' each' * bool(search.per)}, {left} to run"),
-        ("sampler", f"{search.sampler}; the first candidates are the variants, unchanged"),
+        ("sampler", f"{search.sampler}; the first candidates are the variants, unchanged{warm}"),
         ("scheduler", f"{search.scheduler}: {how}"),
         ("judged by", f"val Dice, {search.trainings} training(s) each; never tested"),
         ("search epochs", cost),

@@ -59,11 +59,12 @@ Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 
 _INHERITS, _SHARED = "inherits", "shared"
-_DECIDED = {
+DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
     "seed": "--seeds N counts up from the seed of the configuration",
     "inner_fold": "it belongs to a search",
 }
+"""Key that no grid sets -> what sets it."""
 
 
 def winner_name(index: int, group: str = "") -> str:
@@ -108,6 +109,8 @@ class SearchDefaults(Checked):
         sampler: Draws candidates.
         scheduler: Stops poor candidates.
         space: What varies, or the path of its file, relative to the grid's.
+        warm_start: Folder of a study whose search is over, relative to the current directory: its
+            best candidates follow the variants.
     """
 
     candidates: Candidates
@@ -117,6 +120,7 @@ class SearchDefaults(Checked):
     sampler: Sampler = "tpe"
     scheduler: Scheduler = "asha"
     space: Path | dict[str, Any] | None = None
+    warm_start: Line | None = None
 
 
 class _GridFile(Checked):
@@ -273,12 +277,14 @@ def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
         if levels:
             factors[name] = levels
 
-    for levels, changes in _combinations(file.factors):
+    shared = _checked(file.shared, _SHARED)
+    for levels, changes in _combinations(file.factors, shared):
         add(_name(file, levels), changes, levels)
     for name, tree in file.variants.items():
         own = dict(tree or {})
         inherited = _inherited(name, own.pop(_INHERITS, None), variants)
-        for suffix, levels, changes in _products(_flat(own, f"variant {name}"), f"variant {name}"):
+        own = _flat(own, f"variant {name}")
+        for suffix, levels, changes in _products(own, f"variant {name}", {**shared, **inherited}):
             add(f"{name}{suffix}", {**inherited, **changes}, levels)
     if not variants:
         raise ConfigError("there is nothing to compare: give factors or variants")
@@ -297,7 +303,7 @@ def _inherited(name: str, parent: str | None, variants: Mapping[str, Changes]) -
 
 
 def _combinations(
-    factors: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+    factors: Mapping[str, Mapping[str, Mapping[str, Any] | None]], shared: Changes
 ) -> Iterator[tuple[Levels, Changes]]:
     """Yield the levels and the keys of each combination; the last factor varies fastest."""
     if not factors:
@@ -317,9 +323,9 @@ def _combinations(
     for cell in itertools.product(*sides):
         merged: Changes = {}
         for factor, level, changes in cell:
-            checked = _checked(changes, f"factor {factor}, level {level}")
-            if shared := sorted(set(merged) & set(checked)):
-                raise ConfigError(f"factor {factor} sets {shared[0]}, as another factor does")
+            checked = _checked(changes, f"factor {factor}, level {level}", shared)
+            if twice := sorted(set(merged) & set(checked)):
+                raise ConfigError(f"factor {factor} sets {twice[0]}, as another factor does")
             merged |= checked
         yield {factor: level for factor, level, _ in cell}, merged
 
@@ -334,7 +340,7 @@ def _name(file: _GridFile, levels: Levels) -> str:
     return name
 
 
-def _products(keys: Changes, where: str) -> Iterator[tuple[str, Levels, Changes]]:
+def _products(keys: Changes, where: str, below: Changes) -> Iterator[tuple[str, Levels, Changes]]:
     """Yield the suffix of the name, the levels and the keys of each product of a variant's lists.
 
     A list is multiplied out, unless the key itself takes that list.
@@ -345,7 +351,7 @@ def _products(keys: Changes, where: str) -> Iterator[tuple[str, Levels, Changes]
         chosen = dict(zip(many, values, strict=True))
         levels = {key: _slug(value) for key, value in chosen.items()}
         suffix = "".join(f"-{level}" for level in levels.values())
-        yield suffix, levels, _checked({**keys, **chosen}, where)
+        yield suffix, levels, _checked({**keys, **chosen}, where, below)
 
 
 def _limit(what: str, sides: Iterable[Sized]) -> None:
@@ -368,15 +374,23 @@ def _slug(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-") or "none"
 
 
-def _checked(tree: Mapping[str, Any], where: str) -> Changes:
-    """Return nested or dotted keys as dotted ones, each of which an experiment has."""
+def _checked(
+    tree: Mapping[str, Any], where: str, below: Mapping[str, Any] | None = None
+) -> Changes:
+    """Return nested or dotted keys as dotted ones, each of which an experiment has.
+
+    Args:
+        tree: The keys.
+        where: What messages call them.
+        below: Dotted keys that they change: a warm-up fits if these have a schedule with one.
+    """
     changes = _flat(tree, where)
     for key in changes:
-        if key in _DECIDED:
-            raise ConfigError(f"{where}: {key} cannot vary in a grid: {_DECIDED[key]}")
+        if key in DECIDED:
+            raise ConfigError(f"{where}: {key} cannot vary in a grid: {DECIDED[key]}")
         if key.startswith("stopping.") and where != _SHARED:
             raise ConfigError(f"{where}: {key} holds for all variants: put it under {_SHARED}")
-    Experiment().replaced(changes, where)
+    Experiment().replaced({**(below or {}), **changes}, where)
     return changes
 
 

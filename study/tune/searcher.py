@@ -77,6 +77,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._restore_lost()
         for variant in spec.variants:
             self._study.enqueue_trial(self._space.baseline(variant), skip_if_exists=True)
+        for start in spec.search.starts:
+            self._space.check(start)
+            self._study.enqueue_trial(start, skip_if_exists=True)
         self.settle()
         self._interrupted = [trial.number for trial in self._running()]
 
