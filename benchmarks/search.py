@@ -30,7 +30,9 @@ from study.storage.trial_folder import candidate_folder
 OPTIMUM = 0.72
 """What the best SYNTHETIC settings reach in the end, without noise."""
 
-_SETTINGS = {"rate": -1.6, "decay": -1.0, "augment": -1.0}  # name -> lowest; 1 is the highest
+_WEIGHTS = {"decay": 0.06, "augment": 0.04, "batch": 0.03, "loss": 0.03, "clip": 0.03}
+"""Further SYNTHETIC settings -> what the Dice loses at their worst value."""
+
 _BEST = 5
 _UNFROZEN = 2  # nobody is stopped before so many unfrozen epochs
 _DESCRIPTION = """\
@@ -189,12 +191,13 @@ class Rungs:
         now = self.rule(dice, self.frozen, self.longest), float(dice[-1] - dice[-2])
         shares = self.keep, self.risers
         cuts = [
-            np.quantile([values[side] for values in seen], 1 - share) if seen and share else None
+            np.quantile([values[side] for values in seen], 1 - share) if seen else None
             for side, share in enumerate(shares)
         ]
         seen.append(now)
         passes = cuts[0] is None or now[0] >= cuts[0]
-        return bool(passes or (cuts[1] is not None and now[1] >= cuts[1]))
+        rises = self.risers > 0 and cuts[1] is not None and now[1] >= cuts[1]
+        return bool(passes or rises)
 
 
 @dataclass(frozen=True)
@@ -420,14 +423,16 @@ def _ways() -> dict[str, Way]:
     ways |= {f"asha, factor {f}": _asha(f, f) for f in (2, 3)}
     ways |= {f"asha, first rung {n} later": _asha(4, 4, n) for n in (1, 2)}
     ways |= {
-        "asha, a quarter at rungs x 2": _asha(2, 4),
+        "asha, 1 of 4 at rungs x 2": _asha(2, 4),
         "asha, a quarter each epoch": _asha(1, 4),
     }
-    ways |= {"asha, half each epoch": _asha(1, 2), "asha, a tenth each epoch": _asha(1, 10)}
+    ways |= {f"asha, 1 of {f} each epoch": _asha(1, f) for f in (2, 6, 10)}
+    ways |= {"asha, the best alone each epoch": _asha(1, math.inf)}
     ways |= {f"asha by {name}": _asha(4, 4, rule=rule) for name, rule in _RULES.items()}
     ways |= {"asha, and a quarter of risers": _asha(4, 4, risers=0.25)}
     ways |= {"promotion, factor 4": _promoting(4, 4)}
-    ways |= {"promotion, a quarter at rungs x 2": _promoting(2, 4)}
+    ways |= {"promotion, 1 of 4 at rungs x 2": _promoting(2, 4)}
+    ways |= {f"promotion, 1 of {f} each epoch": _promoting(1, f) for f in (2, 4)}
     ways |= {f"rounds, factor {f}": _halving(f, f) for f in (2, 3, 4)}
     ways |= {f"rounds, 1 of {f} at rungs x 2": _halving(2, f) for f in (3, 4)}
     ways |= {f"rounds, 1 of {f} at rungs x 1.5": _halving(1.5, f) for f in (2, 3)}
@@ -447,7 +452,7 @@ _RULES: dict[str, Rule] = {
 def draw_curves(search: Search, policy: Policy | None = None) -> Curves:
     """Return SYNTHETIC learning curves with the features of real ones.
 
-    A candidate has a learning rate, as its distance from the best one in powers of ten, and two
+    A candidate has a learning rate, as its distance from the best one in powers of ten, and five
     other settings. Low rates rise slowly; high ones rise fast, end lower and are noisier. Optuna's
     TPE draws the candidates, one at a time; the first two are the protocol, whose rate is low.
 
@@ -463,11 +468,12 @@ def draw_curves(search: Search, policy: Policy | None = None) -> Curves:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(sampler=sampler, direction="maximize")
     for rate in (-1.3, -1.6):
-        study.enqueue_trial({"rate": rate, "decay": 0.5, "augment": -0.5})
+        study.enqueue_trial({"rate": rate, **dict.fromkeys(_WEIGHTS, 0.5)})
     rows = []
     for index in range(search.candidates):
         trial = study.ask()
-        point = [trial.suggest_float(name, low, 1.0) for name, low in _SETTINGS.items()]
+        point = {"rate": trial.suggest_float("rate", -1.6, 1.0)}
+        point |= {name: trial.suggest_float(name, -1.0, 1.0) for name in _WEIGHTS}
         curve = _draw_curve(np.random.default_rng([search.seed, index]), point, search)
         trained = 1
         while trained < search.longest and (
@@ -484,19 +490,21 @@ def draw_curves(search: Search, policy: Policy | None = None) -> Curves:
     return Curves(np.array(rows), search.frozen, search.seed)
 
 
-def _draw_curve(rng: np.random.Generator, point: Sequence[float], search: Search) -> np.ndarray:
-    rate, decay, augment = point
-    end = OPTIMUM - 0.12 * max(rate, 0) ** 2 - 0.06 * decay**2 - 0.04 * augment**2
-    end += rng.normal(0, 0.008)  # its seed
-    pace = 2.2 * 10 ** (-0.45 * rate) * rng.lognormal(0, 0.2)  # epochs to 63 % of the end
+def _draw_curve(
+    rng: np.random.Generator, point: Mapping[str, float], search: Search
+) -> np.ndarray:
+    rate = point["rate"]
+    end = OPTIMUM - 0.12 * max(rate, 0) ** 2 + rng.normal(0, 0.01)  # the latter of its seed
+    end -= sum(weight * point[name] ** 2 for name, weight in _WEIGHTS.items())
+    pace = 2.2 * 10 ** (-0.6 * rate) * rng.lognormal(0, 0.25)  # epochs to 63 % of the end
     epochs = np.arange(1, search.longest + 1)
     curve = end * -np.expm1(-epochs / pace)
     if 0 < search.frozen < search.longest:
-        drop = max(0, rng.normal(0.08, 0.05)) * 10 ** (0.3 * rate)
+        drop = max(0, rng.normal(0.08, 0.06)) * 10 ** (0.3 * rate)
         after = epochs - search.frozen - 1
         curve = curve - np.where(after >= 0, drop * 0.4 ** np.maximum(after, 0), 0)
         curve[: search.frozen] *= 0.6  # a frozen encoder learns less
-    noise = 0.02 * 10 ** (0.3 * rate) * (1.5 - epochs / search.longest)
+    noise = 0.025 * 10 ** (0.3 * rate) * (1.5 - epochs / search.longest)
     return np.clip(curve + rng.normal(0, 1, search.longest) * noise, 0, 1)
 
 

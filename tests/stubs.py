@@ -136,7 +136,7 @@ class Drive:
         searcher = OptunaSearcher(self.spec, StudySync(self.folder), RESOURCES, decisions)
         scheduler = build_scheduler(self.spec, decisions)
         patch.setattr(trainable, "LiveCurves", lambda *args: _NoCurves())
-        while searcher.num_left:
+        while searcher.num_left or searcher.next_round():
             self.step()
             trial_id = uuid.uuid4().hex
             trial = SimpleNamespace(config=searcher.suggest(trial_id))

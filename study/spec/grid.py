@@ -31,7 +31,7 @@ Levels = dict[str, str]
 """Factor -> the level that a variant has."""
 
 Sampler = Literal["tpe", "random", "gp"]
-Scheduler = Literal["asha", "hyperband", "median", "none"]
+Scheduler = Literal["asha", "hyperband", "halving", "median", "none"]
 
 PER_VARIANT = "variant"
 """The `per` of a grid whose variants have a search each."""
