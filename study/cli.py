@@ -263,7 +263,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         choices=SCHEDULERS,
         help="Tune's scheduler, which stops poor candidates after two unfrozen epochs at the "
         "earliest (default: asha); "
-        "hyperband is the asynchronous form, which pauses no candidate",
+        "hyperband is the asynchronous form, which pauses no candidate; halving lets all come to "
+        "a rung before the best third goes on: fewer epochs, which the plan tells exactly",
     )
     group.add_argument(
         "--search-folds",

@@ -14,13 +14,16 @@ import math
 from dataclasses import dataclass
 
 FACTOR = 4
-"""One candidate in so many continues at a rung; LOG.md compares 2, 3 and 4."""
+"""One candidate in so many continues at a rung of asynchronous halving; LOG.md compares 2 to 4."""
 
 BRACKETS = {"asha": 1, "hyperband": 3, "halving": 1}
 """Scheduler -> number of brackets; each further bracket has its first rung one rung later."""
 
 IN_ROUNDS = "halving"
 """The scheduler whose candidates wait at a rung for each other."""
+
+ROUND_FACTOR = 3
+"""One candidate in so many goes on after a round; LOG.md compares 2, 3 and 4."""
 
 _UNFROZEN_EPOCHS = 2
 
@@ -41,6 +44,11 @@ class Halving:
     brackets: int
     in_rounds: bool = False
 
+    @property
+    def factor(self) -> int:
+        """One candidate in so many goes on at a rung; each rung is so many times as far."""
+        return ROUND_FACTOR if self.in_rounds else FACTOR
+
     @classmethod
     def of(cls, scheduler: str, stage_epochs: tuple[int, int]) -> Halving:
         """Return the rungs of a scheduler; one without rungs has no brackets.
@@ -56,7 +64,7 @@ class Halving:
 
     def start(self, bracket: int) -> int:
         """Return the epoch of a bracket's first rung, even if no candidate trains that long."""
-        return int(self.first * FACTOR**bracket)
+        return int(self.first * self.factor**bracket)
 
     def rungs(self, bracket: int = 0) -> list[int]:
         """Return the epochs after which candidates of a bracket can be stopped, ascending.
@@ -65,7 +73,7 @@ class Halving:
         """
         if not self.brackets:
             return []
-        steps = range(bracket, 1 + max(0, math.ceil(math.log(self.longest, FACTOR))))
+        steps = range(bracket, 1 + max(0, math.ceil(math.log(self.longest, self.factor))))
         return [epoch for epoch in map(self.start, steps) if epoch < self.longest]
 
     def chances(self) -> list[float]:
@@ -97,7 +105,7 @@ class Halving:
 
 def num_survivors(arrivals: float) -> int:
     """Return how many of the candidates that came to a rung go on, in rounds; 0 of none."""
-    return max(1, round(arrivals / FACTOR)) if arrivals else 0
+    return max(1, round(arrivals / ROUND_FACTOR)) if arrivals else 0
 
 
 def expected_passes(arrivals: float) -> float:

@@ -276,8 +276,12 @@ class StudySpec(BaseModel):
 
     @property
     def rungs(self) -> list[int]:
-        """The epochs of ASHA's rungs; the report compares scores there, whatever the scheduler."""
-        return Halving.of("asha", self.search_space.stage_epochs()).rungs()
+        """The epochs at which the report compares scores: those of a scheduler in rounds, or else
+        of ASHA.
+        """
+        stage_epochs = self.search_space.stage_epochs()
+        halving = self.halving
+        return (halving if halving.in_rounds else Halving.of("asha", stage_epochs)).rungs()
 
     @property
     def inner_folds(self) -> list[int]:
