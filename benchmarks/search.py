@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -21,6 +22,7 @@ from benchmarks.measure import EXIT_CODES, add_epochs, positive, print_table
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
+from study.spec.halving import IN_ROUNDS, ROUND_FACTOR
 from study.spec.search_space import Range
 from study.spec.study_spec import SCHEDULERS, SCORE, SearchSpec, StudySpec
 from study.storage.leaderboard import read_candidates
@@ -417,9 +419,11 @@ def _promoting(step: float, factor: float) -> Way:
 def _ways() -> dict[str, Way]:
     """Return what is compared: the project's schedulers, then variants, by name."""
     ways = {
-        f"**{name}**": _stopping(lambda search, name=name: _Project(name, search))  # type: ignore[misc]
+        f"**{name}**": _stopping(partial(_Project, name))
         for name in SCHEDULERS
+        if name != IN_ROUNDS
     }
+    ways |= {f"**{IN_ROUNDS}**": _halving(ROUND_FACTOR, ROUND_FACTOR)}
     ways |= {f"asha, factor {f}": _asha(f, f) for f in (2, 3)}
     ways |= {f"asha, first rung {n} later": _asha(4, 4, n) for n in (1, 2)}
     ways |= {
@@ -433,7 +437,7 @@ def _ways() -> dict[str, Way]:
     ways |= {"promotion, factor 4": _promoting(4, 4)}
     ways |= {"promotion, 1 of 4 at rungs x 2": _promoting(2, 4)}
     ways |= {f"promotion, 1 of {f} each epoch": _promoting(1, f) for f in (2, 4)}
-    ways |= {f"rounds, factor {f}": _halving(f, f) for f in (2, 3, 4)}
+    ways |= {f"rounds, factor {f}": _halving(f, f) for f in (2, 4)}
     ways |= {f"rounds, 1 of {f} at rungs x 2": _halving(2, f) for f in (3, 4)}
     ways |= {f"rounds, 1 of {f} at rungs x 1.5": _halving(1.5, f) for f in (2, 3)}
     ways |= {f"rounds, first rung {n} later, 1 of 4": _halving(2, 4, n) for n in (1, 2)}
