@@ -426,17 +426,13 @@ def _ways() -> dict[str, Way]:
     ways |= {f"**{IN_ROUNDS}**": _halving(ROUND_FACTOR, ROUND_FACTOR)}
     ways |= {f"asha, factor {f}": _asha(f, f) for f in (2, 3)}
     ways |= {f"asha, first rung {n} later": _asha(4, 4, n) for n in (1, 2)}
-    ways |= {
-        "asha, 1 of 4 at rungs x 2": _asha(2, 4),
-        "asha, a quarter each epoch": _asha(1, 4),
-    }
-    ways |= {f"asha, 1 of {f} each epoch": _asha(1, f) for f in (2, 6, 10)}
+    ways |= {"asha, 1 of 4 at rungs x 2": _asha(2, 4)}
+    ways |= {f"asha, 1 of {f} each epoch": _asha(1, f) for f in (2, 4, 6, 10)}
     ways |= {"asha, the best alone each epoch": _asha(1, math.inf)}
     ways |= {f"asha by {name}": _asha(4, 4, rule=rule) for name, rule in _RULES.items()}
     ways |= {"asha, and a quarter of risers": _asha(4, 4, risers=0.25)}
     ways |= {"promotion, factor 4": _promoting(4, 4)}
     ways |= {"promotion, 1 of 4 at rungs x 2": _promoting(2, 4)}
-    ways |= {f"promotion, 1 of {f} each epoch": _promoting(1, f) for f in (2, 4)}
     ways |= {f"rounds, factor {f}": _halving(f, f) for f in (2, 4)}
     ways |= {f"rounds, 1 of {f} at rungs x 2": _halving(2, f) for f in (3, 4)}
     ways |= {f"rounds, 1 of {f} at rungs x 1.5": _halving(1.5, f) for f in (2, 3)}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from generated import generate_study
-from stubs import Drive, build_search
+from stubs import BASE, Drive, build_search
 
 from benchmarks.search import (
     Curves,
@@ -27,6 +28,8 @@ from benchmarks.search import (
 )
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
+from study.spec.halving import ROUND_FACTOR
+from study.storage.trial_folder import candidate_folder
 
 SEARCH = Search(candidates=16, frozen=1, longest=14, seed=3)
 
@@ -69,6 +72,27 @@ def test_what_is_promoted_is_among_the_best_of_those_that_were_there() -> None:
     better = Promotion(_rising(0.5, 0.6, 0.7, 0.8), [3], 1 / 2).run(1)
     assert better.trained == [3, 8, 8, 8]
     assert better.time == sum(better.trained)
+
+
+@pytest.mark.slow
+def test_rounds_of_the_replay_train_as_the_projects_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random candidates do not depend on who was stopped."""
+    base = BASE.replaced({"augment.strength": 1.0})
+    text = "stages.1.learning_rate: {low: 0.00001, high: 0.001, log: true}"
+    rows: dict[str, Any] = {}
+    for scheduler in ("none", "halving"):
+        folder = tmp_path / scheduler
+        spec = build_search(
+            folder, 12, text=text, base=base, scheduler=scheduler, sampler="random"
+        )
+        rows[scheduler] = Drive(spec, folder).run(monkeypatch)
+    histories = [candidate_folder(tmp_path / "none", n).read_history() for n in range(12)]
+    curves = Curves(np.array([[row["val_dice"] for row in h] for h in histories]), 1, 0)
+    ours = run_rounds(curves, spec.halving.rungs(), 1 / ROUND_FACTOR, at_once=1)
+    assert ours.trained == [row["epochs"] for row in rows["halving"]]
+    assert len(set(ours.trained)) == 3
 
 
 def test_the_regret_is_what_the_chosen_one_lacks() -> None:

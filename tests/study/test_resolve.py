@@ -11,6 +11,7 @@ from brainseg.errors import ConfigError
 from brainseg.storage.files import read_csv
 from study.cli import parse_options
 from study.resolve import Study, allocate, resolve, write_facts
+from study.run import main
 from study.spec.resources import Node, TrialResources
 from study.storage.leaderboard import ranked
 from study.storage.study_folder import read_spec, read_study
@@ -141,18 +142,25 @@ def test_candidates_that_do_not_fit_are_named_and_left_out(
     searched: Path, phantom_root: Path, tmp_path: Path
 ) -> None:
     best = ranked(read_csv(searched / "candidates.csv"))[:5]
-    rates = sorted(float(row["stages.1.learning_rate"]) for row in best)
-    text = f"stages.1.learning_rate: {{low: 0.00001, high: {rates[3] * 1.0001}}}"
-    study = _warm(
-        phantom_root, tmp_path, searched, "--set", "stages.1.learning_rate=1e-5", text=text
-    )
+    rates = {float(row["stages.1.learning_rate"]) for row in best}
+    text = f"stages.1.learning_rate: {{low: 0.00001, high: {max(rates) * 0.999}}}"
+    rate = ["--set", "stages.1.learning_rate=1e-5"]
+    study = _warm(phantom_root, tmp_path, searched, *rate, text=text)
     assert study.spec.search is not None
     left = {start["stages.1.learning_rate"] for start in study.spec.search.starts}
-    assert left == set(rates[:4])
-    assert (
-        f"does not fit: stages.1.learning_rate: found {rates[4]}"
-        in (tmp_path / "said").read_text()
-    )
+    assert left == rates - {max(rates)}
+    said = (tmp_path / "said").read_text()
+    assert f"does not fit: stages.1.learning_rate: found {max(rates)}" in said
+
+
+def test_the_winner_and_what_it_changes_are_planned_as_a_grid(
+    searched: Path, phantom_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = str(searched / "best_grid.yaml")
+    assert main(["--grid", grid, "--data", str(phantom_root), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "protocol" in out
+    assert "4, 4 of them to run" in out  # two variants on the study's two folds
 
 
 @pytest.mark.parametrize(
