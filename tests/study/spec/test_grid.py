@@ -9,6 +9,7 @@ from brainseg.errors import ConfigError
 from study.cli import parse_options
 from study.run import main
 from study.spec.grid import Grid, load_grid, shipped_grids
+from study.spec.request import build_spec
 from study.spec.search_space import load_space
 
 GRID = """
@@ -188,3 +189,12 @@ def test_the_shipped_search_over_recipes_draws_experiments_that_are_valid() -> N
         seen |= {frozenset(conditional & trial.params.keys())}
     assert len(seen) == 2 ** len(conditional) == 8
     assert [e.input_channels for e in space.networks()] == [3, 9, 15]
+
+
+def test_a_grids_search_can_begin_with_the_best_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{GRID}search: {{candidates: 4, warm_start: results/x}}")
+    for flags, expected in (([], "results/x"), (["--warm-start", "results/y"], "results/y")):
+        args = parse_options(["--grid", str(tmp_path / "mine.yaml"), *flags])
+        search = build_spec(args, Experiment()).search
+        assert search is not None
+        assert (search.warm_start, search.starts) == (expected, ())
