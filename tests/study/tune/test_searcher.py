@@ -11,17 +11,18 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
-from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
+from stubs import BASE, OPTIMUM, RESOURCES, Drive, KilledError, build_search, history_of
 
 from brainseg.errors import ConfigError
 from brainseg.storage.files import read_csv
 from study.spec.halving import num_survivors
 from study.spec.search_space import SearchSpace
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SCORE
-from study.storage.leaderboard import ranked
+from study.storage.leaderboard import ranked, write_leaderboard
 from study.storage.schema import Row
+from study.storage.sync import StudySync
 from study.storage.trial_folder import candidate_folder
-from study.tune.searcher import SeededSampler, open_journal
+from study.tune.searcher import SeededSampler, open_journal, run_search
 
 
 def _best(rows: list[Row]) -> float:
@@ -286,6 +287,27 @@ def test_a_search_in_rounds_killed_anywhere_goes_on_to_the_same_candidates(
             Drive(spec, folder).run(monkeypatch)
         assert _same(folder, in_rounds), f"killed before step {step}"
     assert kills > 9
+
+
+def test_each_round_is_a_run_of_tune(
+    tmp_path: Path, in_rounds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_search(tmp_path, 14, scheduler="halving")
+    drive, samples = Drive(spec, tmp_path), []
+
+    def fit(*args: Any, num_samples: int, search_alg: Any, scheduler: Any, **options: Any) -> None:
+        samples.append(num_samples)
+        for _ in range(num_samples):
+            drive.train(search_alg, scheduler, monkeypatch)
+
+    monkeypatch.setattr("study.tune.searcher.fit", fit)
+    progress: Any = None
+    for _ in range(2):  # the second time there is nothing left
+        assert run_search(spec, StudySync(tmp_path), RESOURCES, progress, 0) == 0
+    write_leaderboard(tmp_path, spec, "SYNTHETIC")
+    assert _same(tmp_path, in_rounds)
+    came = sum(int(row["epochs"]) >= 3 for row in read_csv(in_rounds / "candidates.csv"))
+    assert samples == [14, num_survivors(came), num_survivors(num_survivors(came))]
 
 
 def test_a_search_in_rounds_that_is_extended_compares_new_candidates_with_old_ones(
