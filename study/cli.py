@@ -84,7 +84,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     checked_name(name, "--name: the study")
     if args.price_per_hour is not None and not args.plan:
         parser.error("--price-per-hour needs --plan: it is the price in the plan")
-    for flag in ("space", "sampler", "scheduler", "search_folds", "search_seeds"):
+    for flag in ("space", "sampler", "scheduler", "search_folds", "search_seeds", "warm_start"):
         if args.search is args.grid.search is None and getattr(args, flag) is not None:
             parser.error(
                 f"--{flag.replace('_', '-')} needs --search N, or a grid that has a search"
@@ -263,7 +263,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         choices=SCHEDULERS,
         help="Tune's scheduler, which stops poor candidates after two unfrozen epochs at the "
         "earliest (default: asha); "
-        "hyperband is the asynchronous form, which pauses no candidate",
+        "hyperband is the asynchronous form, which pauses no candidate; halving lets all come to "
+        "a rung before the best third goes on: fewer epochs, which the plan tells exactly",
     )
     group.add_argument(
         "--search-folds",
@@ -277,6 +278,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         type=_whole(1, MAX_SEEDS),
         metavar="N",
         help="trainings of each candidate on each of them, with seeds counted up (default: 1)",
+    )
+    group.add_argument(
+        "--warm-start",
+        metavar="DIR",
+        help="folder of a study on the same data whose search is over: its best five candidates "
+        "follow the variants (default: the grid's, mostly none)",
     )
 
 

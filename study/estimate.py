@@ -72,7 +72,9 @@ def measure_disk(
     needed = _BYTES_PER_WEIGHT * (sum(weights) + sum(exported.values()) + running)
     needed += maps // _PIXELS_PER_BYTE
     if study.spec.search is not None:
-        trainings = study.spec.search.trainings * resources.concurrent
+        # Candidates that wait at a rung keep their checkpoints.
+        waiting = study.spec.search.candidates if study.spec.halving.in_rounds else 0
+        trainings = study.spec.search.trainings * max(resources.concurrent, waiting)
         checkpoints = _BYTES_PER_WEIGHT * copies * trainings
         needed = max(needed, checkpoints * max(study.sizes.values()))
     return needed, shutil.disk_usage(existing).free
@@ -335,14 +337,18 @@ def _describe_search(study: Study) -> list[Line]:
     stops = {"none": "stops no candidate", "median": f"from epoch {halving.first} on"}
     how = f"rungs after epochs {rungs}" if rungs else "no rung, since there are too few epochs"
     how = stops.get(search.scheduler, how)
+    if halving.in_rounds and rungs:
+        how = f"rounds; candidates wait after epochs {rungs}, the best third goes on"
     cost = f"{in_full:,} in full"
     if halving.brackets and left:
         saved = f"{epochs:,.0f} by halving alone ({epochs / in_full:.0%})"
-        cost = f"{saved}, {cost}; more as the sampler learns"
+        learns = "" if halving.in_rounds else "; more as the sampler learns"
+        cost = f"{saved}, {cost}{learns}"
+    warm = f", then {len(search.starts)} of {search.warm_start}" if search.starts else ""
     return [
         *[("search of", text) for text in many if search.per],
         ("search", f"{search.candidates} candidates{' each' * bool(search.per)}, {left} to run"),
-        ("sampler", f"{search.sampler}; the first candidates are the variants, unchanged"),
+        ("sampler", f"{search.sampler}; the first candidates are the variants, unchanged{warm}"),
         ("scheduler", f"{search.scheduler}: {how}"),
         ("judged by", f"val Dice, {search.trainings} training(s) each; never tested"),
         ("search epochs", cost),

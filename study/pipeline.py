@@ -163,7 +163,7 @@ def _search(
         console.print(
             f"Winner{of}: candidate {full[0]['candidate']}, val Dice {full[0][SCORE]:.4f}; "
             f"{len(full)} of {spec.search.candidates} ran in full. "
-            f"Settings: {leaderboard_folder(study.folder, spec)}/best.yaml"
+            f"Settings: {leaderboard_folder(study.folder, spec)}/best.yaml and best_grid.yaml"
         )
 
 

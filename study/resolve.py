@@ -23,14 +23,22 @@ from brainseg.model.networks import build_model, build_network, check_network
 from brainseg.storage.files import expand_home, hash_file, hide_home, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
+from brainseg.storage.values import cut
 from study.analysis.protocol import register
 from study.external import ExternalVariant, score_external
-from study.spec.grid import LEAKY, WINNER
+from study.spec.grid import LEAKY, WINNER, Changes
 from study.spec.request import Say, build_spec, load_base
 from study.spec.resources import Cluster, TrialResources, share_cluster
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
-from study.storage.leaderboard import count_open, winner_jobs
+from study.storage.leaderboard import (
+    TOP,
+    count_open,
+    ranked,
+    read_candidates,
+    read_leaderboard,
+    winner_jobs,
+)
 from study.storage.schema import FAILURES, OF_EXTERNAL
 from study.storage.study_folder import default_name, read_spec, read_study, write_study
 from study.storage.sync import StudySync
@@ -144,6 +152,8 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "weights_hash": weights_hash,
     }
     spec = build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)
+    sync = _find_storage(args, data.synthetic)
+    spec = _warm_start(spec, None if args.fresh else sync.folder, say)
     _check_splits(spec, data)
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
@@ -152,9 +162,85 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
             apply_filters(data.image(0), job.experiment.preprocess)
     external = tuple(_read_predictions(args, spec, data, say))
     spec = spec.model_copy(update={"external": {one.name: one.patients for one in external}})
-    sync = _find_storage(args, data.synthetic)
     sizes = _check_networks(spec.networks(), download=not args.plan)
     return Study(spec, data, sync, sizes, external)
+
+
+def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
+    """Give a search the best candidates of an earlier one to begin with.
+
+    Args:
+        spec: What the study asks; `warm_start` of its search is the earlier study's folder.
+        folder: Of this study: what was taken when it began is kept. None begins again.
+        say: Told which candidates do not fit.
+
+    Raises:
+        ConfigError: If there is no such search, it is not over or judged by other patients, or
+            none of its candidates fits.
+    """
+    if spec.search is None or not spec.search.warm_start:
+        return spec
+    where = f"--warm-start {cut(spec.search.warm_start)}"
+    if is_url(spec.search.warm_start):
+        raise ConfigError(f"{where}: fetch it first, see python -m study.fetch --help")
+    source = expand_home(spec.search.warm_start).resolve()
+    starts = None if folder is None else _recorded_starts(folder, source.name)
+    if starts is None:
+        starts = tuple(_read_starts(source, where, spec, say))
+        say(f"Warm start: {len(starts)} candidates of {source.name}")
+    search = spec.search.model_copy(update={"warm_start": source.name, "starts": starts})
+    return spec.model_copy(update={"search": search})
+
+
+def _recorded_starts(folder: Path, name: str) -> tuple[Changes, ...] | None:
+    """Return what a study that has begun took from the study of this name; None if it did not."""
+    if not (folder / "study.json").exists():
+        return None
+    search = read_spec(folder).search
+    return search.starts if search is not None and search.warm_start == name else None
+
+
+def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterator[Changes]:
+    if not (source / "study.json").is_file():
+        raise ConfigError(
+            f"{where}: there is no study.json; expected the folder of a study with a search, such "
+            "as results/lite"
+        )
+    earlier = read_spec(source)
+    if earlier.search is None:
+        raise ConfigError(f"{where}: the study {source.name} has no search")
+    if _judges(earlier) != _judges(spec):
+        raise ConfigError(
+            f"{where}: its candidates were judged on other data or another split, perhaps by "
+            "patients that are tested here: give a search on the same data and split"
+        )
+    misfits, count = [], 0
+    for search in earlier.searches:
+        if left := count_open(source, search):
+            raise ConfigError(
+                f"{where}: its search is not over, {left} candidates are left: the command that "
+                "started it continues it"
+            )
+        all_params = read_candidates(source, search)
+        for row in ranked(read_leaderboard(source, search))[:TOP]:
+            params = all_params[int(row["candidate"])]
+            try:
+                start = spec.search_space.place(search.search_space.experiment(params))
+            except ConfigError as error:
+                misfits.append(f"candidate {row['candidate']} does not fit: {error}")
+                continue
+            count += 1
+            yield start
+    if not count:
+        raise ConfigError(f"{where}: {misfits[0] if misfits else 'no candidate ran in full'}")
+    for misfit in misfits:
+        say(f"Note: {where}: {misfit}")
+
+
+def _judges(spec: StudySpec) -> tuple[object, ...]:
+    """Return what decides which patients a search learns from and which judge it."""
+    data = spec.experiment.data
+    return spec.fingerprint, data.split, data.split_seed, spec.files.get(data.split)
 
 
 def _read_predictions(

@@ -135,19 +135,22 @@ class Drive:
         decisions = Decisions(self.folder / "search" / "decisions.csv")
         searcher = OptunaSearcher(self.spec, StudySync(self.folder), RESOURCES, decisions)
         scheduler = build_scheduler(self.spec, decisions)
-        patch.setattr(trainable, "LiveCurves", lambda *args: _NoCurves())
-        while searcher.num_left:
-            self.step()
-            trial_id = uuid.uuid4().hex
-            trial = SimpleNamespace(config=searcher.suggest(trial_id))
-            report = self._report(searcher, scheduler, trial_id, trial)
-            patch.setattr("ray.tune.report", report)
-            self.step()
-            with suppress(_StoppedError):
-                train_stub(trial.config)
-            self.step()
-            searcher.on_trial_complete(trial_id, {})
+        while searcher.num_left or searcher.next_round():
+            self.train(searcher, scheduler, patch)
         return write_leaderboard(self.folder, self.spec, "SYNTHETIC")
+
+    def train(self, searcher: OptunaSearcher, scheduler: Any, patch: pytest.MonkeyPatch) -> None:
+        """Train one candidate until it ends or is stopped."""
+        patch.setattr(trainable, "LiveCurves", lambda *args: _NoCurves())
+        self.step()
+        trial_id = uuid.uuid4().hex
+        trial = SimpleNamespace(config=searcher.suggest(trial_id))
+        patch.setattr("ray.tune.report", self._report(searcher, scheduler, trial_id, trial))
+        self.step()
+        with suppress(_StoppedError):
+            train_stub(trial.config)
+        self.step()
+        searcher.on_trial_complete(trial_id, {})
 
     def _report(
         self, searcher: OptunaSearcher, scheduler: Any, trial_id: str, trial: Any

@@ -151,10 +151,12 @@ def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) ->
     yield Paragraph(text)
     folds, seeds = spec.search.folds, spec.search.seeds
     mean = f", the mean over {folds} inner fold(s) x {seeds} seed(s)" if folds * seeds > 1 else ""
+    count, source = len(spec.search.starts), spec.search.warm_start
+    warm = f", then {count} of the best of an earlier search, {source}" if count else ""
     yield Paragraph(
         "Candidates are trained and validated in rotation 0; the search never opens its test "
         "part. Candidates are compared by their highest val Dice (global) so far"
-        f"{mean}. The first candidates are the grid's variants with their own settings. "
+        f"{mean}. The first candidates are the grid's variants with their own settings{warm}. "
         "Candidates that were stopped early are not ranked against those trained in full. Where "
         "loss weights vary, val losses do not compare, but Dice does."
     )
@@ -180,8 +182,10 @@ def _best(
     best_file, top = folder / "best.yaml", search_path(_group(spec)) / "top-1.yaml"
     study = f"{results.folder.parent.name}/{results.folder.name}"
     yield Listing(
-        f"Each is a configuration file: {top} and so on. The first is also {best_file}:",
-        f"python -m study.run --config {study}/{best_file}",
+        f"Each is a configuration file: {top} and so on. The first is also {best_file}, and with "
+        "the variant that it changes a grid:",
+        f"python -m study.run --config {study}/{best_file}\n"
+        f"python -m study.run --grid {study}/{folder / 'best_grid.yaml'}",
     )
     best = params[int(full[0]["candidate"])]
     narrow = spec.search_space.edges(best[VARIANT], best)

@@ -31,7 +31,7 @@ Levels = dict[str, str]
 """Factor -> the level that a variant has."""
 
 Sampler = Literal["tpe", "random", "gp"]
-Scheduler = Literal["asha", "hyperband", "median", "none"]
+Scheduler = Literal["asha", "hyperband", "halving", "median", "none"]
 
 PER_VARIANT = "variant"
 """The `per` of a grid whose variants have a search each."""
@@ -60,11 +60,12 @@ Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 
 _INHERITS, _SHARED = "inherits", "shared"
 _OF_ALL = ("stopping.", "data.spacing_mm")
-_DECIDED = {
+DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
     "seed": "--seeds N counts up from the seed of the configuration",
     "inner_fold": "it belongs to a search",
 }
+"""Key that no grid sets -> what sets it."""
 
 
 def winner_name(index: int, group: str = "") -> str:
@@ -109,6 +110,8 @@ class SearchDefaults(Checked):
         sampler: Draws candidates.
         scheduler: Stops poor candidates.
         space: What varies, or the path of its file, relative to the grid's.
+        warm_start: Folder of a study whose search is over, relative to the current directory: its
+            best candidates follow the variants.
     """
 
     candidates: Candidates
@@ -118,6 +121,7 @@ class SearchDefaults(Checked):
     sampler: Sampler = "tpe"
     scheduler: Scheduler = "asha"
     space: Path | dict[str, Any] | None = None
+    warm_start: Line | None = None
 
 
 class _GridFile(Checked):
@@ -277,12 +281,14 @@ def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
         if levels:
             factors[name] = levels
 
-    for levels, changes in _combinations(file.factors):
+    shared = _checked(file.shared, _SHARED)
+    for levels, changes in _combinations(file.factors, shared):
         add(_name(file, levels), changes, levels)
     for name, tree in file.variants.items():
         own = dict(tree or {})
         inherited = _inherited(name, own.pop(_INHERITS, None), variants)
-        for suffix, levels, changes in _products(_flat(own, f"variant {name}"), f"variant {name}"):
+        own = _flat(own, f"variant {name}")
+        for suffix, levels, changes in _products(own, f"variant {name}", {**shared, **inherited}):
             add(f"{name}{suffix}", {**inherited, **changes}, levels)
     if not variants:
         raise ConfigError("there is nothing to compare: give factors or variants")
@@ -301,7 +307,7 @@ def _inherited(name: str, parent: str | None, variants: Mapping[str, Changes]) -
 
 
 def _combinations(
-    factors: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+    factors: Mapping[str, Mapping[str, Mapping[str, Any] | None]], shared: Changes
 ) -> Iterator[tuple[Levels, Changes]]:
     """Yield the levels and the keys of each combination; the last factor varies fastest."""
     if not factors:
@@ -321,9 +327,9 @@ def _combinations(
     for cell in itertools.product(*sides):
         merged: Changes = {}
         for factor, level, changes in cell:
-            checked = _checked(changes, f"factor {factor}, level {level}")
-            if shared := sorted(set(merged) & set(checked)):
-                raise ConfigError(f"factor {factor} sets {shared[0]}, as another factor does")
+            checked = _checked(changes, f"factor {factor}, level {level}", shared)
+            if twice := sorted(set(merged) & set(checked)):
+                raise ConfigError(f"factor {factor} sets {twice[0]}, as another factor does")
             merged |= checked
         yield {factor: level for factor, level, _ in cell}, merged
 
@@ -338,7 +344,7 @@ def _name(file: _GridFile, levels: Levels) -> str:
     return name
 
 
-def _products(keys: Changes, where: str) -> Iterator[tuple[str, Levels, Changes]]:
+def _products(keys: Changes, where: str, below: Changes) -> Iterator[tuple[str, Levels, Changes]]:
     """Yield the suffix of the name, the levels and the keys of each product of a variant's lists.
 
     A list is multiplied out, unless the key itself takes that list.
@@ -349,7 +355,7 @@ def _products(keys: Changes, where: str) -> Iterator[tuple[str, Levels, Changes]
         chosen = dict(zip(many, values, strict=True))
         levels = {key: _slug(value) for key, value in chosen.items()}
         suffix = "".join(f"-{level}" for level in levels.values())
-        yield suffix, levels, _checked({**keys, **chosen}, where)
+        yield suffix, levels, _checked({**keys, **chosen}, where, below)
 
 
 def _limit(what: str, sides: Iterable[Sized]) -> None:
@@ -372,15 +378,23 @@ def _slug(value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-") or "none"
 
 
-def _checked(tree: Mapping[str, Any], where: str) -> Changes:
-    """Return nested or dotted keys as dotted ones, each of which an experiment has."""
+def _checked(
+    tree: Mapping[str, Any], where: str, below: Mapping[str, Any] | None = None
+) -> Changes:
+    """Return nested or dotted keys as dotted ones, each of which an experiment has.
+
+    Args:
+        tree: The keys.
+        where: What messages call them.
+        below: Dotted keys that they change: a warm-up fits if these have a schedule with one.
+    """
     changes = _flat(tree, where)
     for key in changes:
-        if key in _DECIDED:
-            raise ConfigError(f"{where}: {key} cannot vary in a grid: {_DECIDED[key]}")
+        if key in DECIDED:
+            raise ConfigError(f"{where}: {key} cannot vary in a grid: {DECIDED[key]}")
         if key.startswith(_OF_ALL) and where != _SHARED:
             raise ConfigError(f"{where}: {key} holds for all variants: put it under {_SHARED}")
-    Experiment().replaced(changes, where)
+    Experiment().replaced({**(below or {}), **changes}, where)
     return changes
 
 

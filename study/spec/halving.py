@@ -1,5 +1,8 @@
 """The arithmetic of successive halving: rungs at which candidates are compared, expected epochs.
 
+In rounds (Jamieson and Talwalkar 2016, arXiv 1502.07943) all candidates come to a rung before its
+best ones go on.
+
 Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934) as Ray Tune implements it: a
 candidate that reaches a rung continues if its value is at least the (1 - 1/factor) quantile of the
 values that were recorded at that rung before.
@@ -11,10 +14,16 @@ import math
 from dataclasses import dataclass
 
 FACTOR = 4
-"""One candidate in so many continues at a rung; LOG.md compares 2, 3 and 4."""
+"""One candidate in so many continues at a rung of asynchronous halving; LOG.md compares 2 to 4."""
 
-BRACKETS = {"asha": 1, "hyperband": 3}
+BRACKETS = {"asha": 1, "hyperband": 3, "halving": 1}
 """Scheduler -> number of brackets; each further bracket has its first rung one rung later."""
+
+IN_ROUNDS = "halving"
+"""The scheduler whose candidates wait at a rung for each other."""
+
+ROUND_FACTOR = 3
+"""One candidate in so many goes on after a round; LOG.md compares 2, 3 and 4."""
 
 _UNFROZEN_EPOCHS = 2
 
@@ -27,11 +36,18 @@ class Halving:
         first: Epoch of the first rung, counted over both stages.
         longest: Epochs of the longest candidate.
         brackets: Number of brackets; 0 stops no candidate.
+        in_rounds: Whether candidates wait at a rung for each other.
     """
 
     first: int
     longest: int
     brackets: int
+    in_rounds: bool = False
+
+    @property
+    def factor(self) -> int:
+        """One candidate in so many goes on at a rung; each rung is so many times as far."""
+        return ROUND_FACTOR if self.in_rounds else FACTOR
 
     @classmethod
     def of(cls, scheduler: str, stage_epochs: tuple[int, int]) -> Halving:
@@ -43,11 +59,12 @@ class Halving:
                 first rung comes after two unfrozen epochs of every candidate.
         """
         frozen, longest = stage_epochs
-        return cls(frozen + _UNFROZEN_EPOCHS, longest, BRACKETS.get(scheduler, 0))
+        first, brackets = frozen + _UNFROZEN_EPOCHS, BRACKETS.get(scheduler, 0)
+        return cls(first, longest, brackets, scheduler == IN_ROUNDS)
 
     def start(self, bracket: int) -> int:
         """Return the epoch of a bracket's first rung, even if no candidate trains that long."""
-        return int(self.first * FACTOR**bracket)
+        return int(self.first * self.factor**bracket)
 
     def rungs(self, bracket: int = 0) -> list[int]:
         """Return the epochs after which candidates of a bracket can be stopped, ascending.
@@ -56,7 +73,7 @@ class Halving:
         """
         if not self.brackets:
             return []
-        steps = range(bracket, 1 + max(0, math.ceil(math.log(self.longest, FACTOR))))
+        steps = range(bracket, 1 + max(0, math.ceil(math.log(self.longest, self.factor))))
         return [epoch for epoch in map(self.start, steps) if epoch < self.longest]
 
     def chances(self) -> list[float]:
@@ -67,8 +84,8 @@ class Halving:
     def expected_epochs(self, candidates: int) -> float:
         """Return the epochs that a search is expected to train if values come in random order.
 
-        A sampler that learns draws better candidates later, of which fewer are stopped: LOG.md
-        has up to twice as many epochs.
+        In rounds the order does not matter. Otherwise a sampler that learns draws better
+        candidates later, of which fewer are stopped: LOG.md has up to twice as many epochs.
         """
         if not self.brackets:
             return float(candidates * self.longest)
@@ -81,8 +98,14 @@ class Halving:
         epochs, before, left = 0.0, 0, candidates
         for rung in self.rungs(bracket):
             epochs += left * (rung - before)
-            before, left = rung, expected_passes(left)
+            before = rung
+            left = num_survivors(left) if self.in_rounds else expected_passes(left)
         return epochs + left * (self.longest - before)
+
+
+def num_survivors(arrivals: float) -> int:
+    """Return how many of the candidates that came to a rung go on, in rounds; 0 of none."""
+    return max(1, round(arrivals / ROUND_FACTOR)) if arrivals else 0
 
 
 def expected_passes(arrivals: float) -> float:

@@ -92,6 +92,7 @@ def _build_search(args: argparse.Namespace) -> SearchSpec | None:
         folds=args.search_folds or default.folds,
         seeds=args.search_seeds or default.seeds,
         space={},
+        warm_start=args.warm_start or default.warm_start or "",
     )
 
 

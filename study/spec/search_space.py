@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,13 +23,19 @@ VARIANT = "variant"
 
 _REFUSED = {
     **dict.fromkeys(("seed", "fold", "inner_fold"), "the search sets it"),
-    **dict.fromkeys(("data.size", "data.split_seed"), "scores would no longer compare"),
+    "data.size": "scores would no longer compare; to begin with small slices, search at another "
+    "size and give that study's folder to --warm-start",
+    "data.split_seed": "scores would no longer compare",
     **dict.fromkeys(
         ("stopping.patience", "stopping.minutes", "data.spacing_mm"), "it holds for all variants"
     ),
 }
 _NETWORK_KEYS = {
-    f"model.{key}" for key in ("architecture", "decoder_attention", "encoder", "encoder_weights")
+    "data.context",
+    *(
+        f"model.{key}"
+        for key in ("architecture", "decoder_attention", "encoder", "encoder_weights")
+    ),
 }
 _NEAR = 0.03
 _MAX_NETWORKS = 1_000
@@ -90,6 +96,14 @@ class Range(Checked):
         if self.value is not None:
             return (self.value,)
         return (self.low, self.high) if self.choices is None else self.choices
+
+    @property
+    def listed(self) -> Sequence[Any]:
+        """All values of a key of whole numbers or of choices."""
+        if self.choices is not None or self.value is not None:
+            return self.ends
+        low, high = self.ends
+        return range(int(low), int(high) + 1)
 
     def holds(self, value: Any) -> bool:
         """Return whether a value can be drawn."""
@@ -183,6 +197,31 @@ class SearchSpace:
             found[key] = changes[key] = self.base.value(key)
         return found
 
+    def place(self, experiment: Experiment) -> Changes:
+        """Return the parameters of the candidate that is nearest to an experiment.
+
+        It has the experiment's value of every key that is varied, and the base's of all others.
+
+        Raises:
+            ConfigError: If no variant decides its keys as the experiment has them, or a value
+                cannot be drawn.
+        """
+        decided = {key for changes in self.variants.values() for key in changes}
+        for variant, changes in self.variants.items():
+            whole = self.base.replaced(self.shared(variant))
+            # What other variants decide matters here too, unless it is drawn.
+            keys = [key for key in decided if key in changes or key not in self.ranges]
+            if all(whole.value(key) == experiment.value(key) for key in keys):
+                break
+        else:
+            values = (f"{key} {experiment.value(key)}" for key in sorted(decided))
+            raise ConfigError(f"no variant has {', '.join(values)}")
+        found, known = {VARIANT: variant}, self.shared(variant)
+        for key, _ in self._varied(known):
+            found[key] = known[key] = experiment.value(key)
+        self.check(found)
+        return found
+
     def shared(self, variant: str) -> Changes:
         """Return the keys in which all candidates of a variant differ from the base."""
         return {**self.values, **self.variants[variant]}
@@ -227,7 +266,7 @@ class SearchSpace:
         """Return an experiment for every network, with its weights, that a candidate may have."""
         found = [self.base.replaced(self.shared(variant)) for variant in self.variants]
         for key in _NETWORK_KEYS & self.ranges.keys():
-            changes = [{key: end} for end in self.ranges[key].ends]
+            changes = [{key: value} for value in self.ranges[key].listed]
             found = [one.replaced(change) for one in found for change in changes]
         return found
 
@@ -291,12 +330,13 @@ def load_space(
     where = where or str(source)
     ranges = parse_space(source, where)
     try:
+        fixed = {key: values.value for key, values in ranges.items() if values.value is not None}
         for key, values in ranges.items():
-            _check(key, values, ranges, base)
+            _check(key, values, ranges, base, fixed)
     except ConfigError as error:
         raise ConfigError(f"{where}: {str(error).removeprefix('--set: ')}") from error
     space = SearchSpace.of(variants, base, ranges)
-    ends = [len(space.ranges[key].ends) for key in _NETWORK_KEYS & space.ranges.keys()]
+    ends = [len(space.ranges[key].listed) for key in _NETWORK_KEYS & space.ranges.keys()]
     if math.prod(ends, start=len(variants)) > _MAX_NETWORKS:
         raise ConfigError(
             f"{where}: the variants and the choices of {', '.join(sorted(_NETWORK_KEYS))} make "
@@ -338,7 +378,9 @@ def parse_space(source: Path | Mapping[str, Any], where: str) -> dict[str, Range
     }
 
 
-def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experiment) -> None:
+def _check(
+    key: str, values: Range, ranges: Mapping[str, Range], base: Experiment, fixed: Changes
+) -> None:
     if key in _REFUSED:
         raise ConfigError(f"{key} cannot be varied: {_REFUSED[key]}")
     now = base.value(key)
@@ -352,7 +394,7 @@ def _check(key: str, values: Range, ranges: Mapping[str, Range], base: Experimen
     where = {name: wanted} if wanted and isinstance(base.value(name), str) else {}
     for end in values.ends:
         is_whole = isinstance(now, int) and isinstance(end, float) and end.is_integer()
-        base.replaced({**where, key: int(end) if is_whole else end})
+        base.replaced({**fixed, **where, key: int(end) if is_whole else end})
     if values.when is None:
         return
     if not wanted and not isinstance(base.value(name), bool):

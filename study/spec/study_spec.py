@@ -56,6 +56,9 @@ class SearchSpec(BaseModel):
         per: `variant` or a factor: each variant, or each level of it, has a search of its own with
             this specification. Empty: one search for all variants.
         space: Dotted key -> what it may be, without the keys that the grid decides.
+        warm_start: Name of the study whose best candidates are among the first of this search;
+            until `study.resolve` has read it, its folder. Empty: no study.
+        starts: The parameters of these candidates, in this search's space.
         group: In `StudySpec.searches`: the variant or level that is searched; not stored.
     """
 
@@ -68,6 +71,8 @@ class SearchSpec(BaseModel):
     seeds: Seeds = 1
     per: str = ""
     space: dict[str, Range]
+    warm_start: str = ""
+    starts: tuple[Changes, ...] = ()
     group: str = Field(default="", exclude=True)
 
     @property
@@ -91,6 +96,9 @@ class SearchSpec(BaseModel):
             before, now = (side["space"].get(key, "not varied") for side in (ours, theirs))
             if before != now:
                 lines.append(f"search space {key}: {before} -> {now}")
+        if self.starts != other.starts:
+            before, now = (f"{len(s.starts)} of {s.warm_start or 'none'}" for s in (self, other))
+            lines.append(f"search warm_start: {before} -> {now}")
         if other.candidates < self.candidates:
             lines.append(f"search candidates: {self.candidates} -> {other.candidates}{_ONLY_GROW}")
         return lines
@@ -233,7 +241,17 @@ class StudySpec(BaseModel):
                 **{
                     **dict(self),
                     "variants": variants,
-                    "search": self.search.model_copy(update={"per": "", "group": group}),
+                    "search": self.search.model_copy(
+                        update={
+                            "per": "",
+                            "group": group,
+                            "starts": tuple(
+                                start
+                                for start in self.search.starts
+                                if start.get(VARIANT) in variants
+                            ),
+                        }
+                    ),
                 }
             )
             for group, variants in groups.items()
@@ -258,8 +276,12 @@ class StudySpec(BaseModel):
 
     @property
     def rungs(self) -> list[int]:
-        """The epochs of ASHA's rungs; the report compares scores there, whatever the scheduler."""
-        return Halving.of("asha", self.search_space.stage_epochs()).rungs()
+        """The epochs at which the report compares scores: those of a scheduler in rounds, or else
+        of ASHA.
+        """
+        stage_epochs = self.search_space.stage_epochs()
+        halving = self.halving
+        return (halving if halving.in_rounds else Halving.of("asha", stage_epochs)).rungs()
 
     @property
     def inner_folds(self) -> list[int]:

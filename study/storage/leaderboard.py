@@ -1,17 +1,25 @@
-"""The candidates of a search, ranked: candidates.csv, best.yaml, the winner, and what it cost."""
+"""The candidates of a search, ranked: candidates.csv, best.yaml, the winner, and what it cost.
+
+best_grid.yaml is the winner beside the experiment that it changes, as a grid that a study runs.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+import yaml
 from scipy import stats
 
+from brainseg.config import Experiment, valid_keys
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import write_csv, write_text
-from study.spec.grid import WINNER, Changes, parse_winner
+from study.spec.grid import DECIDED, WINNER, Changes, parse_winner
+from study.spec.search_space import VARIANT
 from study.spec.study_spec import SCORE, StudySpec
 from study.spec.trial_job import TrialJob, candidate_path, search_path
 from study.storage.schema import (
@@ -112,7 +120,7 @@ def read_candidates(study: Path, spec: StudySpec) -> list[Changes]:
 
 
 def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
-    """Write candidates.csv, best.yaml and top-1.yaml to top-5.yaml of a search.
+    """Write candidates.csv, best.yaml, best_grid.yaml and top-1.yaml to top-5.yaml of a search.
 
     Args:
         study: The study's folder.
@@ -132,6 +140,8 @@ def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
         write_text(study / search_path(group) / f"top-{rank}.yaml", text)
         if rank == 1:
             write_text(folder / "best.yaml", text)
+            grid = _to_grid(study, spec, rows, all_params[row["candidate"]], heading)
+            write_text(folder / "best_grid.yaml", grid)
     return rows
 
 
@@ -251,6 +261,42 @@ def _row(study: Path, spec: StudySpec, index: int, params: Changes) -> Row:
         **{f"{SCORE}@{rung}": history.get(rung, "") for rung in spec.rungs},
     }
     return row | params | {"error": result["error"]}
+
+
+def _to_grid(
+    study: Path, spec: StudySpec, rows: Sequence[Row], params: Changes, heading: str
+) -> str:
+    """Return the grid of the winner and the variant that it changes, with the search's record."""
+    assert spec.search is not None
+    space, variant = spec.search_space, params[VARIANT]
+    best, spent = ranked(rows)[0], measure_spent(study, rows, spec.search.group)
+    # All of it: the grid means the same whatever it is run with, and its hash freezes all.
+    shared = {key: spec.experiment.value(key) for key in valid_keys() if key not in DECIDED}
+    variants = {"protocol": dict(spec.variants[variant])}
+    if not space.is_variant(params):
+        drawn = {key: value for key, value in params.items() if key != VARIANT}
+        variants["winner"] = space.shared(variant) | drawn
+    tree = {
+        "description": f"The winner of the search of {study.name}, beside the variant {variant}.",
+        "defaults": {"folds": spec.folds, "seeds": spec.seeds},
+        "variants": variants,
+        "shared": shared,
+    }
+    of = f" of {spec.search.group}" if spec.search.group else ""
+    text = json.dumps(spec.search.model_dump(mode="json")["space"], sort_keys=True)
+    first = spec.experiment.seed  # which no grid decides
+    seed = "" if first == Experiment().seed else f" --set seed={first}"
+    return (
+        f"# Winner of the search{of} of {study.name}: candidate {best['candidate']} of "
+        f"{spec.search.candidates},\n"
+        f"# val Dice {float(best[SCORE]):.4f} (global, best epoch: an optimistic figure).\n"
+        f"# Trained: {spent.epochs:,} epochs of {spent.epochs_in_full:,} in full; sampler "
+        f"{spec.search.sampler}, scheduler {spec.search.scheduler}, seed {spec.training_seed}.\n"
+        f"# SHA-256 of the space: {hashlib.sha256(text.encode()).hexdigest()}\n"
+        f"# {heading}\n"
+        f"# Chosen by validation alone; run it with: python -m study.run --grid THIS_FILE{seed}\n"
+        f"{yaml.safe_dump(tree, sort_keys=False, width=99)}"
+    )
 
 
 def _to_yaml(spec: StudySpec, row: Row, params: Changes, rank: int, heading: str) -> str:

@@ -382,7 +382,10 @@ DECISIONS = Table(
         CANDIDATES.columns[0],
         Column("epoch", "whole", "epoch over both stages", low=1),
         Column("value", "number", "what it was judged by", low=-math.inf),
-        Column("decision", "text", "what was decided", options=("STOP", "CONTINUE")),
+        Column(
+            *("decision", "text", "what was decided; PAUSE: it waits at a rung for the others"),
+            options=("STOP", "CONTINUE", "PAUSE"),
+        ),
     ),
     ("candidate", "epoch"),
 )

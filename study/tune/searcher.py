@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -67,7 +68,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._storage = open_journal(self._journal)
         self._study = optuna.create_study(
             storage=self._storage,
-            sampler=SeededSampler(spec.search.sampler, spec.experiment.seed),
+            sampler=SeededSampler(spec.search.sampler, spec.experiment.seed, self._waits),
             study_name=NAME,
             direction="maximize",
             load_if_exists=True,
@@ -77,8 +78,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._restore_lost()
         for variant in spec.variants:
             self._study.enqueue_trial(self._space.baseline(variant), skip_if_exists=True)
+        for start in spec.search.starts:
+            self._space.check(start)
+            self._study.enqueue_trial(start, skip_if_exists=True)
         self.settle()
-        self._interrupted = [trial.number for trial in self._running()]
+        self._interrupted = [n for n in self._running_numbers() if not self._waits(n)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searchers into files that nothing here reads back
@@ -93,9 +97,24 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     @property
     def num_left(self) -> int:
-        """Number of candidates that have yet to end."""
+        """Number of candidates that have yet to end, or to come to the rung of this round."""
         drawn = sum(trial.state != TrialState.WAITING for trial in self._trials())
-        return len(self._running()) + max(0, self._num_candidates - drawn)
+        running = sum(not self._waits(number) for number in self._running_numbers())
+        return running + max(0, self._num_candidates - drawn)
+
+    def next_round(self) -> bool:
+        """End the candidates at the lowest rung except for its best, which go on.
+
+        Returns:
+            Whether any goes on; False if nobody waits, or a candidate has yet to come to its rung.
+        """
+        while not self.num_left and (waiting := self._running_numbers()):
+            for number in self._decisions.end_round(waiting):
+                job = self._spec.candidate(number, self._trials()[number].params)
+                self._folder(number).write_stopped(job)
+            self.settle()
+            self._interrupted = [n for n in self._running_numbers() if not self._waits(n)]
+        return bool(self.num_left)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Return the configuration of an interrupted candidate, or of a new one."""
@@ -174,6 +193,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
 
+    def _running_numbers(self) -> list[int]:
+        return [trial.number for trial in self._running()]
+
+    def _waits(self, number: int) -> bool:
+        """Return whether a candidate that has not ended waits at a rung."""
+        return self._decisions.waits_at(number) is not None
+
 
 def run_search(
     spec: StudySpec,
@@ -205,13 +231,16 @@ def run_search(
     folder = sync.folder / search_path(spec.search.group)
     folder.mkdir(parents=True, exist_ok=True)
     decisions = Decisions(folder / "decisions.csv", sync.commit_file)
-    searcher = OptunaSearcher(spec, sync, resources, decisions)
-    if searcher.num_left:
+    while True:  # a pass per round; without rounds there is one
+        searcher = OptunaSearcher(spec, sync, resources, decisions)
+        if not searcher.num_left and not searcher.next_round():
+            return 0
         options = {"scheduler": build_scheduler(spec, decisions), "search_alg": searcher}
         options |= {"num_samples": searcher.num_left, "node_losses": node_losses}
         fit(trainable, resources, sync, progress, retries, param_space={}, **options)
         searcher.settle()
-    return searcher.num_left
+        if searcher.num_left:
+            return searcher.num_left
 
 
 def open_journal(path: Path) -> JournalStorage:
@@ -243,24 +272,27 @@ class SeededSampler(BaseSampler):
     Args:
         name: One of `SAMPLERS`.
         seed: Of the search.
+        waits: Whether a candidate of this number waits at a rung, if it has not ended.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
-        self._name, self._seed = name, seed
+    def __init__(self, name: str, seed: int, waits: Callable[[int], bool]) -> None:
+        self._name, self._seed, self._waits = name, seed, waits
         self._sampler = self._build(0, "")
+        self._view: tuple[int, Study] | None = None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return what the candidate's own sampler draws together."""
         self._sampler = self._build(trial.number, "")
-        return self._sampler.infer_relative_search_space(study, trial)
+        self._view = None
+        return self._sampler.infer_relative_search_space(self._judged(study, trial), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Draw the values that are drawn together."""
-        return self._sampler.sample_relative(study, trial, search_space)
+        return self._sampler.sample_relative(self._judged(study, trial), trial, search_space)
 
     def sample_independent(
         self,
@@ -271,7 +303,26 @@ class SeededSampler(BaseSampler):
     ) -> Any:
         """Draw one value with a sampler of its own, which does not depend on earlier draws."""
         sampler = self._build(trial.number, param_name)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        judged = self._judged(study, trial)
+        return sampler.sample_independent(judged, trial, param_name, param_distribution)
+
+    def _judged(self, study: Study, trial: FrozenTrial) -> Study:
+        """Return the study, in which candidates that wait at a rung are judged by their scores.
+
+        To Optuna they run, and TPE takes those that run for bad ones; here they are pruned ones.
+        """
+        if self._view is None or self._view[0] != trial.number:
+            trials = study.get_trials(deepcopy=False)
+            waiting = [
+                one.state == TrialState.RUNNING and self._waits(one.number) for one in trials
+            ]
+            view = study
+            if any(waiting):
+                view = optuna.create_study(direction="maximize")
+                pairs = zip(trials, waiting, strict=True)
+                view.add_trials([_as_pruned(one) if waits else one for one, waits in pairs])
+            self._view = trial.number, view
+        return self._view[1]
 
     def _build(self, index: int, key: str) -> BaseSampler:
         words = np.random.SeedSequence([self._seed, index, crc32(key.encode())])
@@ -284,3 +335,12 @@ class SeededSampler(BaseSampler):
             case _:
                 # Running trials count as bad ones, so that no two explore the same point at once.
                 return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def _as_pruned(trial: FrozenTrial) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.PRUNED,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+    )

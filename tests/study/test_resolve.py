@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import pytest
+from stubs import Drive, history_of
 
-from brainseg.errors import StudyError
+from brainseg.errors import ConfigError, StudyError
+from brainseg.storage.files import read_csv
 from study.analysis.protocol import describe_changes
 from study.cli import parse_options
 from study.resolve import Study, allocate, resolve, write_facts
+from study.run import main
 from study.spec.resources import Node, TrialResources
+from study.storage.leaderboard import ranked
 from study.storage.study_folder import check_folder, read_spec, read_study
 from study.storage.trial_folder import TrialFolder, candidate_folder
 
@@ -96,3 +101,119 @@ def test_a_study_grows_by_variants_and_says_so(phantom_root: Path, tmp_path: Pat
     other = resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
     with pytest.raises(StudyError, match=r"variant high is gone; variant low: .*0\.4.*0\.3"):
         check_folder(other.folder, other.spec)
+
+
+SPACE = "stages.1.learning_rate: {low: 0.00001, high: 0.003, log: true}\n"
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, phantom_root: Path) -> Path:
+    """A study whose search of eight stubs is over."""
+    storage = tmp_path_factory.mktemp("searched")
+    (storage / "space.yaml").write_text(f"{SPACE}augment.strength: {{low: 0.0, high: 2.0}}\n")
+    flags = ["--search", "8", "--scheduler", "none", "--space", str(storage / "space.yaml")]
+    study = resolve(_args(phantom_root, storage, *flags), print)
+    study.folder.mkdir()
+    write_facts(study, TrialResources(cpus=1))
+    with pytest.MonkeyPatch.context() as patch:
+        Drive(study.spec, study.folder).run(patch)
+    return study.folder
+
+
+def _warm(root: Path, tmp_path: Path, source: Path, *flags: str, text: str = SPACE) -> Study:
+    (tmp_path / "space.yaml").write_text(text)
+    search = ["--search", "9", "--space", str(tmp_path / "space.yaml"), *flags]
+    said: list[str] = []
+    args = _args(root, tmp_path / "here", *search, "--warm-start", str(source))
+    study = resolve(args, said.append)
+    (tmp_path / "said").write_text("\n".join(said))
+    return study
+
+
+def test_the_best_candidates_of_an_earlier_search_follow_the_variants(
+    searched: Path, phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = _warm(phantom_root, tmp_path, searched, "--set", "data.size=32")
+    search = study.spec.search
+    assert search is not None
+    best = ranked(read_csv(searched / "candidates.csv"))[:5]
+    rates = [float(row["stages.1.learning_rate"]) for row in best]
+    assert [start["stages.1.learning_rate"] for start in search.starts] == rates
+    assert all(start.keys() == {"variant", "stages.1.learning_rate"} for start in search.starts)
+    study.folder.mkdir(parents=True)
+    write_facts(study, TrialResources(cpus=1))
+    assert read_spec(study.folder).search == search
+    Drive(study.spec, study.folder).run(monkeypatch)
+    drawn = [trial[3] for trial in history_of(study.folder)]
+    variants = [study.spec.search_space.baseline(name) for name in study.spec.variants]
+    expected = variants + [start for start in search.starts if start not in variants]
+    assert drawn[: len(expected)] == expected
+    assert drawn[len(expected)] not in expected  # the sampler goes on
+
+
+def test_a_search_continues_with_what_it_began_with(
+    searched: Path, phantom_root: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(searched, tmp_path / "earlier"))
+    study = _warm(phantom_root, tmp_path, copy)
+    study.folder.mkdir(parents=True)
+    write_facts(study, TrialResources(cpus=1))
+    shutil.rmtree(copy)
+    again = _warm(phantom_root, tmp_path, copy)
+    assert again.spec == study.spec
+    with pytest.raises(ConfigError, match="there is no study"):
+        _warm(phantom_root, tmp_path, copy, "--fresh")
+
+
+def test_candidates_that_do_not_fit_are_named_and_left_out(
+    searched: Path, phantom_root: Path, tmp_path: Path
+) -> None:
+    best = ranked(read_csv(searched / "candidates.csv"))[:5]
+    rates = {float(row["stages.1.learning_rate"]) for row in best}
+    text = f"stages.1.learning_rate: {{low: 0.00001, high: {max(rates) * 0.999}}}"
+    rate = ["--set", "stages.1.learning_rate=1e-5"]
+    study = _warm(phantom_root, tmp_path, searched, *rate, text=text)
+    assert study.spec.search is not None
+    left = {start["stages.1.learning_rate"] for start in study.spec.search.starts}
+    assert left == rates - {max(rates)}
+    said = (tmp_path / "said").read_text()
+    assert f"does not fit: stages.1.learning_rate: found {max(rates)}" in said
+
+
+def test_the_winner_and_what_it_changes_are_planned_as_a_grid(
+    searched: Path, phantom_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = str(searched / "best_grid.yaml")
+    assert main(["--grid", grid, "--data", str(phantom_root), "--plan"]) == 0
+    out = capsys.readouterr().out
+    assert "protocol" in out
+    assert "4, 4 of them to run" in out  # two variants on the study's two folds
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--set", "data.split_seed=45"], "judged on other data or another split"),
+        (["--grid", "architectures"], "no variant has model.architecture"),
+    ],
+)
+def test_a_search_that_does_not_fit_is_refused_in_a_sentence(
+    searched: Path, phantom_root: Path, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    if flags[0] == "--grid":
+        grid = tmp_path / "other.yaml"
+        grid.write_text("description: x\nvariants: {a: {model.architecture: fpn}}")
+        flags = ["--grid", str(grid)]
+    with pytest.raises(ConfigError, match=f"--warm-start .*{words}"):
+        _warm(phantom_root, tmp_path, searched, *flags)
+
+
+def test_a_search_that_is_not_over_is_refused(
+    searched: Path, phantom_root: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(searched, tmp_path / "earlier"))
+    (candidate_folder(copy, 3).path / "result.json").unlink()
+    with pytest.raises(ConfigError, match="not over, 1 candidates are left"):
+        _warm(phantom_root, tmp_path, copy)
+    with pytest.raises(ConfigError, match=r"there is no study\.json"):
+        _warm(phantom_root, tmp_path, tmp_path)

@@ -89,6 +89,10 @@ def test_a_plan_says_what_a_search_would_take(
     ):
         assert re.search(pattern, out), pattern
     assert not Path("results").exists()
+    assert main([*plan, *stages, "--search", "40", "--scheduler", "halving"]) == 0
+    out = capsys.readouterr().out
+    assert "rounds; candidates wait after epochs 3, 9, the best third goes on" in out
+    assert "search epochs      242 by halving alone (30%), 800 in full\n" in out
     assert main([*plan, "--search", "40", "--scheduler", "none", "--sampler", "gp"]) == 0
     assert "search epochs      400 in full\n" in capsys.readouterr().out
 

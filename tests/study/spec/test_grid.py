@@ -9,6 +9,8 @@ from brainseg.errors import ConfigError
 from study.cli import parse_options
 from study.run import main
 from study.spec.grid import Grid, load_grid, shipped_grids
+from study.spec.request import build_spec
+from study.spec.search_space import load_space
 
 GRID = """
 description: Two factors, and one more.
@@ -166,3 +168,41 @@ def test_keys_that_the_grid_decides_cannot_be_set(key: str) -> None:
 def test_the_command_line_overrides_the_grids_folds_and_seeds() -> None:
     args = parse_options(["--grid", "lite", "--folds", "3"])
     assert (args.folds, args.seeds) == (3, None)
+
+
+def test_a_variants_keys_are_checked_over_the_shared_ones(tmp_path: Path) -> None:
+    text = "description: x\nshared: {optimizer.schedule: cosine}\nvariants: {a: {%s}}"
+    grid = _read(tmp_path, text % "optimizer.warmup_epochs: 1.0")
+    assert grid.variants == {"a": {"optimizer.warmup_epochs": 1.0}}
+    with pytest.raises(ConfigError, match="needs constant or cosine"):
+        _read(tmp_path, text % "optimizer.warmup_epochs: 1.0, optimizer.schedule: plateau")
+
+
+def test_the_shipped_search_over_recipes_draws_experiments_that_are_valid() -> None:
+    import optuna
+
+    grid = load_grid("recipe-search")
+    assert grid.search is not None
+    assert isinstance(grid.search.space, dict)
+    base = Experiment().replaced(grid.shared)
+    space = load_space(grid.search.space, grid.variants, base, "recipe-search")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    conditional = {key for key, values in space.ranges.items() if values.when}
+    seen = set()
+    for _ in range(200):
+        trial = study.ask()
+        space.suggest(trial)
+        space.check(trial.params)
+        assert space.experiment(trial.params).stages[0].epochs == 1
+        seen |= {frozenset(conditional & trial.params.keys())}
+    assert len(seen) == 2 ** len(conditional) == 8
+    assert [e.input_channels for e in space.networks()] == [3, 9, 15]
+
+
+def test_a_grids_search_can_begin_with_the_best_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"{GRID}search: {{candidates: 4, warm_start: results/x}}")
+    for flags, expected in (([], "results/x"), (["--warm-start", "results/y"], "results/y")):
+        args = parse_options(["--grid", str(tmp_path / "mine.yaml"), *flags])
+        search = build_spec(args, Experiment()).search
+        assert search is not None
+        assert (search.warm_start, search.starts) == (expected, ())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from study.spec.halving import BRACKETS, FACTOR, Halving, expected_passes
+from study.spec.halving import BRACKETS, FACTOR, Halving, expected_passes, num_survivors
 
 
 @pytest.mark.parametrize("longest", [4, 12, 20, 27, 81])
@@ -46,4 +46,9 @@ def test_halving_saves_and_never_costs() -> None:
     assert Halving.of("none", (1, 20)).expected_epochs(40) == 800
     assert Halving.of("asha", (5, 6)).expected_epochs(40) == 240
     assert asha.expected_epochs(0) == 0
+    rounds = Halving.of("halving", (1, 20))
+    assert (rounds.rungs(), rounds.in_rounds, asha.in_rounds) == ([3, 9], True, False)
+    assert rounds.expected_epochs(40) == 40 * 3 + 13 * 6 + 4 * 11
+    assert rounds.expected_epochs(0) == 0
+    assert [num_survivors(n) for n in (0, 1, 3, 20, 40)] == [0, 1, 1, 7, 13]
     assert sum(hyperband.chances()) == pytest.approx(1)

@@ -76,6 +76,54 @@ def test_a_key_that_one_variant_decides_varies_in_the_others(tmp_path: Path) -> 
     assert _suggest(space, variant="free", **{"augment.strength": 1.5})["augment.strength"] == 1.5
 
 
+def test_an_experiment_is_placed_in_a_space_as_the_candidate_nearest_to_it(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "stages.1.learning_rate: {low: 0.00001, high: 0.003, log: true}\n"
+        "preprocess.clip_limit: {low: 1.0, high: 8.0, when: preprocess.filters=clahe}\n"
+    )
+    space = _space(tmp_path, text)
+    changes = {"stages.1.learning_rate": 1e-3, "preprocess.clip_limit": 2.0, "threshold": 0.4}
+    for variant, own in load_grid("lite").variants.items():
+        placed = space.place(BASE.replaced({**own, **changes}))
+        assert placed == {
+            "variant": variant,
+            "stages.1.learning_rate": 1e-3,
+            **({"preprocess.clip_limit": 2.0} if variant == "preprocessed-lite0" else {}),
+        }
+    lite = load_grid("lite").variants["raw-lite0"]
+    with pytest.raises(ConfigError, match=r"learning_rate: found 0\.01; expected"):
+        space.place(BASE.replaced({**lite, "stages.1.learning_rate": 0.01}))
+    with pytest.raises(ConfigError, match=r"no variant has model\.encoder resnet50"):
+        space.place(BASE)
+
+
+def test_a_variant_that_decides_nothing_is_not_the_place_of_another_ones_experiment(
+    tmp_path: Path,
+) -> None:
+    space = _space(tmp_path, "augment.strength: {low: 0.0, high: 2.0}", "inputs")
+    for variant, own in load_grid("inputs").variants.items():
+        assert space.place(BASE.replaced(own))["variant"] == variant
+    assert load_grid("inputs").variants["raw"] == {}
+
+
+def test_every_network_that_context_makes_is_found(tmp_path: Path) -> None:
+    text = "augment.strength: {low: 0.0, high: 2.0}\ndata.context: {low: 0, high: 2}"
+    space = _space(tmp_path, text, "one")
+    assert [e.input_channels for e in space.networks()] == [3, 9, 15]
+
+
+def test_a_warm_up_longer_than_the_candidates_stage_is_refused(tmp_path: Path) -> None:
+    text = (
+        "stages.0.epochs: {value: 1}\n"
+        "optimizer.schedule: {choices: [plateau, cosine]}\n"
+        "optimizer.warmup_epochs: {low: 0.0, high: 2.0, when: optimizer.schedule=cosine}"
+    )
+    with pytest.raises(ConfigError, match=r"warmup_epochs is 2, more than stages\.0\.epochs, 1"):
+        _space(tmp_path, text)
+
+
 def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
     space = _space(tmp_path, "optimizer.batch_size: {low: 8, high: 64, log: true}")
     drawn = _suggest(space, variant="raw-lite0", **{"optimizer.batch_size": 12})

@@ -170,6 +170,7 @@ def test_a_search_may_grow_and_nothing_else(spec: StudySpec, tmp_path: Path) -> 
         (ask(seeds=2), "search seeds: 1 -> 2"),
         (ask(per="variant"), "search per:  -> variant"),
         (ask(text=RANGES.replace("high: 2.0", "high: 1.5")), "search space augment.strength: "),
+        (ask(warm_start="x", starts=({"variant": "raw-lite0"},)), "search warm_start: 0 of none"),
         (without, "search: 20 candidates -> none"),
     ):
         (line,) = spec.differences(changed)
@@ -190,6 +191,9 @@ def test_each_variant_or_level_can_have_a_search_of_its_own(spec: StudySpec) -> 
         read = StudySpec.model_validate(own.to_record())
         assert read.searches == own.searches
         assert own.differences(read) == []
+    starts = tuple({"variant": name} for name in spec.variants)
+    warm = own.model_copy(update={"search": search.model_copy(update={"starts": starts})})
+    assert [s.search.starts for s in warm.searches if s.search] == [(start,) for start in starts]
     raw, preprocessed = own.searches
     params = raw.search_space.baseline("raw-lite0")
     assert "preprocess.clip_limit" not in params

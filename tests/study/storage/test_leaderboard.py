@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from stubs import BASE, Drive, build_search
 
-from brainseg.config import load_experiment
+from brainseg.config import Experiment, load_experiment
 from brainseg.errors import DataError
 from brainseg.storage.files import read_csv
+from study.spec.grid import load_grid
+from study.spec.search_space import Range
 from study.spec.study_spec import SCORE, StudySpec
 from study.storage.leaderboard import (
     candidates_table,
@@ -74,6 +76,37 @@ def test_the_best_are_configurations_that_load_as_they_are(
         found = load_experiment(folder / "search" / f"top-{rank}.yaml")
         assert str(found.stages[1].learning_rate) == row["stages.1.learning_rate"]
     assert count_open(folder, spec) == 0
+
+
+def test_the_winner_and_what_it_changes_are_a_grid_that_a_study_runs(
+    searched: tuple[Path, StudySpec],
+) -> None:
+    folder, spec = searched
+    row = ranked(read_csv(folder / "candidates.csv"))[0]
+    grid = load_grid(str(folder / "best_grid.yaml"))
+    base = Experiment().replaced(grid.shared)
+    grid.check_variants(base)
+    assert base == spec.experiment
+    protocol, winner = (base.replaced(grid.variants[name]) for name in ("protocol", "winner"))
+    assert protocol == base.replaced(spec.variants[row["variant"]])
+    assert winner == load_experiment(folder / "best.yaml")
+    text = (folder / "best_grid.yaml").read_text()
+    spent = measure_spent(folder, read_csv(folder / "candidates.csv"))
+    for words in (
+        f"candidate {row['candidate']} of 16,\n# val Dice {float(row[SCORE]):.4f}",
+        f"{spent.epochs} epochs of {spent.epochs_in_full} in full",
+        "SYNTHETIC",
+    ):
+        assert words in text
+    (found,) = re.findall(r"SHA-256 of the space: ([0-9a-f]{64})", text)
+    search = spec.search
+    assert search is not None
+    wider = {"augment.strength": Range(low=0, high=3)}
+    other = search.model_copy(update={"space": search.space | wider})
+    write_leaderboard(folder, spec.model_copy(update={"search": other}), "SYNTHETIC")
+    assert found not in (folder / "best_grid.yaml").read_text()
+    write_leaderboard(folder, spec, "SYNTHETIC")
+    assert (folder / "best_grid.yaml").read_text() == text
 
 
 def test_the_winner_is_trained_with_all_folds_and_seeds_of_the_study(

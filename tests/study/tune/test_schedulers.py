@@ -12,7 +12,7 @@ import pytest
 from stubs import BASE, build_search
 
 from study.spec.study_spec import SCORE, StudySpec
-from study.tune.schedulers import CONTINUE, STOP, Decisions, build_scheduler
+from study.tune.schedulers import CONTINUE, PAUSE, STOP, Decisions, build_scheduler
 from study.tune.trainable import JOB
 
 EPOCHS = 14
@@ -171,3 +171,55 @@ def test_brackets_depend_on_the_candidate_and_not_on_global_random_numbers(
     assert decided[0] == decided[1]
     rungs = {epoch for (_, epoch), answer in decided[0].items() if answer == STOP}
     assert rungs == {spec.halving.start(bracket) for bracket in (0, 1)}
+
+
+def _come(path: Path, values: list[float], epoch: int = 3) -> Decisions:
+    decisions = Decisions(path)
+    for number, value in enumerate(values):
+        decisions.add(number, epoch, value, PAUSE)
+    return decisions
+
+
+def test_in_rounds_a_candidate_ends_at_a_rung_and_the_best_go_on(tmp_path: Path) -> None:
+    spec = build_search(tmp_path, 8, scheduler="halving")
+    path = tmp_path / "decisions.csv"
+    decisions = Decisions(path)
+    scheduler = build_scheduler(spec, decisions)
+    values = [0.1, 0.8, 0.3, 0.7, 0.2, 0.6, 0.5, 0.4]
+    for number, value in enumerate(values):
+        answers = [
+            scheduler.on_trial_result(None, _trial(number), _result(epoch, value))
+            for epoch in (1, 2, 3)
+        ]
+        assert answers == [CONTINUE, CONTINUE, STOP]
+        assert decisions.waits_at(number) == 3
+    for _ in range(2):
+        assert decisions.end_round(range(8)) == [0, 2, 4, 6, 7]
+        assert [n for n in range(8) if decisions.waits_at(n) is None] == [1, 3, 5]
+        scheduler = build_scheduler(spec, decisions)
+        for epoch in (1, 2, 3):  # they report their past again
+            assert scheduler.on_trial_result(None, _trial(1), _result(epoch, 0)) == CONTINUE
+        decisions = Decisions(path)  # and all begins again, before any has gone further
+    decisions.end_round(range(8))
+    scheduler = build_scheduler(spec, decisions)
+    for epoch in range(4, 10):
+        answer = scheduler.on_trial_result(None, _trial(3), _result(epoch, 0.9))
+    assert (answer, decisions.waits_at(3)) == (STOP, 9)
+    assert decisions.waits_at(1) is None
+    assert Decisions(path).get(3, 3) == CONTINUE
+    assert scheduler.on_trial_result(None, _trial(9), _result(3, 0.1, epochs=3)) == CONTINUE
+
+
+def test_the_lowest_rung_ends_first_and_one_of_few_goes_on(tmp_path: Path) -> None:
+    decisions = _come(tmp_path / "decisions.csv", [0.5, 0.7])
+    decisions.add(2, 3, 0.9, PAUSE)
+    decisions.add(2, 9, 0.9, PAUSE)
+    assert decisions.end_round([0, 1, 2]) == [0, 1]  # the best of this rung has gone on before
+    assert decisions.waits_at(2) == 9
+    assert decisions.end_round([2]) == []
+    assert decisions.waits_at(2) is None
+
+
+def test_of_equal_candidates_the_earlier_go_on(tmp_path: Path) -> None:
+    decisions = _come(tmp_path / "decisions.csv", [0.5] * 8)
+    assert decisions.end_round(range(8)) == [3, 4, 5, 6, 7]

@@ -25,10 +25,12 @@ class Searching:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.options: list[str] = []
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, candidates: int, concurrent: int) -> subprocess.Popen[str]:
         command = [sys.executable, str(STUBS), str(self.folder), str(candidates), str(concurrent)]
+        command += self.options
         root = str(STUBS.parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         process = subprocess.Popen(
@@ -93,3 +95,20 @@ def test_two_at_once_come_to_as_many_as_asked_and_may_be_extended(searching: Sea
     assert all(trial[1] in ("COMPLETE", "PRUNED", "FAIL") for trial in after)
     decided = [entry[:2] for entry in Decisions(searching.folder / "search" / "decisions.csv")]
     assert len(decided) == len(set(decided)) == sum(len(trial[4]) for trial in after)
+
+
+def test_a_search_in_rounds_goes_on_after_a_kill_within_a_round_and_between_two(
+    searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching.options = ["tpe", "halving"]
+    for decisions in (4, 13, 17):  # the first round has twelve, the second begins there
+        process = searching.start(4, 1)
+        searching.wait_for_decisions(decisions)
+        process.kill()
+        process.wait()
+    assert searching.finish(4, 1) == {"candidates": 4, "left": 0}
+    quiet = tmp_path / "quiet"
+    Drive(build_search(quiet, 4, scheduler="halving"), quiet).run(monkeypatch)
+    assert history_of(searching.folder) == history_of(quiet)
+    for name in ("candidates.csv", "search/decisions.csv", "best.yaml"):
+        assert (searching.folder / name).read_bytes() == (quiet / name).read_bytes()

@@ -7,16 +7,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import optuna
 import pytest
-from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+from stubs import BASE, OPTIMUM, RESOURCES, Drive, KilledError, build_search, history_of
 
 from brainseg.errors import ConfigError
+from brainseg.storage.files import read_csv
+from study.spec.halving import num_survivors
 from study.spec.search_space import SearchSpace
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SCORE
-from study.storage.leaderboard import ranked
+from study.storage.leaderboard import ranked, write_leaderboard
 from study.storage.schema import Row
+from study.storage.sync import StudySync
 from study.storage.trial_folder import candidate_folder
-from study.tune.searcher import open_journal
+from study.tune.searcher import SeededSampler, open_journal, run_search
 
 
 def _best(rows: list[Row]) -> float:
@@ -238,3 +244,102 @@ def test_every_sampler_works_with_every_scheduler(
     assert len(rows) == 5
     assert {row["status"] for row in rows} <= {"finished", "stopped", "diverged"}
     assert scheduler != "none" or all(row["status"] != "stopped" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def in_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search in rounds that was left alone."""
+    folder = tmp_path_factory.mktemp("search") / "rounds"
+    with pytest.MonkeyPatch.context() as patch:
+        Drive(build_search(folder, 14, scheduler="halving"), folder).run(patch)
+    return folder
+
+
+def test_in_rounds_the_best_of_all_at_a_rung_run_on(in_rounds: Path) -> None:
+    rows = read_csv(in_rounds / "candidates.csv")
+    came = [row for row in rows if row["status"] in ("finished", "stopped")]
+    for rung, following in ((3, 9), (9, 14)):
+        there = [row for row in came if int(row["epochs"]) >= rung]
+        order = sorted(there, key=lambda row: -float(row[f"{SCORE}@{rung}"]))
+        gone_on = [row for row in order if int(row["epochs"]) > rung]
+        assert gone_on == order[: num_survivors(len(there))]
+        assert all(int(row["epochs"]) >= following for row in gone_on)
+    halving = build_search(in_rounds, 14, scheduler="halving").halving
+    assert _epochs(came) == halving.expected_epochs(len(came))
+    states = {row["candidate"]: row["status"] for row in rows}
+    told = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "diverged"}
+    assert {str(trial[0]): told[trial[1]] for trial in history_of(in_rounds)} == states
+    assert not list(in_rounds.glob("search/candidates/*/checkpoints"))
+
+
+@pytest.mark.slow
+def test_a_search_in_rounds_killed_anywhere_goes_on_to_the_same_candidates(
+    tmp_path: Path, in_rounds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = 0
+    for step in (*range(1, 300, 47), *range(130, 200, 7)):
+        folder = tmp_path / f"killed{step}"
+        spec = build_search(folder, 14, scheduler="halving")
+        try:
+            Drive(spec, folder, step).run(monkeypatch)
+        except KilledError:
+            kills += 1
+            Drive(spec, folder).run(monkeypatch)
+        assert _same(folder, in_rounds), f"killed before step {step}"
+    assert kills > 9
+
+
+def test_each_round_is_a_run_of_tune(
+    tmp_path: Path, in_rounds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_search(tmp_path, 14, scheduler="halving")
+    drive, samples = Drive(spec, tmp_path), []
+
+    def fit(*args: Any, num_samples: int, search_alg: Any, scheduler: Any, **options: Any) -> None:
+        samples.append(num_samples)
+        for _ in range(num_samples):
+            drive.train(search_alg, scheduler, monkeypatch)
+
+    monkeypatch.setattr("study.tune.searcher.fit", fit)
+    progress: Any = None
+    for _ in range(2):  # the second time there is nothing left
+        assert run_search(spec, StudySync(tmp_path), RESOURCES, progress, 0) == 0
+    write_leaderboard(tmp_path, spec, "SYNTHETIC")
+    assert _same(tmp_path, in_rounds)
+    came = sum(int(row["epochs"]) >= 3 for row in read_csv(in_rounds / "candidates.csv"))
+    assert samples == [14, num_survivors(came), num_survivors(num_survivors(came))]
+
+
+def test_a_search_in_rounds_that_is_extended_compares_new_candidates_with_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for candidates in (4, 16):
+        spec = build_search(tmp_path, candidates, scheduler="halving")
+        rows = Drive(spec, tmp_path).run(monkeypatch)
+        assert {row["status"] for row in rows} <= {"finished", "stopped", "diverged"}
+    came = [row for row in rows if row["epochs"] >= 3]
+    best = sorted(came, key=lambda row: -row[f"{SCORE}@3"])[: num_survivors(len(came))]
+    later = [row for row in best if row["candidate"] >= 4]
+    assert later
+    assert all(row["epochs"] > 3 for row in later)
+
+
+def test_candidates_that_wait_at_a_rung_are_not_bad_ones_to_the_sampler() -> None:
+    """They are running to Optuna, and TPE would draw away from them."""
+    values = FloatDistribution(0, 1)
+    drawn: dict[bool, float] = {}
+    for waits in (True, False):
+        study = optuna.create_study(direction="maximize")
+        for index in range(40):
+            x = index / 39
+            trial = optuna.trial.create_trial(
+                state=TrialState.RUNNING if x > 0.5 else TrialState.PRUNED,
+                params={"x": x},
+                distributions={"x": values},
+                intermediate_values={3: x},
+            )
+            study.add_trial(trial)
+        study.sampler = SeededSampler("tpe", 0, lambda number, waits=waits: waits)  # type: ignore[misc]
+        drawn[waits] = fmean(study.ask().suggest_float("x", 0, 1) for _ in range(10))
+    assert drawn[True] > 0.75
+    assert drawn[False] < 0.6
