@@ -16,11 +16,11 @@ from brainseg.data.patients import describe_patients
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import count_rotations, split_of
-from brainseg.errors import ConfigError
+from brainseg.errors import ConfigError, StorageError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_network, check_network
-from brainseg.storage.files import expand_home, hash_file, hide_home, write_csv, write_text
+from brainseg.storage.files import hash_file, hide_home, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from study.analysis.protocol import register
@@ -272,11 +272,12 @@ def _resolve_weights(experiment: Experiment) -> tuple[Experiment, str]:
 def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
     name = args.name or default_name(args.grid.name, args.config, synthetic=synthetic)
     if isinstance(args.storage, Path):
-        folder = (expand_home(args.storage) / name).resolve()
+        folder = (args.storage / name).resolve()
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            reason = "cannot be written" if there.is_dir() else "is no folder"
-            raise ConfigError(f"--storage: {there} {reason}: name another folder or --name")
+        if not there.is_dir():
+            raise ConfigError(f"--storage: {there} is no folder: name another folder or --name")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"--storage: {there} cannot be written: name another folder")
         return StudySync(folder)
     return StudySync(join_location(args.storage, name), read_only=args.plan)
 

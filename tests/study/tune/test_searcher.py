@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from stubs import BASE, OPTIMUM, Drive, KilledError, build_search, history_of
 
-from brainseg.errors import ConfigError
+from brainseg.errors import DataError
 from study.spec.search_space import SearchSpace
 from study.spec.study_spec import SAMPLERS, SCHEDULERS, SCORE
 from study.storage.leaderboard import ranked
@@ -204,7 +204,7 @@ def test_a_larger_number_extends_a_search(
 
 def test_a_pipe_in_place_of_the_journal_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "journal.log")
-    with pytest.raises(ConfigError, match=r"journal\.log is a pipe"):
+    with pytest.raises(DataError, match=r"journal\.log is a pipe"):
         open_journal(tmp_path / "journal.log")
 
 
