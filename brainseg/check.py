@@ -19,7 +19,13 @@ from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.errors import BrainsegError, ConfigError
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
-from brainseg.model.networks import SMP, build_model, check_network, set_training
+from brainseg.model.networks import (
+    SMP,
+    build_model,
+    check_architecture,
+    check_network,
+    set_training,
+)
 from brainseg.plugins import describe
 from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import Training, train_two_stage
@@ -49,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "network",
+        type=_network,
         nargs="?",
         default="unet",
         metavar="NETWORK",
@@ -66,13 +73,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _network(text: str) -> str:
+    try:
+        check_architecture(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def _check(args: argparse.Namespace) -> int:
-    base = Experiment().replaced({**_TINY, "model.architecture": args.network})
+    base = Experiment().replaced({**_TINY, "model.architecture": args.network}, "NETWORK")
+    experiment = _fit_encoder(base, parse_changes(args.changes))
     failed = 0
     with tempfile.TemporaryDirectory(prefix="brainseg-check-") as folder:
         root = generate_phantom(Path(folder) / "data", patients=12, slices=3, size=64)
         data = open_dataset(root)
-        experiment = _fit_encoder(base, parse_changes(args.changes))
         for name, check in _checks(experiment, data, Path(folder)):
             try:
                 found, ok = check(), True
@@ -206,8 +221,8 @@ the first stage freezes. docs/networks.md has an example.
 
 exit codes:
   0  all checks hold
-  1  a check fails, or the network cannot be built
-  2  a flag or value is wrong
+  1  a check fails, or a file is missing
+  2  a flag or value is wrong, or the function fails to build a network
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,13 @@
-"""The parser, the exit codes, the lines and the ending that all commands share."""
+"""The parser, the types of flags, the exit codes, the lines and the ending of all commands.
+
+An error has one exit code, which depends on what a user has to do. If something has to be written
+in another way, it is 2: a flag, a key, a value or a name, on the command line, in a YAML file that
+it names or in the user's own code; or a new folder or file of results that is there already. If
+all of it may stay as it is, it is 1: a file, folder or study is missing, damaged or of another
+kind, a disk, store or cluster refuses or does not answer, memory ran out. A missing file is thus
+1, and what a YAML file says 2; a dataset.yaml and a model file belong to the data, which is 1.
+What is wrong on the command line itself is told before anything that it names is opened.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +22,20 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, TypeVar
 
-from brainseg.errors import BrainsegError, ConfigError, DataError, StorageError
-from brainseg.storage.files import cache_folder, cache_root
-from brainseg.storage.urls import escape, redact
+from brainseg.errors import BrainsegError, ConfigError, StorageError
+from brainseg.storage.files import cache_folder, cache_root, user_path
+from brainseg.storage.urls import Location, check_url, escape, is_url, redact
 
 FINISHED = 0
-KNOWN_ERROR = 1  # a BrainsegError or a disk error, printed as one line on stderr
-USAGE = 2  # a ConfigError: an unknown flag, key or value
+KNOWN_ERROR = 1  # what is there, or is not: a BrainsegError or a disk error, in one line
+USAGE = 2  # what was written: a ConfigError
 SOME_FAILED = 3  # some trials or files failed; the results of the others are written
 FAULT = 70  # a fault of this program; the line on stderr says where its traceback is
 STOPPED = 130  # Ctrl-C or SIGTERM
+
+Value = TypeVar("Value")
 
 DEBUG = "BRAINSEG_DEBUG"
 """The environment variable that shows the traceback of every error."""
@@ -119,6 +130,55 @@ def whole_number(low: int, high: int = 1_000_000) -> Callable[[str], int]:
     return parse
 
 
+def local_path(text: str) -> Path:
+    """Return the path that a flag gives; the type of flags that name what is read."""
+    return _typed(user_path, text)
+
+
+def store_url(text: str) -> str:
+    """Return the URL that a flag gives, which is well formed and holds no secret."""
+    if not is_url(text):
+        raise argparse.ArgumentTypeError(f"{text:.100} is no URL: expected such as s3://BUCKET/X")
+    _typed(check_url, text)
+    return text
+
+
+def location(text: str) -> Location:
+    """Return the path or URL that a flag gives; the type of flags that name what is read."""
+    return store_url(text) if is_url(text) else local_path(text)
+
+
+def result_folder(text: str) -> Path:
+    """Return the folder that a flag gives for results; it, or the one above, may be missing."""
+    path = there = local_path(text)
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is no folder: name another folder")
+    return path
+
+
+def result_location(text: str) -> Location:
+    """Return the folder or URL that a flag gives for results."""
+    return store_url(text) if is_url(text) else result_folder(text)
+
+
+def result_file(text: str) -> Path:
+    """Return the file that a flag gives for a result, which must not exist."""
+    path = local_path(text)
+    if os.path.lexists(path):
+        raise argparse.ArgumentTypeError(f"{path} exists already: name another, or remove it")
+    return path
+
+
+def _typed(read: Callable[[str], Value], text: str) -> Value:
+    """Read the value of a flag; argparse puts the flag's name in front of an error."""
+    try:
+        return read(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def clean(text: str) -> str:
     """Return a text as one line that steers no terminal and shows no secret of a URL."""
     line = re.sub(r"\s*[\r\n]\s*", " ", redact(text))
@@ -194,7 +254,7 @@ def _end(error: BaseException) -> int:
         with suppress(OSError, ValueError):
             print(_format(error), file=sys.stderr)
     text, code = _explain(error)
-    problems = error.problems if isinstance(error, DataError) else []
+    problems = error.problems if isinstance(error, BrainsegError) else []
     _complain(f"error: {text}", *(f"  {problem}" for problem in problems))
     return code
 

@@ -484,7 +484,8 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment from a YAML file; keys that it leaves out keep their defaults.
 
     Raises:
-        ConfigError: If the file is missing or no YAML mapping, or a key or value is not allowed.
+        ConfigError: If the file is no YAML mapping, or a key or value is not allowed.
+        DataError: If there is no such file.
     """
     return validated(Experiment, read_yaml(Path(path)), str(path), valid_keys())
 

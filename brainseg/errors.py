@@ -4,23 +4,23 @@ from __future__ import annotations
 
 
 class BrainsegError(Exception):
-    """Base class; a command prints the message as one line and exits with code 1."""
+    """Base class; a command prints the message as one line and exits with code 1.
+
+    Attributes:
+        problems: One line per problem if several files or lines are at fault, else empty.
+    """
+
+    def __init__(self, message: str = "", problems: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = problems or []
 
 
 class ConfigError(BrainsegError, ValueError):
-    """A key, value or flag that cannot be used; a command exits with code 2."""
+    """A flag, key, value or name that a user wrote cannot be used; a command exits with 2."""
 
 
 class DataError(BrainsegError, ValueError):
-    """A dataset, image, mask, table or record that cannot be used.
-
-    Attributes:
-        problems: One line per problem if several files are at fault, else empty.
-    """
-
-    def __init__(self, message: str, problems: list[str] | None = None) -> None:
-        super().__init__(message)
-        self.problems = problems or []
+    """A file or folder that is missing or cannot be used: of data, a table, a record."""
 
 
 class WeightsError(BrainsegError, RuntimeError):

@@ -7,9 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command, say
+from brainseg.cli import (
+    FINISHED,
+    add_allow_code,
+    build_parser,
+    local_path,
+    location,
+    result_file,
+    run_command,
+    say,
+)
 from brainseg.errors import ConfigError
-from brainseg.storage.urls import to_location
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,10 +29,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = build_parser(
         "brainseg.export", "Export a trained model to ONNX for other programs.", _EPILOG
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model file, .safetensors")
+    parser.add_argument(
+        "model", type=local_path, metavar="MODEL", help="a model file, .safetensors"
+    )
     parser.add_argument(
         "--onnx",
-        type=Path,
+        type=result_file,
         nargs="?",
         const=Path(),
         required=True,
@@ -34,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add_allow_code(parser)
     parser.add_argument(
         "--data",
-        type=to_location,
+        type=location,
         metavar="DIR",
         help="compare on slices of this dataset (default: $BRAINSEG_DATA, else "
         "./data/kaggle_3m, else generated phantoms)",
@@ -49,7 +59,7 @@ def _export(args: argparse.Namespace) -> int:
     from brainseg.inference.predictor import Predictor
     from brainseg.model.device import Compute
 
-    path = args.onnx if args.onnx.name else args.model.with_suffix(".onnx")
+    path = args.onnx if args.onnx.name else args.model.parent / f"{args.model.stem}.onnx"
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file, or remove it")
     predictor = Predictor.load(args.model, Compute("cpu"), allow_code=args.allow_code)
@@ -76,8 +86,8 @@ The ONNX file is compared with torch on slices and kept only if both agree. The 
 
 exit codes:
   0  the file is written
-  1  the model file cannot be used, or ONNX and torch differ
-  2  a flag or value is wrong, or a package is missing
+  1  the model file or the dataset cannot be used, or ONNX and torch differ
+  2  a flag or value is wrong, FILE exists already, or a package is missing
 """
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from brainseg.errors import ConfigError
-from brainseg.storage.files import expand_home, hash_file, hide_home
+from brainseg.errors import ConfigError, DataError
+from brainseg.storage.files import hash_file, hide_home, user_path
 
 NETWORKS = "brainseg.networks"
 """Group of entry points: `build(channels: int) -> torch.nn.Module`."""
@@ -44,7 +44,8 @@ def absolute(reference: str) -> str:
     """Return a reference whose file, if it names one, has an absolute path or one from `~`.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If it names no function.
+        DataError: If there is no such file.
     """
     if not is_path(reference):
         return reference
@@ -56,7 +57,8 @@ def fingerprint(reference: str) -> str:
     """Return the SHA-256 of a reference's file; of an entry point, its package and version.
 
     Raises:
-        ConfigError: If there is no such file or entry point.
+        ConfigError: If there is no such entry point.
+        DataError: If there is no such file.
     """
     if is_path(reference):
         return hash_file(_parts(reference)[0])
@@ -75,7 +77,9 @@ def load(reference: str, group: str, key: str) -> Callable[..., Any]:
         key: The key that holds the reference, for errors.
 
     Raises:
-        ConfigError: If it cannot be found, fails on import or is no function.
+        ConfigError: If the user's code fails on import or has no such function, or there is no
+            such entry point.
+        DataError: If there is no such file.
     """
     try:
         if is_path(reference):
@@ -90,7 +94,7 @@ def load(reference: str, group: str, key: str) -> Callable[..., Any]:
                     f"{group}; installed: {known}"
                 )
             found = points[0].load()
-    except ConfigError:
+    except (ConfigError, DataError):
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(f"{key} is {reference}, which fails: {describe(error)}") from error
@@ -107,12 +111,11 @@ def describe(error: BaseException) -> str:
 
 def _parts(reference: str) -> tuple[Path, str]:
     stem, _, name = reference.rpartition(":")
-    path = expand_home(stem)
-    if not name.isidentifier() or not path.is_file():
-        raise ConfigError(
-            f"{reference}: expected FILE.py:FUNCTION; "
-            + (f"{path} is not a file" if name.isidentifier() else f"{name!r} is no name")
-        )
+    path = user_path(stem)
+    if not name.isidentifier():
+        raise ConfigError(f"{reference}: expected FILE.py:FUNCTION; {name!r} is no name")
+    if not path.is_file():
+        raise DataError(f"{reference}: expected FILE.py:FUNCTION; {path} is not a file")
     return path, name
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from brainseg.cli import (
     FINISHED,
     SOME_FAILED,
     add_allow_code,
     build_parser,
+    local_path,
+    result_folder,
     run_command,
     say,
 )
-from brainseg.storage.files import new_folder
+from brainseg.storage.files import check_new, new_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,16 +28,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = build_parser(
         "brainseg.predict", "Outline tumours in slices, patients' folders and volumes.", _EPILOG
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a model file, .safetensors")
+    parser.add_argument(
+        "model", type=local_path, metavar="MODEL", help="a model file, .safetensors"
+    )
     parser.add_argument(
         "inputs",
-        type=Path,
+        type=local_path,
         nargs="+",
         metavar="INPUT",
         help="a slice (TIFF, PNG, JPEG), a NIfTI volume, or a folder of them",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a new folder for the results"
+        "--out",
+        type=result_folder,
+        required=True,
+        metavar="DIR",
+        help="a new folder for the results",
     )
     parser.add_argument(
         "--threshold",
@@ -52,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_allow_code(parser)
     parser.add_argument(
-        "--device", metavar="NAME", help="such as cpu or cuda (default: a GPU if there is one)"
+        "--device", metavar="DEVICE", help="such as cpu or cuda (default: a GPU if there is one)"
     )
     return parser
 
@@ -72,10 +79,16 @@ def _predict_files(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from brainseg.inference.predictor import Predictor
-    from brainseg.inference.readers import count_slices, find_scans, read_batches
+    from brainseg.inference.readers import (
+        count_slices,
+        describe_skipped,
+        find_scans,
+        read_batches,
+    )
     from brainseg.inference.writers import PredictionWriter, summary_lines
     from brainseg.model.device import Compute
 
+    check_new(args.out)
     predictor = Predictor.load(args.model, Compute(args.device), allow_code=args.allow_code)
     scans, problems = find_scans(args.inputs)
     size = predictor.experiment.optimizer.batch_size
@@ -102,6 +115,7 @@ def _predict_files(args: argparse.Namespace) -> int:
     if predictor.header.synthetic:
         say("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
     say("Not for clinical use.")
+    say(*describe_skipped(args.inputs), file=sys.stderr)
     for problem in problems:
         say(f"not predicted: {problem}", file=sys.stderr)
     return SOME_FAILED if problems else FINISHED
@@ -121,7 +135,7 @@ predictions.csv and patients.csv.
 
 exit codes:
   0  all files are predicted
-  1  the model file cannot be used, or DIR cannot be written
+  1  the model file is missing or cannot be used, or DIR cannot be written
   2  a flag or value is wrong, or DIR exists already
   3  some files cannot be used, each is named; the others are predicted
 """

@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from brainseg.cli import build_parser as command_parser
-from brainseg.cli import clean
+from brainseg.cli import clean, local_path, location, result_location
 from brainseg.cli import whole_number as _whole
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
-from brainseg.storage.urls import to_location
+from brainseg.errors import ConfigError
 from brainseg.storage.values import cut
 from study.spec.grid import (
     MAX_CANDIDATES,
@@ -57,8 +57,8 @@ The same command again continues a study: finished trials are kept. Watch one wi
 
 exit codes:
   0  all trials finished
-  1  a known error, printed in one line
-  2  usage: an unknown flag, key, value or grid
+  1  something is missing, damaged or refuses: data, a file, a study, a disk, a store, a cluster
+  2  usage: a flag, key, value or name, here or in a YAML file, has to be written otherwise
   3  some trials, or the search, did not finish; the report is written all the same
   130  stopped by Ctrl-C or SIGTERM
 """
@@ -79,7 +79,7 @@ def parse_options(argv: Sequence[str] | None = None) -> argparse.Namespace:
         return args
     if args.grid is None and args.config is None:
         parser.error("give --grid NAME or FILE, or --config YAML to run one experiment as it is")
-    args.grid = load_grid(args.grid) if args.grid else ONE
+    args.grid = ONE if args.grid is None else load_grid(args.grid)
     name = args.name or default_name(args.grid.name, args.config, synthetic=False)
     checked_name(name, "--name: the study")
     if args.price_per_hour is not None and not args.plan:
@@ -101,13 +101,14 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where results go")
     where.add_argument(
         "--name",
+        type=_study_name,
         metavar="NAME",
         help="name of the study (default: that of the grid or of the configuration; -synthetic is "
         "added for generated data)",
     )
     where.add_argument(
         "--storage",
-        type=to_location,
+        type=result_location,
         default=Path("results"),
         metavar="DIR",
         help="folder of all studies, or its URL, such as s3://BUCKET/PREFIX (default: results)",
@@ -171,7 +172,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--data",
-        type=to_location,
+        type=location,
         metavar="DIR",
         help="the kaggle_3m folder, its parent, or the Kaggle archive's root; or its URL, fetched "
         "once per node (default: "
@@ -179,7 +180,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--config",
-        type=Path,
+        type=local_path,
         metavar="YAML",
         help="the experiment that all variants share (default: configs/baseline.yaml, for "
         "phantoms configs/phantom.yaml)",
@@ -228,7 +229,14 @@ def _prediction(text: str) -> tuple[str, Path]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not NAME=DIR, with a name of letters, digits, '.', '_' and '-'"
         )
-    return name, Path(folder).expanduser()
+    return name, local_path(folder)
+
+
+def _study_name(text: str) -> str:
+    try:
+        return checked_name(text, "the study")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +255,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--space",
-        type=Path,
+        type=local_path,
         metavar="YAML",
         help="the search space (default: configs/search.yaml)",
     )
@@ -281,6 +289,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--warm-start",
+        type=local_path,
         metavar="DIR",
         help="folder of a study on the same data whose search is over: its best five candidates "
         "follow the variants (default: the grid's, mostly none)",

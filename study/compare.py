@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from brainseg.cli import FINISHED, build_parser, run_command
+from brainseg.cli import FINISHED, build_parser, location, result_folder, run_command
 from brainseg.config import differences
 from brainseg.document import Block, Bullets, Document, Paragraph, Section, to_html, to_markdown
 from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import write_csv, write_text
-from brainseg.storage.urls import is_url
+from brainseg.storage.urls import Location
 from study.analysis.conclusion import patients_of
 from study.analysis.scores import Floats, ScoreMatrix
 from study.cli import build_console
@@ -44,8 +44,10 @@ examples:
       a study at a URL; the comparison goes to sizes/
 
 exit codes:
-  0  the comparison is written     2  usage: an unknown flag, or a folder that is not its own
-  1  a known error, in a line      130  stopped by Ctrl-C
+  0  the comparison is written
+  1  a study is missing, damaged or unfinished, or the two cannot be compared
+  2  usage: a flag or value is wrong, or the folder holds other things
+  130  stopped by Ctrl-C
 """
 
 
@@ -71,15 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = build_parser("study.compare", "Compare two studies.", _EXAMPLES)
-    parser.add_argument("first", metavar="A", help="folder or URL of a study")
-    parser.add_argument("second", metavar="B", help="folder or URL of another study")
+    parser.add_argument("first", type=location, metavar="A", help="folder or URL of a study")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write (default: compare-A-B)"
+        "second", type=location, metavar="B", help="folder or URL of another study"
+    )
+    parser.add_argument(
+        "--out", type=result_folder, metavar="DIR", help="folder to write (default: compare-A-B)"
     )
     return parser
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        _check_folder(args.out)
     one, other = _read(args.first), _read(args.second)
     if one.name == other.name:
         one = _Study(f"{one.name}.A", one.spec, one.results)
@@ -111,14 +117,14 @@ def _compare(args: argparse.Namespace) -> int:
     return FINISHED
 
 
-def _read(location: str) -> _Study:
-    sync = StudySync(location if is_url(location) else Path(location), read_only=True)
+def _read(place: Location) -> _Study:
+    sync = StudySync(place, read_only=True)
     if not sync.exists():
-        raise StudyError(f"{location} is no study: name the folder or URL that holds study.json")
+        raise StudyError(f"{place} is no study: name the folder or URL that holds study.json")
     sync.fetch()
     spec = read_spec(sync.folder)
     if not (sync.folder / "trials.csv").exists():
-        raise StudyError(f"{location} has no trials.csv yet: run the study to its end")
+        raise StudyError(f"{place} has no trials.csv yet: run the study to its end")
     results = read_results(sync.folder)
     return _Study(results.about["name"], spec, results)
 

@@ -13,7 +13,7 @@ from statistics import fmean, median
 
 from rich.table import Table
 
-from brainseg.config import NUM_FOLDS, Experiment, load_experiment
+from brainseg.config import NUM_FOLDS, Experiment
 from brainseg.data.split import PARTS, split_of
 from brainseg.errors import StudyError
 from brainseg.model.encoders import describe_weights
@@ -290,7 +290,7 @@ def _trials_of(path: Path) -> Iterator[tuple[TrialKind, TrialFolder]]:
         if variant in known:
             experiment = known[variant]
         elif (folder / "experiment.yaml").exists():  # a search's winner has its own settings
-            experiment = load_experiment(folder / "experiment.yaml")
+            experiment = TrialFolder(folder).read_experiment()
         else:
             continue
         yield TrialKind.of(experiment, spec.slices, resources), TrialFolder(folder)

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, build_parser, run_command, say
+from brainseg.cli import FINISHED, build_parser, result_folder, run_command, say, store_url
 from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import retry_storage, write_text
 from brainseg.storage.remote import RemoteFolder, pull
-from brainseg.storage.urls import is_url
 from study.storage.sync import is_report_file
 
 _STOPPED = "stopped; the same command fetches the rest"
@@ -32,8 +31,10 @@ Credentials are looked for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in ~/
 this machine's role.
 
 exit codes:
-  0  everything is here            2  usage: an unknown flag, or no URL
-  1  a known error, in a line      130  stopped by Ctrl-C; the same command continues
+  0  everything is here
+  1  the URL holds no study, the store does not answer, or the disk refuses
+  2  usage: a flag or the URL is wrong, or DIR is there and holds something else
+  130  stopped by Ctrl-C; the same command continues
 """
 
 
@@ -44,17 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = build_parser("study.fetch", "Download a study from its URL.", _EXAMPLES)
-    parser.add_argument("url", metavar="URL", help="URL of the study, which ends in its name")
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="folder to write, created if it does not exist"
+        "url", type=store_url, metavar="URL", help="URL of the study, which ends in its name"
+    )
+    parser.add_argument(
+        "folder",
+        type=result_folder,
+        metavar="DIR",
+        help="folder to write, created if it does not exist",
     )
     return parser
 
 
 def _fetch(args: argparse.Namespace) -> int:
     url, folder = args.url, args.folder
-    if not is_url(url):
-        raise ConfigError(f"{url} is no URL: expected such as s3://BUCKET/STUDIES/NAME")
     _check_folder(url, folder)
     remote = RemoteFolder(url)
     remote.require()
@@ -84,7 +88,7 @@ def _check_folder(url: str, folder: Path) -> None:
     found = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
     if found.partition("?")[0] != url.partition("?")[0]:
         what = f"was fetched from {found}" if found else "was not made by this command"
-        raise ConfigError(f"{folder} is there already and {what}: name another folder")
+        raise ConfigError(f"DIR: {folder} is there already and {what}: name another folder")
 
 
 def _times(folder: Path) -> dict[Path, int]:

@@ -16,11 +16,11 @@ from brainseg.data.patients import describe_patients
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import count_rotations, split_of
-from brainseg.errors import ConfigError
+from brainseg.errors import ConfigError, StorageError, StudyError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_network, check_network
-from brainseg.storage.files import expand_home, hash_file, hide_home, write_csv, write_text
+from brainseg.storage.files import hash_file, hide_home, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from brainseg.storage.values import cut
@@ -175,15 +175,13 @@ def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
         say: Told which candidates do not fit.
 
     Raises:
-        ConfigError: If there is no such search, it is not over or judged by other patients, or
-            none of its candidates fits.
+        StudyError: If there is no such search, it is not over or judged by other patients.
+        ConfigError: If none of its candidates fits the space.
     """
     if spec.search is None or not spec.search.warm_start:
         return spec
     where = f"--warm-start {cut(spec.search.warm_start)}"
-    if is_url(spec.search.warm_start):
-        raise ConfigError(f"{where}: fetch it first, see python -m study.fetch --help")
-    source = expand_home(spec.search.warm_start).resolve()
+    source = user_path(spec.search.warm_start, "--warm-start").resolve()
     starts = None if folder is None else _recorded_starts(folder, source.name)
     if starts is None:
         starts = tuple(_read_starts(source, where, spec, say))
@@ -202,22 +200,22 @@ def _recorded_starts(folder: Path, name: str) -> tuple[Changes, ...] | None:
 
 def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterator[Changes]:
     if not (source / "study.json").is_file():
-        raise ConfigError(
+        raise StudyError(
             f"{where}: there is no study.json; expected the folder of a study with a search, such "
             "as results/lite"
         )
     earlier = read_spec(source)
     if earlier.search is None:
-        raise ConfigError(f"{where}: the study {source.name} has no search")
+        raise StudyError(f"{where}: the study {source.name} has no search")
     if _judges(earlier) != _judges(spec):
-        raise ConfigError(
+        raise StudyError(
             f"{where}: its candidates were judged on other data or another split, perhaps by "
             "patients that are tested here: give a search on the same data and split"
         )
     misfits, count = [], 0
     for search in earlier.searches:
         if left := count_open(source, search):
-            raise ConfigError(
+            raise StudyError(
                 f"{where}: its search is not over, {left} candidates are left: the command that "
                 "started it continues it"
             )
@@ -358,11 +356,12 @@ def _resolve_weights(experiment: Experiment) -> tuple[Experiment, str]:
 def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
     name = args.name or default_name(args.grid.name, args.config, synthetic=synthetic)
     if isinstance(args.storage, Path):
-        folder = (expand_home(args.storage) / name).resolve()
+        folder = (args.storage / name).resolve()
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            reason = "cannot be written" if there.is_dir() else "is no folder"
-            raise ConfigError(f"--storage: {there} {reason}: name another folder or --name")
+        if not there.is_dir():
+            raise ConfigError(f"--storage: {there} is no folder: name another folder or --name")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"--storage: {there} cannot be written: name another folder")
         return StudySync(folder)
     return StudySync(join_location(args.storage, name), read_only=args.plan)
 

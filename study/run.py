@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.list:
             list_grids(console)
             return FINISHED
-        require_store(args.storage)
         # What takes seconds to import is imported when it is needed: --help needs nothing.
         if args.report_only:
             from study.report.build import publish
 
+            require_store(args.storage)
             publish(find_study(args.storage, args.name, args.grid.name, args.config), console)
             return FINISHED
         from brainseg.data.layouts import find_default_root
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # Before torch, Ray and the data, so that mistakes are told early.
         check_options(args, synthetic=args.data is None and find_default_root() is None)
+        require_store(args.storage)
         from study.pipeline import run_study
 
         return run_study(args, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hostile_cases import Answer, assert_answered
 from processes import Study
 from s3 import CREDENTIALS, Store
 
@@ -63,6 +65,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache."""
     monkeypatch.setenv("BRAINSEG_CACHE", str(tmp_path / "machine"))
     return tmp_path / "machine"
+
+
+@pytest.fixture
+def answer(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Answer:
+    """Run a case of tests/hostile; fail unless it was answered as its row says."""
+    return functools.partial(assert_answered, folder=tmp_path, capfd=capfd, patch=monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,7 @@ class Case:
     Attributes:
         name: What is wrong, in words; the test's id.
         argv: Module and arguments, `{here}` being the folder in which the command runs.
-        exit: The documented exit code; several where a generated value may be refused as any.
+        exit: The exit code, by the rule in `brainseg.cli`.
         names: Texts that the lines on stderr (or stdout, if it ends well) must hold.
         prepare: Writes the input into the folder in which the command runs.
         secrets: Texts that must not be printed.
@@ -40,7 +40,7 @@ class Case:
 
     name: str
     argv: Sequence[str]
-    exit: int | tuple[int, ...]
+    exit: int
     names: Sequence[str] = ()
     prepare: Callable[[Path], object] = lambda folder: None
     secrets: Sequence[str] = ()
@@ -48,16 +48,27 @@ class Case:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+Answer = Callable[[Case], None]
+"""The fixture `answer`: `assert_answered` in the folder of the test."""
+
+
 def assert_answered(
-    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+    case: Case, folder: Path, capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
 ) -> None:
-    """Run a case; fail unless it was answered by a line, in time, with nothing lost."""
-    here = tmp_path / "here"
+    """Run a case; fail unless it was answered by a line, in time, with nothing lost.
+
+    Args:
+        case: The command and what is expected.
+        folder: In which a new folder is made for the command; the rest must stay as it is.
+        capfd: Of pytest.
+        patch: Of pytest.
+    """
+    here = folder / "here"
     here.mkdir()
     case.prepare(here)
     for key, value in case.environment.items():
         patch.setenv(key, value)
-    outside = _listing(tmp_path, here)
+    outside = _listing(folder, here)
     module, *arguments = (argument.format(here=here) for argument in case.argv)
     capfd.readouterr()
     start = time.monotonic()
@@ -65,7 +76,7 @@ def assert_answered(
         code = _run(module, arguments)
     seconds = time.monotonic() - start
     out, err = capfd.readouterr()
-    assert code in (case.exit if isinstance(case.exit, tuple) else (case.exit,)), err or out
+    assert code == case.exit, err or out
     assert "Traceback" not in err + out
     if code != FINISHED:
         # A line, and indented lines below it where several files are at fault.
@@ -80,7 +91,7 @@ def assert_answered(
         assert secret not in err + out
     assert not any(ord(c) < 32 and c not in "\n\t\r" for c in err), repr(err)
     assert seconds < case.seconds, f"{seconds:.1f} s"
-    assert _listing(tmp_path, here) == outside, "something was written outside the folder"
+    assert _listing(folder, here) == outside, "something was written outside the folder"
 
 
 def _run(module: str, arguments: Sequence[str]) -> int:

@@ -171,15 +171,20 @@ def describe_by(reference: str, root: object) -> Path:
         The folder.
 
     Raises:
-        ConfigError: If the function cannot be loaded, fails or finds nothing.
-        DataError: If the folder is none, or has one of the files already.
+        ConfigError: If the function cannot be loaded, fails or finds nothing, no folder is given,
+            or it has one of the files already.
+        DataError: If there is no such folder.
     """
-    if not isinstance(root, Path) or not root.expanduser().is_dir():
-        raise DataError(f"--layout needs --data with a folder of this machine, not {root}")
+    if not isinstance(root, Path):
+        raise ConfigError(f"--layout needs --data with a folder of this machine, not {root}")
+    find = load(reference, LAYOUTS, "--layout")
+    if not root.expanduser().is_dir():
+        raise DataError(f"--layout: the data folder {root} is no folder, or does not exist")
     folder = root.expanduser().resolve()
     if there := [name for name in (FILE, MANIFEST) if (folder / name).exists()]:
-        raise DataError(f"{folder / there[0]} is there already: move it away to write it again")
-    find = load(reference, LAYOUTS, "--layout")
+        raise ConfigError(
+            f"--layout: {folder / there[0]} is there already: move it away to write it again"
+        )
     try:
         rows = [{str(k): v for k, v in row.items()} for row in find(folder)]
     except Exception as error:  # the user's code may raise anything

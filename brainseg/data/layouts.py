@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from brainseg.errors import ConfigError, DataError
+from brainseg.errors import DataError
 from brainseg.storage.files import regular_file
 from brainseg.storage.urls import Location, escape, is_url
 
@@ -310,7 +310,7 @@ def require_file(path: Path) -> int:
     """
     try:
         return regular_file(path).stat().st_size
-    except (ConfigError, OSError) as error:
+    except (DataError, OSError) as error:
         raise DataError(f"{show_name(path)}: {show_name(str(error))}") from error
 
 

@@ -28,7 +28,7 @@ from brainseg.config import LEAKY_SPLIT, NUM_FOLDS, NUM_INNER_FOLDS, DataConfig,
 from brainseg.data.patients import site_of
 from brainseg.data.slice_store import Slice
 from brainseg.errors import ConfigError, DataError
-from brainseg.storage.files import expand_home
+from brainseg.storage.files import user_path
 from brainseg.storage.values import Checked, Line, read_yaml, validated
 
 PARTS = ("train", "val", "test")
@@ -84,8 +84,8 @@ def split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
     """Return the split of an experiment.
 
     Raises:
-        ConfigError: If its file cannot be used, or there is no such rotation.
-        DataError: If there are too few patients, or a part has no tumour.
+        ConfigError: If its file says what does not fit, or there is no such rotation.
+        DataError: If its file is missing, there are too few patients, or a part has no tumour.
     """
     data, rotation, inner = experiment.data, experiment.fold, experiment.inner_fold
     if data.split == "patient":
@@ -216,13 +216,13 @@ def _split_by_file(path: Path, slices: tuple[Slice, ...], rotation: int, seed: i
             if tested.setdefault(name, number) != number:
                 problems.append(f"{name} is tested in rotations {tested[name]} and {number}")
     if problems:
-        raise DataError(f"the split {path} does not fit the dataset", problems)
+        raise ConfigError(f"the split {path} does not fit the dataset", problems)
     chosen = {part: list(getattr(rotations[rotation], part)) for part in PARTS}
     return _checked(slices, chosen, rotation=rotation, split_seed=seed)
 
 
 def _read_file(path: Path) -> list[_FileRotation]:
-    tree = read_yaml(expand_home(path))
+    tree = read_yaml(user_path(path, "data.split"))
     rotations = tree if isinstance(tree, list) else [tree]
     if not 1 <= len(rotations) <= NUM_FOLDS:
         raise ConfigError(f"{path} holds {len(rotations)} rotations; expected 1 to {NUM_FOLDS}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -12,9 +13,17 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from brainseg.cli import FINISHED, add_allow_code, build_parser, run_command, say, whole_number
+from brainseg.cli import (
+    FINISHED,
+    add_allow_code,
+    build_parser,
+    local_path,
+    location,
+    run_command,
+    say,
+    whole_number,
+)
 from brainseg.errors import ConfigError
-from brainseg.storage.urls import to_location
 
 PASSWORD = "BRAINSEG_DEMO_PASSWORD"
 
@@ -50,14 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "source",
-        type=Path,
+        type=local_path,
         nargs="?",
         metavar="MODEL|STUDY",
         help="a model file or a study's folder (default: the newest study in results)",
     )
     parser.add_argument(
         "--data",
-        type=to_location,
+        type=location,
         metavar="DIR",
         help="take the example slices from this dataset (default: $BRAINSEG_DATA, else "
         "./data/kaggle_3m, else generated phantoms)",
@@ -65,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     add_allow_code(parser)
     parser.add_argument(
         "--host",
+        type=_host,
         default="127.0.0.1",
-        metavar="ADDR",
+        metavar="HOST",
         help="address to listen on (default: 127.0.0.1, this machine alone)",
     )
     parser.add_argument(
@@ -77,17 +87,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--public-host",
+        type=_host,
         action="append",
         default=[],
-        metavar="NAME",
+        metavar="HOST",
         help="a name under which a proxy shows the page; may be given again",
     )
     parser.add_argument(
         "--device",
-        metavar="NAME",
+        metavar="DEVICE",
         help="such as cpu or cuda (default: a GPU if there is one)",
     )
     return parser
+
+
+def _host(text: str) -> str:
+    """Return a name or an address of a machine, without a port."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:.]{2,45}", text):
+        raise argparse.ArgumentTypeError(f"{text:.40} is no name or address of a machine")
+    return text
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -148,7 +166,7 @@ give the name in the address bar as --public-host. The command needs
 
 exit codes:
   0  ended by Ctrl-C
-  1  a model file or dataset cannot be used
+  1  a model file or dataset is missing or cannot be used
   2  a flag or value is wrong, or a package is missing
 """
 

@@ -17,7 +17,7 @@ from brainseg.data.inputs import describe_preparation
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.document import escape_markdown
-from brainseg.errors import CheckpointError, DataError
+from brainseg.errors import CheckpointError, ConfigError, DataError
 from brainseg.inference.overlay import encode_picture
 from brainseg.model.model_file import ModelHeader, read_header
 
@@ -179,13 +179,19 @@ def write_examples(data: SliceStore, header: ModelHeader, folder: Path) -> Examp
 
 
 def unseen_slices(data: SliceStore, header: ModelHeader) -> list[int]:
-    """Return the indices of slices that a model was not trained on, as far as is known."""
+    """Return the indices of slices that a model was not trained on, as far as is known.
+
+    Raises:
+        DataError: If the file of the training's split cannot be used.
+    """
     if header.fingerprint == data.fingerprint:
         try:
             indices = split_of(header.experiment, data.slices).indices(data.slices, "test")
             return [int(index) for index in indices]
-        except DataError:  # too few patients for a split: no model was trained on them
-            pass
+        except (ConfigError, DataError) as error:
+            if "." in header.experiment.data.split:  # its file is not here, or was changed
+                raise DataError(str(error), error.problems) from error
+            # Else there are too few patients for a split: no model was trained on them.
     return list(range(len(data.slices)))
 
 

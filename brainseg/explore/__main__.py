@@ -9,9 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brainseg.cli import FINISHED, build_parser, run_command, say, whole_number
+from brainseg.cli import (
+    FINISHED,
+    build_parser,
+    location,
+    result_folder,
+    run_command,
+    say,
+    whole_number,
+)
 from brainseg.storage.files import new_folder
-from brainseg.storage.urls import to_location
 
 if TYPE_CHECKING:
     from brainseg.data.slice_store import SliceStore
@@ -28,14 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=to_location,
+        type=location,
         metavar="DIR",
         help="the kaggle_3m folder, its parent, or the Kaggle archive's root (default: "
         "$BRAINSEG_DATA, else ./data/kaggle_3m, else generated phantoms)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=result_folder,
         default=Path("exploration"),
         metavar="DIR",
         help="a new folder for the page (default: exploration)",
@@ -69,7 +76,7 @@ def _explore(args: argparse.Namespace) -> int:
     from brainseg.explore.exploration import explore
     from brainseg.explore.page import write_page
 
-    if args.layout:
+    if args.layout is not None:
         folder = describe_by(args.layout, args.data)
         say(f"written: {folder / DESCRIPTION} and {folder / MANIFEST}; complete the first")
         return FINISHED
@@ -115,7 +122,7 @@ explore.json.
 
 exit codes:
   0  the page is written
-  1  the dataset cannot be used, or DIR cannot be written
+  1  the dataset is missing or cannot be used, or DIR cannot be written
   2  a flag or value is wrong, or DIR exists already
 """
 

@@ -17,7 +17,7 @@ from brainseg.data.inputs import StoreInputs, Volume
 from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
-from brainseg.errors import CheckpointError, DataError
+from brainseg.errors import CheckpointError, ConfigError, DataError
 from brainseg.inference.mask_metrics import keep_components
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
@@ -104,9 +104,16 @@ class Predictor:
             allow_code: Whether code that the file names may be run.
 
         Raises:
-            CheckpointError: If it cannot be used.
+            CheckpointError: If it cannot be used, or the network that it names cannot be built.
+            ConfigError: If this machine does not have the device.
         """
-        return cls(*load_model(Path(path)), compute, allow_code=allow_code)
+        compute = compute or Compute()
+        compute.torch_device()
+        weights, header = load_model(Path(path))
+        try:
+            return cls(weights, header, compute, allow_code=allow_code)
+        except ConfigError as error:  # on a key that the file holds, not the user's
+            raise CheckpointError(f"the model file {path} cannot be used: {error}") from error
 
     @classmethod
     def of(cls, result: TrainResult, compute: Compute | None = None) -> Predictor:

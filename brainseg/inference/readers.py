@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from brainseg.data.about import CHANNELS
 from brainseg.data.description import read_values, to_bytes
 from brainseg.data.layouts import (
     MAX_SIDE,
+    describe_unused,
     is_writable_name,
     natural_key,
     patient_of,
@@ -34,6 +36,7 @@ IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 MASK_ENDING = "_mask"
 MIN_SIDE = 32
 _FILLED = 0.5
+_NO_INPUT = "no TIFF, PNG, JPEG or NIfTI files, nor masks of one"
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
         The files, and a sentence for each path that cannot be used.
     """
     scans: dict[Path, Scan] = {}
-    problems = []
+    problems: list[str] = []
     for path in paths:
-        found = list(_scans_of(path))
+        found = list(_scans_of(path, problems))
         if not found:
             reason = "no images or volumes in it" if path.is_dir() else "there is no such file"
             problems.append(f"{show_name(str(path))}: {reason}")
@@ -105,6 +108,22 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
             if other.path.resolve() != scan.path.resolve():
                 problems.append(f"{scan.path}: would overwrite the results of {other.path}")
     return list(scans.values()), problems
+
+
+def describe_skipped(paths: Iterable[Path]) -> list[str]:
+    """Return a sentence for each folder to predict that holds files that no one reads.
+
+    Args:
+        paths: As `find_scans` takes them. Hidden files, and those that are no data, such as
+            README, are left out.
+    """
+    found = []
+    for path in (path.absolute() for path in paths if path.is_dir()):
+        used = [file for scan in _scans_of(path) for file in (scan.path, scan.mask) if file]
+        remedy = f"in {show_name(str(path))} are skipped, since they are {_NO_INPUT}"
+        with suppress(OSError):  # a folder that cannot be read is among the problems
+            found += describe_unused(path, used, remedy)
+    return found
 
 
 def read_batches(
@@ -236,10 +255,10 @@ def _check_size(name: str, height: int, width: int) -> None:
         raise DataError(f"{name}: {width} x {height} pixels; expected sides {limits}")
 
 
-def _scans_of(path: Path) -> Iterator[Scan]:
+def _scans_of(path: Path, problems: list[str] | None = None) -> Iterator[Scan]:
     if path.is_dir():
         name = path.resolve().name
-        for file in sorted(_walk(path), key=lambda file: natural_key(str(file))):
+        for file in sorted(_walk(path, problems), key=lambda file: natural_key(str(file))):
             yield _scan(file, name / file.relative_to(path))
     elif path.exists():
         yield _scan(path, Path(path.name))
@@ -259,8 +278,12 @@ def _scan(path: Path, name: Path) -> Scan:
     )
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
+def _walk(root: Path, problems: list[str] | None) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        if problems is not None:
+            problems.append(f"{show_name(str(error.filename))}: {error.strerror}")
+
+    for folder, folders, files in os.walk(root, onerror=note):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in files:
             suffix = _suffix(Path(name))

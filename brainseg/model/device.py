@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from brainseg.errors import ConfigError
+from brainseg.storage.values import cut
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ class Compute:
         Raises:
             ConfigError: If this machine does not have it.
         """
-        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        name = self.device
+        if name is None:
+            name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             one = torch.ones(1, device=name)
             one.add(1).item()  # which a device without memory, such as meta, cannot
             return one.device
-        except (RuntimeError, AssertionError, ImportError) as error:
+        except (RuntimeError, AssertionError, ImportError, ValueError) as error:
             reason = str(error).split("\n")[0][:200]
-            raise ConfigError(f"device {name} cannot be used here: {reason}") from error
+            raise ConfigError(f"--device {cut(name)} cannot be used here: {reason}") from error
 
 
 def fix_algorithms(device: torch.device) -> None:

@@ -25,8 +25,8 @@ from brainseg.errors import ConfigError, WeightsError
 from brainseg.storage.files import (
     FAR_WAITS,
     cache_folder,
-    expand_home,
     retry_storage,
+    user_path,
     write_atomically,
 )
 from brainseg.storage.remote import RemoteFolder
@@ -119,7 +119,7 @@ def find_encoder_weights(config: ModelConfig) -> Path | None:
         return _fetch_imagenet(config.encoder)
     if is_url(config.encoder_weights):
         return _fetch_file(config.encoder_weights)
-    path = expand_home(config.encoder_weights)
+    path = user_path(config.encoder_weights, "model.encoder_weights")
     if not path.is_file():
         raise WeightsError(f"model.encoder_weights is {path}, which is not a file")
     return path

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from brainseg.config import Experiment, Names
 from brainseg.data.about import CHANNELS
-from brainseg.errors import CheckpointError, ConfigError
+from brainseg.errors import CheckpointError, DataError
 from brainseg.storage.files import (
     hide_home,
     regular_file,
@@ -126,7 +126,7 @@ def read_header(path: Path) -> ModelHeader:
         if len(header) > MAX_BYTES:
             raise CheckpointError(f"the header of {path} has more than {MAX_BYTES:,} characters")
         return ModelHeader.model_validate_json(header)
-    except ConfigError as error:  # which says that the file cannot be read
+    except DataError as error:  # which says that the file cannot be read
         raise CheckpointError(str(error)) from error
     except ValidationError as error:
         raise CheckpointError(f"the header of {path} cannot be used: {explain(error)}") from error

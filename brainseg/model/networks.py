@@ -24,6 +24,7 @@ from brainseg.errors import CheckpointError, ConfigError, WeightsError
 from brainseg.model.device import mixed_precision
 from brainseg.model.encoders import check_encoder, find_encoder_weights, smp
 from brainseg.plugins import NETWORKS, describe, installed, is_path, load
+from brainseg.storage.values import cut
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -221,15 +222,25 @@ def _build_monai(name: str, channels: int) -> torch.nn.Module:
     return _Plain(built)
 
 
-def _build_plugin(name: str, channels: int) -> torch.nn.Module:
+def check_architecture(name: str) -> None:
+    """Refuse the name of a network that is unknown; the file of a user's own is not opened.
+
+    Raises:
+        ConfigError: With the valid names.
+    """
     known = [*SMP, *_MONAI, *installed(NETWORKS)]
-    if not is_path(name) and name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(
-            f"model.architecture is {name}, which is unknown; {hint}Valid: {', '.join(known)}, "
-            "or FILE.py:FUNCTION"
-        )
+    if is_path(name) or name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"model.architecture is {cut(name)}, which is unknown; {hint}Valid: {', '.join(known)}, "
+        "or FILE.py:FUNCTION"
+    )
+
+
+def _build_plugin(name: str, channels: int) -> torch.nn.Module:
+    check_architecture(name)
     build = load(name, NETWORKS, "model.architecture")
     try:
         network = build(channels)

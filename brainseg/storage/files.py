@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ import platformdirs
 from pydantic import BaseModel, ValidationError
 
 from brainseg.errors import ConfigError, DataError, StorageError
+from brainseg.storage.urls import is_url
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -121,18 +123,18 @@ def regular_file(path: Path) -> Path:
     """Return the path of a file that can be read to its end; links are followed.
 
     Raises:
-        ConfigError: If there is none, or it is a folder, a pipe or a device, which could block
+        DataError: If there is none, or it is a folder, a pipe or a device, which could block
             for ever.
     """
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # a NUL in its name
-        raise ConfigError(f"cannot read {str(path)!r}: {error}") from error
+        raise DataError(f"cannot read {str(path)!r}: {error}") from error
     if not stat.S_ISREG(mode):
         kind = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
-        raise ConfigError(f"{path} is a {kind}; expected a file")
+        raise DataError(f"{path} is a {kind}; expected a file")
     return path
 
 
@@ -149,8 +151,6 @@ def read_text(path: Path) -> str:
                 f"{path} has {size / 1e6:,.0f} MB; at most {_LARGEST / 1e6:.0f} are read"
             )
         content = path.read_bytes()
-    except ConfigError as error:
-        raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     end = content.find(b"\0")
@@ -193,16 +193,31 @@ def read_cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
-def expand_home(path: Path | str) -> Path:
-    """Return a path in which a leading `~` or `~USER` is the home folder.
+def user_path(text: Path | str, key: str = "") -> Path:
+    """Return a path that a user wrote; a leading `~` or `~USER` becomes the home folder.
+
+    Args:
+        text: The path. Whether something is there is not looked at.
+        key: The key or flag that holds it, for errors.
 
     Raises:
-        ConfigError: If there is no such user.
+        ConfigError: If nothing can have this path: it is empty or a URL, there is no such user, it
+            holds a NUL, or a name in it is longer than the system allows.
     """
+    where = f"{key}: {text!s:.100}" if key else f"{text!s:.100}"
+    if is_url(text):
+        raise ConfigError(f"{where} is a URL; expected a path of this machine")
+    if not str(text):
+        raise ConfigError(f"{key or 'the path'} is empty; expected a path of this machine")
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {str(error).lower()}") from error
+        path = Path(text).expanduser()
+        path.lstat()
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{where} is no path: {str(error).lower()}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{where} ... is longer than a path can be") from error
+    return path
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -301,9 +316,12 @@ def write_csv(
     rows = list(rows)
     names = list(rows[0]) if columns is None else columns
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    # Python leaves a lone carriage return without quotes, where it would end the row.
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for cells in (list(names), *([row.get(name, "") for name in names] for row in rows)):
+        has_return = any("\r" in cell for cell in cells if isinstance(cell, str))
+        (quoted if has_return else plain).writerow(cells)
     write_text(path, text.getvalue())
 
 
@@ -327,6 +345,16 @@ def write_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_new(path: Path) -> None:
+    """Check that the folder that a user names for results, with --out, can be a new one.
+
+    Raises:
+        ConfigError: If the folder holds something already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"--out: {path} is there already: name another folder, or remove it")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Write a folder as `write_folder` does; for the folder that a user names for results.
@@ -334,8 +362,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: If the folder holds something already.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} is there already: name another folder, or remove it")
+    check_new(path)
     with write_folder(path) as aside:
         yield aside
 

@@ -22,14 +22,12 @@ from tqdm import tqdm
 
 from brainseg.errors import ConfigError, StorageError
 from brainseg.storage.files import write_atomically
-from brainseg.storage.urls import PUBLIC_KEYS, Location, is_url, redact
+from brainseg.storage.urls import Location, check_url, is_url
 
 _NUM_THREADS = 16
 _BLOCK = 8 * 2**20
 _PART = ".part"
 _CONNECT_SECONDS, _SILENT_SECONDS, _ATTEMPTS = 3, 5, 2
-_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
-_S3_KEYS = ("region", "scheme", "endpoint_override")
 _REASONS = (
     (r"NO_SUCH_BUCKET", "there is no such bucket: create it first, or correct the URL"),
     (
@@ -65,7 +63,7 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str) -> None:
-        _check_url(url)
+        check_url(url)
         self.url = url
 
     def list(self, below: str = "") -> dict[str, Entry]:
@@ -315,35 +313,6 @@ def translate_errors(url: str) -> Iterator[None]:
         text = _first_line(error)
         reasons = (reason for pattern, reason in _REASONS if re.search(pattern, text))
         raise StorageError(f"{url}: {next(reasons, text)}") from error
-
-
-def _check_url(url: str) -> None:
-    shown = redact(re.sub(r"\s", "_", url))
-    if "#" in url or url.count("?") > 1:
-        raise ConfigError(f"{shown} has a # or a second ?: choose a name without them")
-    if shown != re.sub(r"\s", "_", url):
-        raise ConfigError(
-            f"{shown} holds a user, a password or a key of its query that is none of "
-            f"{', '.join(PUBLIC_KEYS)}; a URL is written into files: give credentials in the "
-            "environment, in ~/.aws or to this machine's role"
-        )
-    if not url.isprintable():
-        raise ConfigError(f"{shown!r} holds a control character: correct the URL")
-    try:
-        parts = urlsplit(url)
-        endpoint = urlsplit("//" + dict(parse_qsl(parts.query)).get("endpoint_override", ""))
-        is_sound = bool(parts.netloc) and (endpoint.port or 0) >= 0
-    except ValueError:  # a bracket that is not closed, a port that is none
-        is_sound = False
-    if not is_sound and not url.startswith("file:///"):
-        raise ConfigError(f"{shown} cannot be opened: expected such as s3://BUCKET/PREFIX")
-    if parts.scheme not in _SCHEMES or not url.startswith(parts.scheme):
-        raise ConfigError(f"{shown} cannot be opened: it must begin with {', '.join(_SCHEMES)}")
-    if any(part in (".", "..") for part in parts.path.split("/")):
-        raise ConfigError(f"{shown} has a part . or .., which a store does not follow")
-    unknown = [key for key, _ in parse_qsl(parts.query) if key not in _S3_KEYS]
-    if parts.scheme == "s3" and unknown:
-        raise ConfigError(f"{shown}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
 
 
 def _open(url: str) -> tuple[Any, str]:

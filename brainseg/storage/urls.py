@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from brainseg.errors import ConfigError
 
 Location = Path | str
 """A path of this machine, or the URL of a folder or file as text."""
@@ -15,6 +18,8 @@ PUBLIC_KEYS = (
 """The keys of a URL's query that hold no secret; no other key is allowed."""
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z0-9+.-]*)(:/{1,2})(\S+)")  # a Path has one /
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+_S3_KEYS = ("region", "scheme", "endpoint_override")
 _PLAIN = re.compile(r"[\w.:/,'\"()\[\]-]*")
 _HIDDEN = "***"
 
@@ -24,8 +29,49 @@ def is_url(location: Location) -> bool:
     return "://" in str(location) and not isinstance(location, Path)
 
 
+def check_url(url: str) -> None:
+    """Check a URL without contacting its store.
+
+    Raises:
+        ConfigError: If it holds a user, a password or a secret, or is malformed.
+    """
+    shown = redact(re.sub(r"\s", "_", url))
+    if "#" in url or url.count("?") > 1:
+        raise ConfigError(f"{shown} has a # or a second ?: choose a name without them")
+    if shown != re.sub(r"\s", "_", url):
+        raise ConfigError(
+            f"{shown} holds a user, a password or a key of its query that is none of "
+            f"{', '.join(PUBLIC_KEYS)}; a URL is written into files: give credentials in the "
+            "environment, in ~/.aws or to this machine's role"
+        )
+    if not url.isprintable():
+        raise ConfigError(f"{shown!r} holds a control character: correct the URL")
+    if not _is_sound(url):
+        raise ConfigError(f"{shown} cannot be opened: expected such as s3://BUCKET/PREFIX")
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES or not url.startswith(parts.scheme):
+        raise ConfigError(f"{shown} cannot be opened: it must begin with {', '.join(_SCHEMES)}")
+    if any(part in (".", "..") for part in parts.path.split("/")):
+        raise ConfigError(f"{shown} has a part . or .., which a store does not follow")
+    unknown = [key for key, _ in parse_qsl(parts.query) if key not in _S3_KEYS]
+    if parts.scheme == "s3" and unknown:
+        raise ConfigError(f"{shown}: {unknown[0]} is unknown; valid: {', '.join(_S3_KEYS)}")
+
+
+def _is_sound(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        ports = (parts.port, urlsplit("//" + options.get("endpoint_override", "")).port)
+    except ValueError:  # a bracket that is not closed, a port that is none
+        return False
+    is_file = parts.scheme == "file"
+    has_host = not parts.netloc and parts.path[:1] == "/" if is_file else bool(parts.netloc)
+    return has_host and 0 not in ports and options.get("scheme", "https") in ("http", "https")
+
+
 def to_location(text: str) -> Location:
-    """Return a text as a location; the type of flags that take a path or a URL."""
+    """Return a text as a location."""
     return text if is_url(text) else Path(text)
 
 

@@ -15,8 +15,9 @@ from pydantic_core import ErrorDetails
 from pydantic_core.core_schema import ValidationInfo
 from yaml.reader import Reader, ReaderError
 
-from brainseg.errors import ConfigError
+from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import regular_file
+from brainseg.storage.urls import escape
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -118,13 +119,14 @@ def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file, see `parse_yaml`; JSON is YAML.
 
     Raises:
-        ConfigError: Naming the file and the line.
+        ConfigError: Naming the file and the line of what is no YAML.
+        DataError: If there is no such file, or it cannot be read.
     """
     try:
         with regular_file(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     if len(content) > MAX_BYTES:
         raise ConfigError(f"cannot read {path}: it has more than {MAX_BYTES:,} bytes")
     try:
@@ -343,5 +345,5 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _MAX_SHOWN
 
 def cut(text: str) -> str:
     """Return a text as a message quotes it: one line of at most 100 characters."""
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text[:1_000].split()))
+    text = escape(" ".join(text[:1_000].split()))
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

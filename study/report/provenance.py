@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from brainseg.config import load_experiment
 from brainseg.data.about import LGG
 from brainseg.document import (
     NONE,
@@ -23,6 +22,7 @@ from study.analysis.protocol import describe_changes
 from study.report.results import SYNTHETIC, StudyResults
 from study.storage.schema import EXTERNAL, Row
 from study.storage.study_folder import GRID_FILE, changed_lines, grid_copies
+from study.storage.trial_folder import TrialFolder
 
 _HOUR = 3600
 
@@ -169,8 +169,8 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
 def _planned_epochs(results: StudyResults, row: Row) -> int:
     """Return the epochs that a trial has if nothing ends it early."""
     name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-    folder = results.folder / "trials" / name
-    return sum(stage.epochs for stage in load_experiment(folder / "experiment.yaml").stages)
+    experiment = TrialFolder(results.folder / "trials" / name).read_experiment()
+    return sum(stage.epochs for stage in experiment.stages)
 
 
 def _published(results: StudyResults) -> Iterator[Block]:

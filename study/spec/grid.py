@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
-from brainseg.errors import ConfigError
-from brainseg.storage.files import expand_home, read_text
+from brainseg.errors import ConfigError, DataError
+from brainseg.storage.files import read_text, user_path
 from brainseg.storage.values import Checked, Line, cut, read_yaml, shown, validated
 from study.spec.configs import shipped
 
@@ -219,9 +219,10 @@ def load_grid(source: str) -> Grid:
 
     Raises:
         ConfigError: Naming the file, and the variant, factor or key that is wrong.
+        DataError: If the file, or one that it names, is missing.
     """
     if source.endswith((".yaml", ".yml")) or "/" in source:
-        path = expand_home(source)
+        path = user_path(source, "--grid")
         return replace(_read_grid(path), text=read_text(path))
     if source == ONE.name:
         return ONE
@@ -261,8 +262,8 @@ def _read_grid(path: Path) -> Grid:
             search=_checked_search(file.search, variants, factors, path),
             published=_read_published(file.published, path),
         )
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
@@ -461,15 +462,23 @@ def _checked_search(
                 f"search: per is {search.per}, but the variant {without[0]} has no level of it"
             )
     if isinstance(search.space, Path):
-        return search.model_copy(update={"space": path.parent / expand_home(search.space)})
+        return search.model_copy(
+            update={"space": path.parent / user_path(search.space, "search.space")}
+        )
     return search
 
 
 def _read_published(name: str | None, grid: Path) -> Published | None:
     if name is None:
         return None
-    if name.endswith((".yaml", ".yml")):
-        path = grid.parent / expand_home(name)
+    known = {path.stem: path for path in sorted(shipped("published").glob("*.yaml"))}
+    if name in known:
+        path = known[name]
+    elif name.endswith((".yaml", ".yml")):
+        path = grid.parent / user_path(name, "published")
     else:
-        path = shipped("published") / f"{checked_name(name, 'published')}.yaml"
+        raise ConfigError(
+            f"published is {cut(name)}, which is unknown; valid: {', '.join(known)}, or the path "
+            "of a YAML file"
+        )
     return validated(Published, read_yaml(path), str(path))

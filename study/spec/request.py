@@ -10,7 +10,7 @@ from typing import Any
 
 from brainseg.config import Experiment, load_experiment, parse_changes
 from brainseg.plugins import NETWORKS, absolute, fingerprint, installed, is_path
-from brainseg.storage.files import expand_home, hash_file, hide_home
+from brainseg.storage.files import hash_file, hide_home, user_path
 from study.spec.configs import shipped
 from study.spec.grid import Grid, SearchDefaults
 from study.spec.search_space import load_space, parse_space
@@ -28,8 +28,15 @@ def check_options(args: argparse.Namespace, *, synthetic: bool) -> None:
 
     Raises:
         ConfigError: If one of them is wrong.
+        DataError: If a file that they name is missing.
     """
-    build_spec(args, load_base(args, synthetic=synthetic)).jobs()
+    jobs = build_spec(args, load_base(args, synthetic=synthetic)).jobs()
+    files = {job.experiment.data for job in jobs if "." in job.experiment.data.split}
+    if files:
+        from brainseg.data.split import count_rotations  # slow to import
+
+        for data in files:
+            count_rotations(data, ())
 
 
 def load_base(args: argparse.Namespace, *, synthetic: bool) -> Experiment:
@@ -46,9 +53,13 @@ def load_base(args: argparse.Namespace, *, synthetic: bool) -> Experiment:
     args.grid.refuse_decided(changes)
     default = shipped("phantom.yaml" if synthetic else "baseline.yaml")
     base = load_experiment(args.config or default)
-    if args.split is not None:
-        changes = {**changes, "data.split": args.split}
-    return base.replaced(args.grid.shared, f"grid {args.grid.name}, shared").replaced(changes)
+    shared = base.replaced(args.grid.shared, f"grid {args.grid.name}, shared").replaced(changes)
+    if args.split is None:
+        return shared
+    found = shared.replaced({"data.split": args.split}, "--split")
+    if "." in args.split:
+        user_path(args.split, "--split")
+    return found
 
 
 def build_spec(
@@ -92,7 +103,7 @@ def _build_search(args: argparse.Namespace) -> SearchSpec | None:
         folds=args.search_folds or default.folds,
         seeds=args.search_seeds or default.seeds,
         space={},
-        warm_start=args.warm_start or default.warm_start or "",
+        warm_start=str(args.warm_start or default.warm_start or ""),
     )
 
 
@@ -110,14 +121,18 @@ def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchS
     return spec.search.model_copy(update={"space": space.record()})
 
 
+def _absolute_split(text: str) -> str:
+    path = user_path(text, "data.split")
+    # The file itself may be a link to one whose name says nothing.
+    return hide_home(str(path.parent.resolve() / path.name))
+
+
 def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
     """Make the paths of a user's code and splits absolute, and take the fingerprint of each."""
     find: dict[str, Callable[[Any], Any]] = {
         "model.architecture": absolute,
         "preprocess.filters": lambda names: [absolute(name) for name in names],
-        "data.split": lambda path: (
-            hide_home(str(expand_home(path).resolve())) if "." in path else path
-        ),
+        "data.split": lambda split: _absolute_split(split) if "." in split else split,
     }
     experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
     variants = {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg.errors import ConfigError, DataError
+from brainseg.errors import DataError
 from brainseg.inference.mask_metrics import keep_components
 from brainseg.metrics import count_pixels, dice, sum_by_patient
 from brainseg.storage.files import regular_file, write_bytes, write_csv
@@ -33,7 +33,7 @@ LEVELS = 64
 """Steps of the probability that are kept, a power of 2 so that 0.5 is one; few, to pack well."""
 
 _DAMAGES = (
-    *(ConfigError, OSError, ValueError, TypeError, KeyError, EOFError, MemoryError),
+    *(OSError, ValueError, TypeError, KeyError, EOFError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError),
 )
 """What reading an archive of arrays can raise that was changed or cut."""

@@ -15,7 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from brainseg.errors import DataError
+from brainseg.config import Experiment, load_experiment
+from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import check_record, read_json, write_csv, write_text
 from study.spec.grid import Changes
 from study.spec.study_spec import SCORE
@@ -135,6 +136,20 @@ class TrialFolder:
         record = {"batch_parts": 2, "after_epochs": len(self.read_history()), "reason": reason}
         write_text(self.path / _MEMORY, json.dumps(record, indent=1) + "\n")
         self.commit()
+
+    def read_experiment(self) -> Experiment:
+        """Return the experiment that the trial ran.
+
+        Raises:
+            DataError: If its file is missing, or holds something else.
+        """
+        try:
+            return load_experiment(self.path / "experiment.yaml")
+        except (ConfigError, DataError) as error:
+            raise DataError(
+                f"{error}. The trial's folder was changed: put the file back, or remove the "
+                "folder, so that the trial runs again"
+            ) from error
 
     def read_history(self) -> list[dict[str, float]]:
         """Return one row per epoch that was reported."""

@@ -249,7 +249,7 @@ def open_journal(path: Path) -> JournalStorage:
     A journal that cannot be read is set aside: all that matters is in the candidates' folders too.
 
     Raises:
-        ConfigError: If it is no file.
+        DataError: If it is no file.
     """
     # This process holds the study, so that a lock file is stale. Optuna would wait 30 s for it.
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)

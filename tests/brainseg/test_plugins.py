@@ -12,7 +12,7 @@ from brainseg.config import Experiment, PreprocessConfig
 from brainseg.data.inputs import describe_preparation
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore, open_dataset
-from brainseg.errors import CheckpointError, ConfigError
+from brainseg.errors import CheckpointError, ConfigError, DataError
 from brainseg.explore import __main__ as explore
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
@@ -98,9 +98,12 @@ def test_a_changed_file_is_another_network(mine: str) -> None:
     assert load(mine, "brainseg.networks", "model.architecture") is not first
 
 
-@pytest.mark.parametrize("reference", ["./mine.py:", "./none.py:build", "./mine.py:a b"])
-def test_a_faulty_reference_is_refused(mine: str, reference: str) -> None:
-    with pytest.raises(ConfigError, match="expected FILE"):
+@pytest.mark.parametrize(
+    ("reference", "kind"),
+    [("./mine.py:", ConfigError), ("./none.py:build", DataError), ("./mine.py:a b", ConfigError)],
+)
+def test_a_faulty_reference_is_refused(mine: str, reference: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="expected FILE"):
         absolute(reference)
 
 
@@ -204,5 +207,10 @@ def test_a_layout_from_a_file_becomes_a_list_that_needs_no_code(
     assert "patients    12" in capsys.readouterr().out
     dataset = open_dataset(Path("set"))
     assert dataset.covariates["p03"] == {"age": "40"}
-    assert explore.main([*command, "./mine.py:find"]) == KNOWN_ERROR
+    Path("mine.py").write_text(LAYOUT)
+    assert explore.main([*command, "./mine.py:find"]) == USAGE
     assert "is there already" in capsys.readouterr().err
+    assert explore.main(["--data", "none", "--layout", "./mine.py:find"]) == KNOWN_ERROR
+    assert "none is no folder" in capsys.readouterr().err
+    assert explore.main(["--layout", "./mine.py:find"]) == USAGE
+    assert "--layout needs --data" in capsys.readouterr().err

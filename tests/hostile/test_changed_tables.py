@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from generated import generate_study
-from hostile_cases import Case, assert_answered
+from hostile_cases import Answer, Case, assert_answered
 from s3 import Store
 
 from brainseg.cli import KNOWN_ERROR
@@ -50,11 +50,15 @@ def _cell(table: Table, column: Column, line: int) -> str:
     return f"{lowest + line / 8}"
 
 
+def _rows(table: Table) -> list[dict[str, str]]:
+    """Return three rows that are allowed."""
+    return [{c.name: _cell(table, c, n) for c in table.columns} for n in range(3)]
+
+
 def _write(path: Path, table: Table) -> list[str]:
     """Write a table of three rows; return its lines."""
-    rows = [{c.name: _cell(table, c, n) for c in table.columns} for n in range(3)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(path, rows, table.names)
+    write_csv(path, _rows(table), table.names)
     return path.read_text().splitlines(keepends=True)
 
 
@@ -105,8 +109,7 @@ def test_a_cell_that_cannot_be_is_named(
     table: Table, column: Column, cell: str, tmp_path: Path
 ) -> None:
     path = tmp_path / Path(table.file).name
-    _write(path, table)
-    rows = [{c.name: _cell(table, c, n) for c in table.columns} for n in range(3)]
+    rows = _rows(table)
     rows[1][column.name] = cell
     write_csv(path, rows, table.names)
     said = _refused(path, table)
@@ -142,9 +145,7 @@ COLUMNS = [
 
 @pytest.mark.parametrize(("table", "column"), COLUMNS)
 def test_a_column_is_there_once(table: Table, column: Column, tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    _write(path, table)
-    rows = [{c.name: _cell(table, c, n) for c in table.columns} for n in range(3)]
+    path, rows = tmp_path / "table.csv", _rows(table)
     if column.is_needed:
         write_csv(path, rows, [name for name in table.names if name != column.name])
         assert f"{path}, line 1: no column {column.name}" in _refused(path, table)
@@ -236,8 +237,7 @@ def test_a_finished_trial_has_its_results(tmp_path: Path) -> None:
         results = [column.name for column in table.columns if column.is_result]
         assert results
         for name in results:
-            rows = [{c.name: _cell(table, c, 0) for c in table.columns} | {name: ""}]
-            write_csv(tmp_path / "table.csv", rows, table.names)
+            write_csv(tmp_path / "table.csv", [_rows(table)[0] | {name: ""}], table.names)
             said = _refused(tmp_path / "table.csv", table)
             assert f"line 2, column {name}: found an empty cell" in said
 
@@ -585,12 +585,7 @@ REPORTED: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("argv", [REPORT, COMPARE], ids=["report", "compare"])
 @pytest.mark.parametrize("what", REPORTED)
 def test_a_report_ends_with_the_sentence(
-    original: Path,
-    argv: tuple[str, ...],
-    what: str,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    original: Path, argv: tuple[str, ...], what: str, answer: Answer
 ) -> None:
     damage, said = REPORTED[what]
 
@@ -601,7 +596,31 @@ def test_a_report_ends_with_the_sentence(
         damage(here / "small")
 
     case = Case(what, argv, KNOWN_ERROR, (said,), prepare)
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+    answer(case)
+
+
+EXPERIMENTS: dict[str, tuple[Damage, str]] = {
+    "missing": (lambda path, _: path.unlink(), "No such file or directory"),
+    "cut": (_put("stages: [{epochs: 2"), "line 1: "),
+    "of an unknown key": (_put("stage: []"), "unknown key stage"),
+    "a pipe": (_replace_by(PIPE), "is a pipe"),
+}
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("what", EXPERIMENTS)
+def test_a_trial_whose_experiment_was_changed_is_named(
+    original: Path, what: str, answer: Answer
+) -> None:
+    damage, said = EXPERIMENTS[what]
+
+    def prepare(here: Path) -> None:
+        study = shutil.copytree(original, here / "small")
+        _edit("study.json", '"patience": null', '"patience": 3')(study)
+        damage(study / "trials" / "raw-lite0-fold0-seed44" / "experiment.yaml", [])
+
+    named = ("trials/raw-lite0-fold0-seed44/experiment.yaml", said, "put the file back")
+    answer(Case(what, REPORT, KNOWN_ERROR, named, prepare))
 
 
 DATA_CSV = {
@@ -615,9 +634,7 @@ DATA_CSV = {
 
 
 @pytest.mark.parametrize("what", DATA_CSV)
-def test_exploring_ends_with_the_sentence(
-    what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exploring_ends_with_the_sentence(what: str, answer: Answer) -> None:
     text, said = DATA_CSV[what]
 
     def prepare(here: Path) -> None:
@@ -626,7 +643,7 @@ def test_exploring_ends_with_the_sentence(
 
     argv = ("brainseg.explore.__main__", "--data", "{here}/data", "--out", "{here}/out")
     case = Case(what, argv, KNOWN_ERROR, (said,), prepare)
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+    answer(case)
 
 
 MANIFESTS = {
@@ -640,9 +657,7 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("what", MANIFESTS)
-def test_a_changed_manifest_ends_with_the_sentence(
-    what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_manifest_ends_with_the_sentence(what: str, answer: Answer) -> None:
     text, said = MANIFESTS[what]
 
     def prepare(here: Path) -> None:
@@ -652,7 +667,7 @@ def test_a_changed_manifest_ends_with_the_sentence(
 
     argv = ("brainseg.explore.__main__", "--data", "{here}", "--check")
     case = Case(what, argv, KNOWN_ERROR, (said,), prepare)
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+    answer(case)
 
 
 def test_formulas_stay_texts(study: Path) -> None:

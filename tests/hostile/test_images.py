@@ -21,7 +21,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hostile_cases import Case, assert_answered
+from hostile_cases import Answer, Case
 from numpy.typing import NDArray
 from PIL import Image
 from predictions import read_rows
@@ -529,16 +529,18 @@ FOLDERS = [
         Case(
             f"split file {fault}",
             (*PLAN, "--split", "{here}/split.yaml"),
-            2,
+            code,
             ("split.yaml", words),
             _dataset(lambda root, content=content: _put(root.parent / "split.yaml", content)),  # type: ignore[misc]
         )
-        for fault, content, words in (
-            ("a pipe", os.mkfifo, "pipe"),
-            ("a folder", Path.mkdir, "folder"),
-            ("deep", b"[" * 5000, "cannot read"),
-            ("not UTF-8", b"\xff\xfe\xfd", "cannot read"),
-            ("of nothing", b"", "train"),
+        for fault, content, code, words in (
+            ("a pipe", os.mkfifo, 1, "pipe"),
+            ("a folder", Path.mkdir, 1, "folder"),
+            ("a link to nowhere", lambda path: path.symlink_to("nowhere"), 1, "No such file"),
+            ("deep", b"[" * 5000, 2, "cannot read"),
+            ("not UTF-8", b"\xff\xfe\xfd", 2, "cannot read"),
+            ("of nothing", b"", 2, "train"),
+            ("of other patients", b"{train: [P1], val: [P2], test: [P4]}", 2, "no patient P4"),
         )
     ),
 ]
@@ -547,13 +549,8 @@ FOLDERS = [
 @pytest.mark.parametrize(
     "case", [*_file_cases(), *_volume_cases(), *FOLDERS], ids=lambda case: case.name
 )
-def test_a_dataset_that_cannot_be_used_is_answered(
-    case: Case,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+def test_a_dataset_that_cannot_be_used_is_answered(case: Case, answer: Answer) -> None:
+    answer(case)
 
 
 # Inputs of predict: all in one folder, so that the network is built once.
@@ -682,11 +679,7 @@ MODELS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_cannot_predict_is_refused(
-    name: str,
-    model_file: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, model_file: Path, tmp_path: Path, answer: Answer
 ) -> None:
     write, words = MODELS[name]
 
@@ -696,7 +689,7 @@ def test_a_model_that_cannot_predict_is_refused(
 
     argv = ("brainseg.predict", "{here}/m.safetensors", "{here}/s.tif", "--out", "{here}/out")
     case = Case(name, argv, 1, (words,), prepare)
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+    answer(case)
     assert not (tmp_path / "here" / "out").exists()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_cases import Case, assert_answered
+from hostile_cases import Answer, Case
 
 from brainseg.cli import KNOWN_ERROR, USAGE, clean
 from brainseg.errors import ConfigError
@@ -83,6 +83,9 @@ COMMANDS = {
     "explore": ["brainseg.explore.__main__", "--data", "URL"],
 }
 
+FLAGS = {"fetch": "argument URL", "compare": "argument A", "explore": "--data"}
+"""A command -> what it calls its URL, where that is not its own name."""
+
 
 @pytest.mark.parametrize("url", SECRETS)
 def test_no_secret_of_a_url_is_shown(url: str) -> None:
@@ -116,7 +119,8 @@ def _cases(urls: dict[str, str]) -> Iterator[Case]:
     for command, argv in COMMANDS.items():
         for name, url in urls.items():
             typed = [url if part == "URL" else part for part in argv]
-            yield Case(f"{command}: {name}", typed, USAGE, secrets=[SECRET])
+            named = FLAGS.get(command, f"--{command}")
+            yield Case(f"{command}: {name}", typed, USAGE, [named], secrets=[SECRET])
 
 
 @pytest.mark.parametrize(
@@ -124,22 +128,15 @@ def _cases(urls: dict[str, str]) -> Iterator[Case]:
     [*_cases(MALFORMED), *_cases({url: url for url in SECRETS[::6]})],
     ids=lambda case: case.name,
 )
-def test_a_url_that_cannot_be_used_is_a_sentence(
-    case: Case,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+def test_a_url_that_cannot_be_used_is_a_sentence(case: Case, answer: Answer) -> None:
+    answer(case)
 
 
 @pytest.mark.parametrize("port", ["0", "-1", "65536", "99999", "http", "", "7860.0", "²", "1e3"])
-def test_a_port_that_is_none_is_a_sentence(
-    port: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_port_that_is_none_is_a_sentence(port: str, answer: Answer) -> None:
     argv = ["brainseg.demo.__main__", f"--port={port}"]
-    case = Case(port, argv, USAGE, ["is not a whole number from 1 to 65535"], seconds=2)
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+    case = Case(port, argv, USAGE, ["--port", "is not a whole number from 1 to 65535"], seconds=2)
+    answer(case)
 
 
 def test_a_study_keeps_no_secret_and_no_home(
@@ -207,7 +204,7 @@ def test_a_home_is_replaced_where_it_is_a_path_and_nowhere_else(
 
 
 def test_studies_that_cannot_be_compared_are_told(
-    small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    small: Path, tmp_path: Path, answer: Answer
 ) -> None:
     case = Case(
         "one study twice as a URL that is not there",
@@ -215,4 +212,4 @@ def test_studies_that_cannot_be_compared_are_told(
         KNOWN_ERROR,
         ["is no study"],
     )
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+    answer(case)

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hostile_cases import Case, assert_answered
+from hostile_cases import Answer, Case
 from pydantic import BaseModel
 from safetensors.torch import save_file
 
+from brainseg.cli import clean
 from brainseg.config import Experiment, load_experiment, parse_changes, valid_keys
 from brainseg.data.description import Description, read_description
 from brainseg.data.split import _FileRotation, count_rotations
@@ -27,7 +28,7 @@ from brainseg.errors import BrainsegError, CheckpointError, ConfigError
 from brainseg.inference.predictor import Predictor
 from brainseg.model.encoders import check_encoder
 from brainseg.model.model_file import ModelHeader, read_header
-from brainseg.storage.values import keys_of
+from brainseg.storage.values import cut, keys_of
 from study.cli import parse_options
 from study.spec import grid as grids
 from study.spec.grid import Published, SearchDefaults, load_grid
@@ -243,10 +244,9 @@ def test_a_name_that_is_not_safe_in_paths_and_tables_is_refused(
 ) -> None:
     level = {"threshold": 0.4}
     if place == "study":
-        if name:  # an empty one is that of the grid
-            for flags in ([], ["--report-only"]):
-                with pytest.raises(ConfigError, match="at most 60 letters"):
-                    parse_options(["--grid", "lite", f"--name={name}", *flags])
+        for flags in ([], ["--report-only"]):
+            with pytest.raises(ConfigError, match="at most 60 letters"):
+                parse_options(["--grid", "lite", f"--name={name}", *flags])
         return
     tree: dict[str, Any] = {"description": "x", "variants": {name: level}}
     if place == "factors":
@@ -334,6 +334,16 @@ def test_set_may_repeat_what_all_variants_that_name_the_key_have() -> None:
         grid.refuse_decided({"threshold": 0.3})
 
 
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.mark.usefixtures("_offline")
 @pytest.mark.parametrize(
     "encoder",
     ["tu-", "tu-resnet5", "tu-hf-hub:somebody/model", "tu-hf_hub:somebody/resnet18",
@@ -342,14 +352,7 @@ def test_set_may_repeat_what_all_variants_that_name_the_key_have() -> None:
      "tu-https://example.org/x", "tu-timm:resnet18", "tu-RESNET18", "tu-resnet18 ", "TU-resnet18",
      "resnet5", "../resnet50", "tu-" + "x" * 90, "tu-été", "hf-hub:a/b", "local-dir:a"],
 )  # fmt: skip
-def test_an_encoder_that_is_no_name_of_a_list_is_refused_without_a_request(
-    encoder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+def test_an_encoder_that_is_no_name_of_a_list_is_refused_without_a_request(encoder: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.encoder is") as error:
         check_encoder(encoder)
     _assert_plain(error.value)
@@ -398,18 +401,15 @@ HEADERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("_offline")
 @pytest.mark.parametrize("name", HEADERS)
 def test_a_hostile_header_is_refused_before_anything_is_allocated(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path
 ) -> None:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     changes, said = HEADERS[name]
     path = tmp_path / "m.safetensors"
     _write_model(path, json.dumps(_header(changes)))
-    with pytest.raises(BrainsegError) as error:
+    with pytest.raises(CheckpointError) as error:
         Predictor.load(path)
     assert said in str(error.value)
     _assert_plain(error.value)
@@ -479,14 +479,14 @@ PLAN = ("study.run", "--grid", "lite", "--plan")
 CHANGES = ("data.size=true", "data.size=.nan", "seed=1e23", "stages.0.learning_rate=1e23",
            "data=x", "stages=[]", "nonsense=1", "stages.9.epochs=1", "data.size", "=1", "a.b.c=1",
            "stages." + "9" * 5_000 + ".epochs=1", "data.size=" + "9" * 5_000, "model.encoder={}",
-           "data.split=~nobody-here/x.yaml", "preprocess.filters=[" * 2_000,
+           "preprocess.filters=[" * 2_000,
            "stages.-1.epochs=3", "data.channels=" + "[a, " * 300)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        Case(f"--set {text[:40]}", [*PLAN, "--set", _escaped(text)], 2)
+        Case(f"--set {text[:40]}", [*PLAN, "--set", _escaped(text)], 2, ["--set"])
         for text in (*CHANGES, "model.encoder=resnet18", "fold=3")
     ]
     + [
@@ -494,21 +494,33 @@ CHANGES = ("data.size=true", "data.size=.nan", "seed=1e23", "stages.0.learning_r
              ["near: tu-resnet50"],
              lambda here: (here / "c.yaml").write_text(
                  "model: {encoder: tu-resnet5O, encoder_weights: none}\ndata: {size: 64}")),
+        Case("a split of no user", [*PLAN, "--set", "data.split=~nobody-here/x.yaml"], 2,
+             ["data.split: ~nobody-here/x.yaml is no path"]),
         Case("a file for a user", ["study.run", "--grid", "~nobody-here/g.yaml"], 2, ["home"]),
         Case("a hub in a model", ["brainseg.predict", "{here}/m.safetensors", "{here}",
-                                  "--out", "{here}/out"], 2, ["timm does not have"],
+                                  "--out", "{here}/out"], 1, ["m.safetensors", "timm does not"],
              lambda here: _write_model(here / "m.safetensors",
                                        json.dumps(_header(HEADERS["a hub"][0])))),
     ],
     ids=lambda case: case.name,
 )  # fmt: skip
-def test_a_command_answers(
-    case: Case,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+def test_a_command_answers(case: Case, answer: Answer) -> None:
+    answer(case)
+
+
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("a\x1b[31m\x07b", "a\\x1b[31m\\x07b"),
+        ("two\n lines\t", "two lines"),
+        ("\u202ex\udce9", "\\u202ex\\udce9"),
+        ("\x07" * 40, "\\x07" * 24 + "\\..."),
+        ("Café 脳", "Café 脳"),
+    ],
+)
+def test_a_value_is_quoted_as_a_line_shows_it(text: str, quoted: str) -> None:
+    assert cut(text) == quoted
+    assert cut(text) == clean(cut(text))
 
 
 def test_the_space_of_a_search_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:

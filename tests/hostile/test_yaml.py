@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile_cases import Case, assert_answered
+from hostile_cases import Answer, Case
 
 from brainseg.config import load_experiment, parse_changes
 from brainseg.data.description import read_description
 from brainseg.data.split import count_rotations
-from brainseg.errors import BrainsegError, ConfigError
+from brainseg.errors import BrainsegError, ConfigError, DataError
 from brainseg.storage.values import MAX_BYTES, parse_yaml, read_yaml
 from study.spec.grid import load_grid
 from study.spec.search_space import parse_space
@@ -174,7 +174,7 @@ def test_only_files_are_opened(
     reader: str, make: Callable[[Path], None], said: str, tmp_path: Path
 ) -> None:
     make(tmp_path / "file.yaml")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(DataError, match=said):
         READERS[reader](tmp_path / "file.yaml")
 
 
@@ -218,7 +218,7 @@ COMMANDS = [
         name=f"{flag} {name}",
         argv=["study.run", *SEARCH.get(flag, ()), flag, "{here}/file.yaml", "--plan"],
         exit=2,
-        names=["file.yaml"],
+        names=["file.yaml", TEXTS[name][1]],
         prepare=lambda folder, name=name: _write(folder, TEXTS[name][0]),  # type: ignore[misc]
     )
     for flag in ("--config", "--grid", "--space")
@@ -227,10 +227,5 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("case", COMMANDS, ids=lambda case: case.name)
-def test_a_command_answers(
-    case: Case,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert_answered(case, tmp_path, capfd, monkeypatch)
+def test_a_command_answers(case: Case, answer: Answer) -> None:
+    answer(case)

@@ -161,7 +161,7 @@ def test_a_search_continues_with_what_it_began_with(
     shutil.rmtree(copy)
     again = _warm(phantom_root, tmp_path, copy)
     assert again.spec == study.spec
-    with pytest.raises(ConfigError, match="there is no study"):
+    with pytest.raises(StudyError, match="there is no study"):
         _warm(phantom_root, tmp_path, copy, "--fresh")
 
 
@@ -191,20 +191,25 @@ def test_the_winner_and_what_it_changes_are_planned_as_a_grid(
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "error", "words"),
     [
-        (["--set", "data.split_seed=45"], "judged on other data or another split"),
-        (["--grid", "architectures"], "no variant has model.architecture"),
+        (["--set", "data.split_seed=45"], StudyError, "judged on other data or another split"),
+        (["--grid", "architectures"], ConfigError, "no variant has model.architecture"),
     ],
 )
 def test_a_search_that_does_not_fit_is_refused_in_a_sentence(
-    searched: Path, phantom_root: Path, tmp_path: Path, flags: list[str], words: str
+    searched: Path,
+    phantom_root: Path,
+    tmp_path: Path,
+    flags: list[str],
+    error: type[Exception],
+    words: str,
 ) -> None:
     if flags[0] == "--grid":
         grid = tmp_path / "other.yaml"
         grid.write_text("description: x\nvariants: {a: {model.architecture: fpn}}")
         flags = ["--grid", str(grid)]
-    with pytest.raises(ConfigError, match=f"--warm-start .*{words}"):
+    with pytest.raises(error, match=f"--warm-start .*{words}"):
         _warm(phantom_root, tmp_path, searched, *flags)
 
 
@@ -213,7 +218,7 @@ def test_a_search_that_is_not_over_is_refused(
 ) -> None:
     copy = Path(shutil.copytree(searched, tmp_path / "earlier"))
     (candidate_folder(copy, 3).path / "result.json").unlink()
-    with pytest.raises(ConfigError, match="not over, 1 candidates are left"):
+    with pytest.raises(StudyError, match="not over, 1 candidates are left"):
         _warm(phantom_root, tmp_path, copy)
-    with pytest.raises(ConfigError, match=r"there is no study\.json"):
+    with pytest.raises(StudyError, match=r"there is no study\.json"):
         _warm(phantom_root, tmp_path, tmp_path)

@@ -55,9 +55,7 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         (["--set", "model.encoder=resnet18"], "the grid lite decides it"),
         (["--set", "data.size"], "expected KEY=VALUE"),
         (["--set", "stages.².epochs=1"], "unknown key stages.².epochs"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--name", "../elsewhere"], "at most 60 letters"),
-        (["--search", "9", "--space", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (
             ["--search", "9", "--set", "augment.strength=0.5", "--set", "optimizer.batch_size=12"],
             "optimizer.batch_size: the experiment's own value 12 cannot be drawn",
@@ -71,6 +69,15 @@ def test_usage_errors_exit_with_two(
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--config", "--space", "--split", "--grid"])
+def test_a_yaml_file_that_is_not_there_exits_with_one(
+    plan: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*plan, "--search", "9", flag, "nowhere.yaml"]) == KNOWN_ERROR
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: cannot read \S*nowhere.yaml: No such file or directory\n", err)
 
 
 def test_a_plan_says_what_a_search_would_take(

@@ -15,7 +15,7 @@ from processes import PATIENCE, Study, assert_equal, trials_of, wait_until
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file, save_file
 
-from brainseg.cli import FINISHED, KNOWN_ERROR, SOME_FAILED, USAGE
+from brainseg.cli import FINISHED, KNOWN_ERROR, SOME_FAILED
 from brainseg.config import Experiment
 from brainseg.data.slice_store import open_dataset
 from study.storage.trial_folder import TrialFolder
@@ -247,7 +247,7 @@ def test_storage_that_cannot_be_written_is_a_sentence(
     refused = subprocess.run(
         study_on_disk.command, cwd=study_on_disk.folder, capture_output=True, timeout=PATIENCE
     )
-    assert refused.returncode == USAGE
+    assert refused.returncode == KNOWN_ERROR
     assert b"cannot be written: name another folder" in refused.stderr
     assert refused.stderr.count(b"\n") == 1
     assert _remount(small_disk, "rw")

@@ -102,7 +102,7 @@ def _changed(change: str) -> list[dict[str, list[str]]]:
 def test_a_file_that_does_not_fit_lists_every_problem(
     tmp_path: Path, change: str, said: str
 ) -> None:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ConfigError) as error:
         _split(_write(tmp_path, _changed(change)))
     assert any(said in problem for problem in error.value.problems)
 
@@ -128,5 +128,5 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, tree: object, said: s
     assert said in str(error.value)
     with pytest.raises(ConfigError, match="must be patient, site"):
         _split("patients")
-    with pytest.raises(ConfigError, match=r"cannot read .*none\.yaml"):
+    with pytest.raises(DataError, match=r"cannot read .*none\.yaml"):
         _split(str(tmp_path / "none.yaml"))

@@ -86,7 +86,8 @@ def test_bad_files_are_reported_and_the_others_predicted(
     code = run_predict(model_file, folder, tmp_path / "missing.tif", out=tmp_path / "out")
     assert code == 3
     errors = capfd.readouterr().err.splitlines()
-    assert len(errors) == len(expected) + 1
+    assert len(errors) == len(expected) + 2
+    assert sum(line.endswith("nor masks of one: notes.csv") for line in errors) == 1
     for name, sentence in expected.items():
         lines = [line for line in errors if f"/{name}: " in line]
         assert len(lines) == 1, name

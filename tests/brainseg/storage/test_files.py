@@ -91,6 +91,14 @@ def test_csv_cells_are_texts_and_missing_ones_empty(tmp_path: Path) -> None:
     assert read_csv(path) == [{"a": "1", "b": "0.1"}, {"a": "", "b": "x,\ny"}]
 
 
+def test_a_lone_carriage_return_stays_in_its_cell(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rows = [{"a": "x\ry", "b\r": "1"}, {"a": "z", "b\r": ""}, {"a": "\r", "b\r": "\r\n"}]
+    write_csv(path, rows)
+    assert path.read_bytes() == b'"a","b\r"\n"x\ry","1"\nz,\n"\r","\r\n"\n'
+    assert read_csv(path) == rows
+
+
 def test_csv_columns_are_those_of_the_first_row_by_default(tmp_path: Path) -> None:
     write_csv(tmp_path / "table.csv", [{"b": 1, "a": 2}])
     assert (tmp_path / "table.csv").read_text() == "b,a\n1,2\n"

@@ -114,8 +114,8 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
             "factors: {f: {a: , candidates: {threshold: 0.4}}}",
             "named candidates cannot have a search of its own",
         ),
-        (ONE + "published: nothing", "nothing.yaml"),
-        (ONE + "published: ../x", "published is named"),
+        (ONE + "published: nothing", "published is nothing, which is unknown"),
+        (ONE + "published: ../x", "published is ../x, which is unknown"),
         (
             "description: x\nvariants: {a: {optimizer.batch_size: "
             + str(list(range(2, 1100)))

@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from stubs import BASE, OPTIMUM, RESOURCES, Drive, KilledError, build_search, history_of
 
-from brainseg.errors import ConfigError
+from brainseg.errors import DataError
 from brainseg.storage.files import read_csv
 from study.spec.halving import num_survivors
 from study.spec.search_space import SearchSpace
@@ -210,7 +210,7 @@ def test_a_larger_number_extends_a_search(
 
 def test_a_pipe_in_place_of_the_journal_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "journal.log")
-    with pytest.raises(ConfigError, match=r"journal\.log is a pipe"):
+    with pytest.raises(DataError, match=r"journal\.log is a pipe"):
         open_journal(tmp_path / "journal.log")
 
 
