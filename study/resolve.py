@@ -20,7 +20,7 @@ from brainseg.errors import ConfigError, StorageError, StudyError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_network, check_network
-from brainseg.storage.files import hash_file, hide_home, write_csv, write_text
+from brainseg.storage.files import hash_file, hide_home, user_path, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, is_url, join_location
 from brainseg.storage.values import cut
