@@ -289,7 +289,7 @@ def _evaluate_part(
         {value: np.stack(rows) for value, rows in by_threshold.items()},
         levels,
         masks,
-        _outlines(data, indices, predicted, masks, predictor.experiment.data.spacing_mm),
+        _outlines(data, indices.tolist(), predicted, masks, predictor.experiment.data.spacing_mm),
         _lesions(patients, predicted, masks),
         bins,
     )
@@ -303,8 +303,8 @@ def _outlines(
     spacing: Spacing | None,
 ) -> list[OutlineScores]:
     return [
-        compare_outlines(*pair, spacing or data.spacing(index))
-        for index, *pair in zip(indices, predicted, true, strict=True)
+        compare_outlines(found, mask, spacing or data.spacing(index))
+        for index, found, mask in zip(indices, predicted, true, strict=True)
     ]
 
 
