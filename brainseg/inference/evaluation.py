@@ -278,7 +278,7 @@ def _evaluate_part(
         {value: np.stack(rows) for value, rows in by_threshold.items()},
         levels,
         masks,
-        _outlines(data, indices, predicted, masks, predictor.experiment.data.spacing_mm),
+        _outlines(data, indices.tolist(), predicted, masks, experiment.data.spacing_mm),
         _lesions([item.patient for item in slices], predicted, masks),
         bins,
     )
@@ -292,8 +292,8 @@ def _outlines(
     spacing: Spacing | None,
 ) -> list[OutlineScores]:
     return [
-        compare_outlines(*pair, spacing or data.spacing(index))
-        for index, *pair in zip(indices, predicted, true, strict=True)
+        compare_outlines(found, mask, spacing or data.spacing(index))
+        for index, found, mask in zip(indices, predicted, true, strict=True)
     ]
 
 

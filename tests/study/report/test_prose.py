@@ -85,6 +85,7 @@ def _texts(tree: ast.AST) -> Iterator[str]:
             inner.add(id(node.value))
         elif isinstance(node, ast.JoinedStr):
             inner |= {id(part) for part in node.values}
-            yield "".join(p.value if isinstance(p, ast.Constant) else "x" for p in node.values)
+            parts = (str(p.value) if isinstance(p, ast.Constant) else "x" for p in node.values)
+            yield "".join(parts)
         elif isinstance(node, ast.Constant) and id(node) not in inner:
             yield str(node.value)
