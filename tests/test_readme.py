@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import re
 from pathlib import Path
@@ -93,3 +94,8 @@ def test_contributing_lists_every_private_name_of_another_package() -> None:
     private = {name for name in used - ours if re.match(r"_[^_]", name)} - {"_asdict"}
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert {name for name in private if name not in page} == set()
+
+
+def test_a_frozen_recipe_is_the_one_that_the_results_name() -> None:
+    digest = hashlib.sha256((ROOT / "configs/grids/recipe.yaml").read_bytes()).hexdigest()
+    assert digest in (ROOT / "docs/results.md").read_text(encoding="utf-8")

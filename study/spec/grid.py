@@ -250,12 +250,13 @@ def _shipped_files() -> list[Path]:
 def _read_grid(path: Path) -> Grid:
     file = validated(_GridFile, read_yaml(path), str(path))
     try:
-        variants, factors = _multiply(file)
+        shared = _checked(file.shared, _SHARED)
+        variants, factors = _multiply(file, shared)
         return Grid(
             name=checked_name(path.stem, "the file's name"),
             description=file.description,
             variants=variants,
-            shared=_checked(file.shared, _SHARED),
+            shared=shared,
             factors=factors,
             folds=file.defaults.folds,
             seeds=file.defaults.seeds,
@@ -266,7 +267,7 @@ def _read_grid(path: Path) -> Grid:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
+def _multiply(file: _GridFile, shared: Changes) -> tuple[dict[str, Changes], dict[str, Levels]]:
     """Return all variants of a file, those of the factors first, and their levels."""
     variants: dict[str, Changes] = {}
     factors: dict[str, Levels] = {}
@@ -282,7 +283,6 @@ def _multiply(file: _GridFile) -> tuple[dict[str, Changes], dict[str, Levels]]:
         if levels:
             factors[name] = levels
 
-    shared = _checked(file.shared, _SHARED)
     for levels, changes in _combinations(file.factors, shared):
         add(_name(file, levels), changes, levels)
     for name, tree in file.variants.items():

@@ -94,8 +94,8 @@ def test_a_study_grows_by_variants_and_says_so(phantom_root: Path, tmp_path: Pat
         "high-fold1-seed44",
     ]
     write_facts(more, TrialResources(cpus=1))
-    (sentence,) = describe_changes(read_study(more.folder)["protocol"])
-    assert "variants: low -> low, high" in sentence
+    (change,) = describe_changes(read_study(more.folder)["protocol"])
+    assert (change["what"], change["before"], change["after"]) == ("variants", "low", "low, high")
 
     grid.write_text("description: x\nvariants: {low: {threshold: 0.3}}")
     other = resolve(_args(phantom_root, storage, "--grid", str(grid)), print)
