@@ -438,8 +438,8 @@ class Experiment(_Section):
     def needs_volume(self) -> bool:
         """Whether the prediction for a slice depends on other slices of the patient."""
         config = self.preprocess
-        alone = config.intensities == config.crop == self.largest_component == "none"
-        return not alone or bool(self.data.context)
+        alone = config.intensities == config.crop == "none" and not self.data.context
+        return not alone or self.largest_component == "volume"
 
     def replaced(self, changes: dict[str, Any], origin: str = "--set") -> Experiment:
         """Return a copy in which dotted keys, such as `stages.0.epochs`, have new values.

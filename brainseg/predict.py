@@ -91,6 +91,7 @@ def _predict_files(args: argparse.Namespace) -> int:
     check_new(args.out)
     predictor = Predictor.load(args.model, Compute(args.device), allow_code=args.allow_code)
     scans, problems = find_scans(args.inputs)
+    skipped = describe_skipped(args.inputs)  # before there are results, which may lie among them
     size = predictor.experiment.optimizer.batch_size
     with new_folder(args.out) as folder:
         writer = PredictionWriter(folder)
@@ -115,7 +116,7 @@ def _predict_files(args: argparse.Namespace) -> int:
     if predictor.header.synthetic:
         say("SYNTHETIC: the model was trained on generated phantoms, not on patients.")
     say("Not for clinical use.")
-    say(*describe_skipped(args.inputs), file=sys.stderr)
+    say(*skipped, file=sys.stderr)
     for problem in problems:
         say(f"not predicted: {problem}", file=sys.stderr)
     return SOME_FAILED if problems else FINISHED

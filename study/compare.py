@@ -214,6 +214,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         folder=folder,
         about={
             "synthetic": one.spec.synthetic,
+            "experiment": {"data": {"spacing_mm": a}},
             "external": [f"{s.name}/{v}" for s in (one, other) for v in s.results.external],
             "weights": "; ".join(dict.fromkeys(str(about["weights"]) for about in abouts)),
         },

@@ -185,7 +185,10 @@ def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
     starts = None if folder is None else _recorded_starts(folder, source.name)
     if starts is None:
         starts = tuple(_read_starts(source, where, spec, say))
-        say(f"Warm start: {len(starts)} candidates of {source.name}")
+    room = max(0, spec.search.candidates - len(spec.variants))
+    say(f"Warm start: {min(room, len(starts))} candidates of {source.name}")
+    if room < len(starts):
+        say(f"Note: {where}: {len(starts) - room} more do not fit into --search N; raise N")
     search = spec.search.model_copy(update={"warm_start": source.name, "starts": starts})
     return spec.model_copy(update={"search": search})
 
@@ -205,13 +208,7 @@ def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterato
             "as results/lite"
         )
     earlier = read_spec(source)
-    if earlier.search is None:
-        raise StudyError(f"{where}: the study {source.name} has no search")
-    if _judges(earlier) != _judges(spec):
-        raise StudyError(
-            f"{where}: its candidates were judged on other data or another split, perhaps by "
-            "patients that are tested here: give a search on the same data and split"
-        )
+    _check_judges(earlier, where, spec)
     misfits, count = [], 0
     for search in earlier.searches:
         if left := count_open(source, search):
@@ -235,10 +232,26 @@ def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterato
         say(f"Note: {where}: {misfit}")
 
 
+def _check_judges(earlier: StudySpec, where: str, spec: StudySpec) -> None:
+    """Refuse a search whose candidates were judged by patients that do not judge here."""
+    if earlier.search is None:
+        raise StudyError(f"{where}: the study has no search")
+    if _judges(earlier) != _judges(spec):
+        raise StudyError(
+            f"{where}: its candidates were judged on other data or another split, perhaps by "
+            "patients that are tested here: give a search on the same data and split"
+        )
+    if not set(earlier.inner_folds) <= set(spec.inner_folds):
+        raise StudyError(
+            f"{where}: its candidates were judged on {earlier.search.folds} pairs of folds, here "
+            f"they are judged on fewer: give --search-folds {earlier.search.folds}"
+        )
+
+
 def _judges(spec: StudySpec) -> tuple[object, ...]:
     """Return what decides which patients a search learns from and which judge it."""
-    data = spec.experiment.data
-    return spec.fingerprint, data.split, data.split_seed, spec.files.get(data.split)
+    parts = [job.experiment.data for job in spec.jobs()[: len(spec.variants)]]
+    return spec.fingerprint, {(p.split, p.split_seed, spec.files.get(p.split)) for p in parts}
 
 
 def _read_predictions(

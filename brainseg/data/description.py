@@ -179,7 +179,7 @@ def describe_by(reference: str, root: object) -> Path:
         raise ConfigError(f"--layout needs --data with a folder of this machine, not {root}")
     find = load(reference, LAYOUTS, "--layout")
     if not root.expanduser().is_dir():
-        raise DataError(f"--layout: the data folder {root} is no folder, or does not exist")
+        raise DataError(f"--layout: there is no folder {root}: correct --data")
     folder = root.expanduser().resolve()
     if there := [name for name in (FILE, MANIFEST) if (folder / name).exists()]:
         raise ConfigError(

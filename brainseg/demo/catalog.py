@@ -190,7 +190,11 @@ def unseen_slices(data: SliceStore, header: ModelHeader) -> list[int]:
             return [int(index) for index in indices]
         except (ConfigError, DataError) as error:
             if "." in header.experiment.data.split:  # its file is not here, or was changed
-                raise DataError(str(error), error.problems) from error
+                raise DataError(
+                    f"the split that the model was trained with: {error}; put its file back, or "
+                    "give --data of other slices",
+                    error.problems,
+                ) from error
             # Else there are too few patients for a split: no model was trained on them.
     return list(range(len(data.slices)))
 

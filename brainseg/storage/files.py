@@ -22,7 +22,7 @@ import platformdirs
 from pydantic import BaseModel, ValidationError
 
 from brainseg.errors import ConfigError, DataError, StorageError
-from brainseg.storage.urls import is_url
+from brainseg.storage.urls import is_url, redact
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -204,7 +204,9 @@ def user_path(text: Path | str, key: str = "") -> Path:
         ConfigError: If nothing can have this path: it is empty or a URL, there is no such user, it
             holds a NUL, or a name in it is longer than the system allows.
     """
-    where = f"{key}: {text!s:.100}" if key else f"{text!s:.100}"
+    # Redacted first: a cut URL no longer shows that a part of it is a password.
+    shown = redact(str(text))[:100]
+    where = f"{key}: {shown}" if key else shown
     if is_url(text):
         raise ConfigError(f"{where} is a URL; expected a path of this machine")
     if not str(text):

@@ -17,7 +17,7 @@ from yaml.reader import Reader, ReaderError
 
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import regular_file
-from brainseg.storage.urls import escape
+from brainseg.storage.urls import escape, redact
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -345,5 +345,6 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = _MAX_SHOWN
 
 def cut(text: str) -> str:
     """Return a text as a message quotes it: one line of at most 100 characters."""
-    text = escape(" ".join(text[:1_000].split()))
+    # Redacted first: a cut URL no longer shows that a part of it is a password.
+    text = escape(" ".join(redact(text[:8_000]).split()))
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

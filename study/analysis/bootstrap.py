@@ -55,11 +55,12 @@ class Estimate:
         A share's covers nearly all of 0 to 1, a difference's goes from half of all worse to half
         of all better, a distance's ends are apart by more than a factor of 100.
         """
-        if self.low < 0:
-            return self.low < -_HALF and self.high > _HALF
-        if self.high <= 1:
-            return self.low < _NOTHING_KNOWN and self.high > 1 - _NOTHING_KNOWN
-        return self.high > _FACTOR * self.low
+        low, high = (-self.high, -self.low) if self.high <= 0 else (self.low, self.high)
+        if low < 0:
+            return low < -_HALF and high > _HALF
+        if high <= 1:
+            return low < _NOTHING_KNOWN and high > 1 - _NOTHING_KNOWN
+        return high > _FACTOR * low
 
 
 @dataclass(frozen=True)

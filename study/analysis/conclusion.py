@@ -142,6 +142,9 @@ def _answers(
 def _describe_gap(pair: Pair) -> str:
     """Say by how much the first variant is better, and whether that may be chance."""
     found = pair.difference
+    if found.point < 0:  # a failed trial: the ranking is on fewer patients than the pair
+        by = f"{-found.point:.3f} in Dice/patient"
+        return f"On the patients that both tested, {pair.second}, the next, is better by {by}."
     by = f"By {found.point:.3f} in Dice/patient over {pair.second}, the next."
     interval = f"{found.low:.3f} to {found.high:.3f}"
     if found.is_wide:

@@ -94,7 +94,7 @@ def _scores(results: StudyResults, row: Row) -> Iterator[Block]:
     yield Table(
         f"Scores of the variant with 95 % intervals, from {num_trials} trials and "
         f"{scores.num_patients} test patients. Global Dice, IoU, precision and recall are "
-        "computed from the pixels of all patients. HD95 is in pixels where no unit stands.",
+        "computed from the pixels of all patients. HD95 without a unit is in pixels.",
         table,
     )
     own = ", ".join(

@@ -258,14 +258,14 @@ def _grid_copies(results: StudyResults) -> Iterator[Block]:
         {
             "file": path.name,
             "SHA-256": hash_file(path),
-            "used": "at the last start" if path.name == GRID_FILE else "before it was changed",
+            "used": "latest copy" if path.name == GRID_FILE else "before it was changed",
         }
         for path in copies
     ]
     yield Table("The file of the grid, copied into the study's folder.", rows, is_result=False)
     for before, after in itertools.pairwise(copies):
-        lines = changed_lines(read_text(before), read_text(after))
-        yield Listing(f"What changed after {before.name}:", "\n".join(lines))
+        if lines := changed_lines(read_text(before), read_text(after)):
+            yield Listing(f"What changed after {before.name}:", "\n".join(lines))
 
 
 def _reproduction(results: StudyResults) -> Iterator[Block]:

@@ -37,7 +37,7 @@ from study.storage.trial_folder import TrialFolder
 SYNTHETIC = "SYNTHETIC DATA (generated phantoms): these scores say nothing about patients."
 NO_WEIGHTS = "no pretrained weights"
 _WIDE = "(wide)"
-WIDE = "Wide: too few patients; the interval covers nearly all values that are possible."
+WIDE = "Wide: too few patients for an interval that says anything."
 """The footnote of tables with an interval that `format_estimate` calls wide."""
 WORST_PATIENT, WORST_SLICE = "worst patient", "worst slice"
 

@@ -170,11 +170,10 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         given = results.about.get("experiment", {}).get("data", {}).get("spacing_mm")
         source = "the headers of the files name it"
         if given:
-            source = "data.spacing_mm says: {:g} mm between rows, {:g} mm between columns".format(
-                *given
-            )
+            form = "data.spacing_mm gives {:g} mm between rows and {:g} mm between columns"
+            source = form.format(*given)
         yield Paragraph(
-            f"The spacing of the pixels is known: {source}. The same distances are given in "
+            f"The spacing of the pixels is known, since {source}. The same distances are given in "
             f"millimetres, with {TOLERANCE_MM:g} mm as the tolerance of NSD."
         )
         formats = {IN_MM: ".1f", "HD95, worst case, mm": ".1f", "NSD, mm": ".3f"}
@@ -288,10 +287,11 @@ def _interactions(results: StudyResults) -> Iterator[Block]:
 
 
 def _effect_rows(results: StudyResults, *, is_interaction: bool) -> list[dict[str, str]]:
+    kind = "interaction" if is_interaction else "effect"
     return [
         {
             "levels": effect.name,
-            "effect on Dice/patient": format_estimate(effect.difference, "+.3f"),
+            f"{kind} on Dice/patient": format_estimate(effect.difference, "+.3f"),
             "p": format_p(effect.p),
         }
         for effect in results.comparison.effects
@@ -385,8 +385,8 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
             "Sources of the variance of Dice/patient over all variants, patients and seeds.",
         )
         yield Table(
-            "Shares of the variance of Dice/patient. A share without a number cannot be told from "
-            "another one, which holds it.",
+            "Shares of the variance of Dice/patient. A share without a number is part of another "
+            "source's, since this study cannot separate the two.",
             [
                 {"source": name, "share": format_number(share), "what it is": MEANINGS[name]}
                 for name, share in results.comparison.variance.items()

@@ -25,7 +25,10 @@ _REFUSED = {
     **dict.fromkeys(("seed", "fold", "inner_fold"), "the search sets it"),
     "data.size": "scores would no longer compare; to begin with small slices, search at another "
     "size and give that study's folder to --warm-start",
-    "data.split_seed": "scores would no longer compare",
+    **dict.fromkeys(("data.split", "data.split_seed"), "scores would no longer compare"),
+    **dict.fromkeys(
+        ("flips", "largest_component"), "val Dice after an epoch does not depend on it"
+    ),
     **dict.fromkeys(
         ("stopping.patience", "stopping.minutes", "data.spacing_mm"), "it holds for all variants"
     ),

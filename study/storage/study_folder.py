@@ -229,7 +229,7 @@ def keep_grid(folder: Path, text: str) -> list[str]:
     path, text = folder / GRID_FILE, redact(hide_home(text))
     if not text:
         return []
-    earlier = read_text(path) if path.exists() else ""
+    earlier = read_text(path) if path in grid_copies(folder) else ""
     if earlier == text:
         return []
     if earlier:

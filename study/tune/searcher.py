@@ -153,10 +153,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         if folder.status == UNFINISHED and self._decisions.is_stopped(trial.number):
             folder.write_stopped(self._spec.candidate(trial.number, trial.params))
         row = folder.read()
-        if row is None or trial.state != TrialState.RUNNING:
+        if trial.state != TrialState.RUNNING or (row is None and not self._waits(trial.number)):
             return
+        # Tune does not tell a searcher the epoch at which a trial is stopped or paused.
         epochs = [(int(epoch["step"]), epoch[SCORE]) for epoch in folder.read_history()]
         self._tell_epochs(trial, epochs)
+        if row is None:
+            self._sync.commit_file(self._journal)
+            return
         if row["status"] == FINISHED:
             self._study.tell(trial.number, row[SCORE])
         else:
@@ -231,7 +235,7 @@ def run_search(
     folder = sync.folder / search_path(spec.search.group)
     folder.mkdir(parents=True, exist_ok=True)
     decisions = Decisions(folder / "decisions.csv", sync.commit_file)
-    while True:  # a pass per round; without rounds there is one
+    while True:  # a run of Tune per round; the last pass finds nothing left
         searcher = OptunaSearcher(spec, sync, resources, decisions)
         if not searcher.num_left and not searcher.next_round():
             return 0

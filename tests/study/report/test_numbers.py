@@ -56,7 +56,7 @@ def test_millimetres_stand_beside_pixels_where_the_spacing_is_known(tmp_path: Pa
     units = {row["score"]: row["unit"] for row in read_csv(study / "table.csv")}
     assert (units["HD95"], units["HD95, mm"]) == ("pixels of the slice", "mm")
     page = (study / "report.md").read_text()
-    assert "data.spacing_mm says: 0.5 mm between rows, 0.5 mm between columns" in page
+    assert "data.spacing_mm gives 0.5 mm between rows and 0.5 mm between columns" in page
     assert "| HD95 | HD95, mm |" in page
     assert "HD95 in pixels and millimetres" in (study / "table.tex").read_text()
 

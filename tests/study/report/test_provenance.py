@@ -116,7 +116,7 @@ def test_the_grids_file_is_listed_with_its_hash_and_its_changes(small: Path) -> 
     assert table.rows[-1] == {
         "file": "grid.yaml",
         "SHA-256": hashlib.sha256(b"description: Two.\n").hexdigest(),
-        "used": "at the last start",
+        "used": "latest copy",
     }
     assert len(table.rows) == 2
     texts = [block.text for block in section.blocks if isinstance(block, Listing)]

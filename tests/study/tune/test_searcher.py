@@ -310,6 +310,26 @@ def test_each_round_is_a_run_of_tune(
     assert samples == [14, num_survivors(came), num_survivors(num_survivors(came))]
 
 
+def test_candidates_that_wait_have_told_their_score_at_the_rung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_search(tmp_path, 4, scheduler="halving")
+    drive = Drive(spec, tmp_path)
+
+    def fit(*args: Any, num_samples: int, search_alg: Any, scheduler: Any, **options: Any) -> None:
+        for _ in range(num_samples):
+            drive.train(search_alg, scheduler, monkeypatch)
+        raise KilledError
+
+    monkeypatch.setattr("study.tune.searcher.fit", fit)
+    progress: Any = None
+    with pytest.raises(KilledError):
+        run_search(spec, StudySync(tmp_path), RESOURCES, progress, 0)
+    waiting = [trial for trial in history_of(tmp_path) if trial[1] == "RUNNING"]
+    assert len(waiting) > 1
+    assert all(max(trial[4]) == 3 for trial in waiting)
+
+
 def test_a_search_in_rounds_that_is_extended_compares_new_candidates_with_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
