@@ -334,7 +334,7 @@ def describe_unused(root: Path, used: Iterable[Path], remedy: str) -> list[str]:
         OSError: If a folder cannot be read.
     """
     left = sorted(_find_unused(root, {str(path) for path in used}), key=natural_key)
-    return [f"{len(left)} file(s) {remedy}: {_name_some(left)}"] if left else []
+    return [f"{len(left)} files {remedy}: {_name_some(left)}"] if left else []
 
 
 def _find_unused(root: Path, used: Collection[str]) -> Iterator[str]:
