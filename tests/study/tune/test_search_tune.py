@@ -97,11 +97,14 @@ def test_two_at_once_come_to_as_many_as_asked_and_may_be_extended(searching: Sea
     assert len(decided) == len(set(decided)) == sum(len(trial[4]) for trial in after)
 
 
+@pytest.mark.parametrize(
+    "kills", [(13,), pytest.param((4, 13, 17), marks=pytest.mark.exhaustive)], ids=["one", "three"]
+)
 def test_a_search_in_rounds_goes_on_after_a_kill_within_a_round_and_between_two(
-    searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
 ) -> None:
     searching.options = ["tpe", "halving"]
-    for decisions in (4, 13, 17):  # the first round has twelve, the second begins there
+    for decisions in kills:  # the first round has twelve, the second begins there
         process = searching.start(4, 1)
         searching.wait_for_decisions(decisions)
         process.kill()
