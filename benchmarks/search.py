@@ -22,7 +22,7 @@ from benchmarks.measure import EXIT_CODES, add_epochs, positive, print_table
 from brainseg.cli import FINISHED, build_parser, run_command
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
-from study.spec.halving import IN_ROUNDS, ROUND_FACTOR
+from study.spec.halving import IN_ROUNDS, ROUND_FACTOR, UNFROZEN_EPOCHS
 from study.spec.search_space import Range
 from study.spec.study_spec import SCHEDULERS, SCORE, SearchSpec, StudySpec
 from study.storage.leaderboard import read_candidates
@@ -36,7 +36,6 @@ _WEIGHTS = {"decay": 0.06, "augment": 0.04, "batch": 0.03, "loss": 0.03, "clip":
 """Further SYNTHETIC settings -> what the Dice loses at their worst value."""
 
 _BEST = 5
-_UNFROZEN = 2  # nobody is stopped before so many unfrozen epochs
 _DESCRIPTION = """\
 Compare the schedulers of a search, and variants of them, on complete learning curves. Nothing is
 trained and no Ray is started: each scheduler sees the val Dice of every epoch of every candidate,
@@ -383,7 +382,7 @@ def _stopping(begin: Callable[[Search], Policy]) -> Way:
 
 def _rungs(search: Search, later: int, step: float) -> list[int]:
     """Return rungs, each `step` times as far as the one before, or each epoch with 1."""
-    found, epoch = [], float(search.frozen + _UNFROZEN + later)
+    found, epoch = [], float(search.frozen + UNFROZEN_EPOCHS + later)
     while round(epoch) < search.longest:
         found.append(round(epoch))
         epoch = epoch + 1 if step == 1 else epoch * step
@@ -400,7 +399,7 @@ def _asha(step: float, factor: float, later: int = 0, **options: Any) -> Way:
 
 def _halving(step: float, factor: float, later: int = 0, rule: Rule | None = None) -> Way:
     return Way(
-        lambda search: _EndsAt(search.frozen + _UNFROZEN + later),
+        lambda search: _EndsAt(search.frozen + UNFROZEN_EPOCHS + later),
         lambda curves, at_once: run_rounds(
             curves, _rungs(curves.search, later, step), 1 / factor, at_once, rule or best_so_far
         ),
@@ -409,7 +408,7 @@ def _halving(step: float, factor: float, later: int = 0, rule: Rule | None = Non
 
 def _promoting(step: float, factor: float) -> Way:
     return Way(
-        lambda search: _EndsAt(search.frozen + _UNFROZEN),
+        lambda search: _EndsAt(search.frozen + UNFROZEN_EPOCHS),
         lambda curves, at_once: Promotion(curves, _rungs(curves.search, 0, step), 1 / factor).run(
             at_once
         ),
@@ -573,7 +572,7 @@ def _measure(args: argparse.Namespace) -> int:
     if len(shapes) > 1:
         raise ConfigError(f"--study: the searches differ in their epochs: {sorted(shapes)}")
     ((frozen, longest),) = shapes
-    rung = frozen + _UNFROZEN
+    rung = frozen + UNFROZEN_EPOCHS
     if longest <= rung:
         raise ConfigError(f"{longest} epochs leave nothing to stop after {rung}")
     agree = fmean(correlation(curves, rung) for curves in sets)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from brainseg.cli import FINISHED, KNOWN_ERROR, build_parser, run_command, say
+from brainseg.cli import FINISHED, KNOWN_ERROR, build_parser, run_command, say, typed
 from brainseg.config import Experiment, parse_changes
 from brainseg.data.phantom import generate_phantom
 from brainseg.data.preprocess import apply_filters
@@ -74,10 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _network(text: str) -> str:
-    try:
-        check_architecture(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    typed(check_architecture, text)
     return text
 
 

@@ -132,14 +132,14 @@ def whole_number(low: int, high: int = 1_000_000) -> Callable[[str], int]:
 
 def local_path(text: str) -> Path:
     """Return the path that a flag gives; the type of flags that name what is read."""
-    return _typed(user_path, text)
+    return typed(user_path, text)
 
 
 def store_url(text: str) -> str:
     """Return the URL that a flag gives, which is well formed and holds no secret."""
     if not is_url(text):
         raise argparse.ArgumentTypeError(f"{text:.100} is no URL: expected such as s3://BUCKET/X")
-    _typed(check_url, text)
+    typed(check_url, text)
     return text
 
 
@@ -171,7 +171,7 @@ def result_file(text: str) -> Path:
     return path
 
 
-def _typed(read: Callable[[str], Value], text: str) -> Value:
+def typed(read: Callable[[str], Value], text: str) -> Value:
     """Read the value of a flag; argparse puts the flag's name in front of an error."""
     try:
         return read(text)

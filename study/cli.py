@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from brainseg.cli import build_parser as command_parser
-from brainseg.cli import clean, local_path, location, result_location
+from brainseg.cli import clean, local_path, location, result_location, typed
 from brainseg.cli import whole_number as _whole
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS
-from brainseg.errors import ConfigError
 from brainseg.storage.values import cut
 from study.spec.grid import (
     MAX_CANDIDATES,
@@ -233,10 +232,7 @@ def _prediction(text: str) -> tuple[str, Path]:
 
 
 def _study_name(text: str) -> str:
-    try:
-        return checked_name(text, "the study")
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    return typed(lambda name: checked_name(name, "the study"), text)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ IN_ROUNDS = "halving"
 ROUND_FACTOR = 3
 """One candidate in so many goes on after a round; LOG.md compares 2, 3 and 4."""
 
-_UNFROZEN_EPOCHS = 2
+UNFROZEN_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Halving:
                 first rung comes after two unfrozen epochs of every candidate.
         """
         frozen, longest = stage_epochs
-        first, brackets = frozen + _UNFROZEN_EPOCHS, BRACKETS.get(scheduler, 0)
+        first, brackets = frozen + UNFROZEN_EPOCHS, BRACKETS.get(scheduler, 0)
         return cls(first, longest, brackets, scheduler == IN_ROUNDS)
 
     def start(self, bracket: int) -> int:

@@ -82,7 +82,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._space.check(start)
             self._study.enqueue_trial(start, skip_if_exists=True)
         self.settle()
-        self._interrupted = [n for n in self._running_numbers() if not self._waits(n)]
+        self._interrupted = self._under_way()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searchers into files that nothing here reads back
@@ -99,8 +99,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def num_left(self) -> int:
         """Number of candidates that have yet to end, or to come to the rung of this round."""
         drawn = sum(trial.state != TrialState.WAITING for trial in self._trials())
-        running = sum(not self._waits(number) for number in self._running_numbers())
-        return running + max(0, self._num_candidates - drawn)
+        return len(self._under_way()) + max(0, self._num_candidates - drawn)
 
     def next_round(self) -> bool:
         """End the candidates at the lowest rung except for its best, which go on.
@@ -108,12 +107,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         Returns:
             Whether any goes on; False if nobody waits, or a candidate has yet to come to its rung.
         """
-        while not self.num_left and (waiting := self._running_numbers()):
-            for number in self._decisions.end_round(waiting):
+        while not self.num_left and (waiting := self._running()):
+            for number in self._decisions.end_round([trial.number for trial in waiting]):
                 job = self._spec.candidate(number, self._trials()[number].params)
                 self._folder(number).write_stopped(job)
             self.settle()
-            self._interrupted = [n for n in self._running_numbers() if not self._waits(n)]
+            self._interrupted = self._under_way()
         return bool(self.num_left)
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
@@ -197,8 +196,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _running(self) -> list[FrozenTrial]:
         return [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
 
-    def _running_numbers(self) -> list[int]:
-        return [trial.number for trial in self._running()]
+    def _under_way(self) -> list[int]:
+        """Return the candidates that have begun, and neither ended nor wait at a rung."""
+        return [trial.number for trial in self._running() if not self._waits(trial.number)]
 
     def _waits(self, number: int) -> bool:
         """Return whether a candidate that has not ended waits at a rung."""

@@ -62,17 +62,31 @@ def searching(tmp_path: Path) -> Iterator[Searching]:
         process.wait()
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "candidates", "kills"),
+    [
+        ("asha", 5, (2, 17, 29)),  # in the first candidate, between or in later ones
+        ("halving", 4, (13,)),  # the first round has twelve, the second begins there
+        pytest.param("halving", 4, (4, 13, 17), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_killed_search_goes_on_to_what_an_undisturbed_one_finds(
-    searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searching: Searching,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scheduler: str,
+    candidates: int,
+    kills: tuple[int, ...],
 ) -> None:
-    for decisions in (2, 17, 29):  # in the first candidate, between or in later ones
-        process = searching.start(5, 1)
+    searching.options = ["tpe", scheduler]
+    for decisions in kills:
+        process = searching.start(candidates, 1)
         searching.wait_for_decisions(decisions)
         process.kill()
         process.wait()
-    assert searching.finish(5, 1) == {"candidates": 5, "left": 0}
+    assert searching.finish(candidates, 1) == {"candidates": candidates, "left": 0}
     quiet = tmp_path / "quiet"
-    Drive(build_search(quiet, 5), quiet).run(monkeypatch)
+    Drive(build_search(quiet, candidates, scheduler=scheduler), quiet).run(monkeypatch)
     assert history_of(searching.folder) == history_of(quiet)
     for name in ("candidates.csv", "search/decisions.csv", "best.yaml"):
         assert (searching.folder / name).read_bytes() == (quiet / name).read_bytes()
@@ -95,23 +109,3 @@ def test_two_at_once_come_to_as_many_as_asked_and_may_be_extended(searching: Sea
     assert all(trial[1] in ("COMPLETE", "PRUNED", "FAIL") for trial in after)
     decided = [entry[:2] for entry in Decisions(searching.folder / "search" / "decisions.csv")]
     assert len(decided) == len(set(decided)) == sum(len(trial[4]) for trial in after)
-
-
-@pytest.mark.parametrize(
-    "kills", [(13,), pytest.param((4, 13, 17), marks=pytest.mark.exhaustive)], ids=["one", "three"]
-)
-def test_a_search_in_rounds_goes_on_after_a_kill_within_a_round_and_between_two(
-    searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: tuple[int, ...]
-) -> None:
-    searching.options = ["tpe", "halving"]
-    for decisions in kills:  # the first round has twelve, the second begins there
-        process = searching.start(4, 1)
-        searching.wait_for_decisions(decisions)
-        process.kill()
-        process.wait()
-    assert searching.finish(4, 1) == {"candidates": 4, "left": 0}
-    quiet = tmp_path / "quiet"
-    Drive(build_search(quiet, 4, scheduler="halving"), quiet).run(monkeypatch)
-    assert history_of(searching.folder) == history_of(quiet)
-    for name in ("candidates.csv", "search/decisions.csv", "best.yaml"):
-        assert (searching.folder / name).read_bytes() == (quiet / name).read_bytes()
