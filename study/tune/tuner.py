@@ -7,6 +7,7 @@ writes below `<study>/tune/`, into a new folder for each start.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 from ray import tune
 
+from brainseg.errors import StorageError
 from study.spec.resources import TrialResources
 from study.spec.study_spec import METRIC, MODE, SCORE
 from study.spec.trial_job import TrialJob
@@ -155,6 +157,7 @@ def fit(
 
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
+        StorageError: If Tune cannot write its own files, such as on a full disk.
     """
     runs = sync.folder / "tune"
     runs.mkdir(exist_ok=True)
@@ -177,7 +180,7 @@ def fit(
             verbose=0,
         ),
     )
-    with _stop_signals() as stopped, lost_nodes.counted_apart():
+    with _stop_signals() as stopped, lost_nodes.counted_apart(), disk_errors_named(runs):
         results = tuner.fit()
     if lost_nodes.total:
         times = f"{lost_nodes.total} time" + "s" * (lost_nodes.total != 1)
@@ -196,6 +199,23 @@ def fit(
 def to_config(job: TrialJob) -> dict[str, Any]:
     """Return Tune's configuration of a job; it carries the job's name and path."""
     return {JOB: job.model_dump(mode="json")}
+
+
+@contextmanager
+def disk_errors_named(folder: Path) -> Iterator[None]:
+    """Raise a StorageError where Tune raises a TuneError whose text is an OSError's traceback.
+
+    Raises:
+        StorageError: If Tune could not write below the folder.
+    """
+    try:
+        yield
+    except tune.TuneError as error:
+        reasons = re.findall(r"Error: (\[Errno \d+\] .+)", str(error))
+        if not reasons:
+            raise
+        message = f"Tune cannot write below {folder}: {reasons[-1]}"
+        raise StorageError(f"{message}; the same command continues the study") from error
 
 
 @contextmanager

@@ -211,6 +211,6 @@ def test_a_layout_from_a_file_becomes_a_list_that_needs_no_code(
     assert explore.main([*command, "./mine.py:find"]) == USAGE
     assert "is there already" in capsys.readouterr().err
     assert explore.main(["--data", "none", "--layout", "./mine.py:find"]) == KNOWN_ERROR
-    assert "none is no folder" in capsys.readouterr().err
+    assert "there is no folder none" in capsys.readouterr().err
     assert explore.main(["--layout", "./mine.py:find"]) == USAGE
     assert "--layout needs --data" in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from brainseg.config import Experiment
 from brainseg.data.slice_store import SliceStore
+from brainseg.errors import StorageError
 from brainseg.model.model_file import load_model
 from study.spec.resources import TrialResources
 from study.spec.trial_job import TrialJob
@@ -25,9 +28,8 @@ from study.storage.trial_folder import TrialFolder
 from study.tune.cluster import start_cluster
 from study.tune.progress import Progress
 from study.tune.trainable import JOB, run_job
-from study.tune.tuner import fit, to_config
+from study.tune.tuner import disk_errors_named, fit, to_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ONE_AT_ONCE = TrialResources(cpus=1)
 CHANGES: dict[str, dict[str, Any]] = {
     "raw": {},
@@ -72,7 +74,9 @@ def _processes(folder: Path) -> dict[str, dict[str, int]]:
     return {path.parent.name.partition("-")[0]: json.loads(path.read_text()) for path in paths}
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
 def test_trials_that_share_a_process_have_the_bits_of_trials_alone(
     tmp_path: Path, data: SliceStore, tiny: Experiment
 ) -> None:
@@ -101,7 +105,9 @@ def test_trials_that_share_a_process_have_the_bits_of_trials_alone(
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.slow
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
 def test_a_process_does_not_grow_from_trial_to_trial(
     tmp_path: Path, data: SliceStore, tiny: Experiment
 ) -> None:
@@ -111,3 +117,23 @@ def test_a_process_does_not_grow_from_trial_to_trial(
     assert len({row["pid"] for row in seen}) == 1
     assert seen[-1]["threads"] <= seen[1]["threads"]
     assert seen[-1]["rss"] < 1.1 * seen[1]["rss"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "result.json"), StorageError),
+        (ValueError("a fault of this program"), tune.TuneError),
+    ],
+)
+def test_a_disk_error_in_the_text_of_one_of_tunes_is_one_of_storage(
+    tmp_path: Path, error: Exception, expected: type[Exception]
+) -> None:
+    """Tune raises what its callbacks raise as the text of a traceback."""
+    try:
+        raise error
+    except Exception:
+        text = traceback.format_exc()
+    said = r"No space left on device.*result\.json|a fault of"
+    with pytest.raises(expected, match=said), disk_errors_named(tmp_path):
+        raise tune.TuneError(text)
