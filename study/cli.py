@@ -115,7 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--fresh",
         action="store_true",
-        help="rename an existing study of that name to NAME.<time>, and begin again",
+        help="rename an existing study of that name to NAME.<time>, and begin again; "
+        "leave it out to continue a run that was stopped",
     )
     where.add_argument(
         "--retry-failed",

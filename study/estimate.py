@@ -23,7 +23,6 @@ from study.resolve import Study
 from study.spec.resources import Cluster, TrialResources, trials_on
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
-from study.storage.leaderboard import count_open
 from study.storage.schema import FINISHED
 from study.storage.trial_folder import TrialFolder
 
@@ -156,7 +155,8 @@ def describe_hours(
         return [_describe_unknown(list(missing), study)]
     seconds = []
     for job in left:
-        done = len(TrialFolder(study.folder / job.path).read_history())
+        folder = TrialFolder(study.folder / job.path)
+        done = 0 if study.begins_again else len(folder.read_history())
         training = times.training(kinds[job.name], job.experiment, done)
         assert training is not None
         seconds.append(training + times.rest(kinds[job.name]))
@@ -331,7 +331,7 @@ def _describe_search(study: Study) -> list[Line]:
     many = [
         f"{one.search.group}: {', '.join(one.variants)}" for one in spec.searches if one.search
     ]
-    in_full = sum(count_open(study.folder, s) * s.halving.longest for s in spec.searches)
+    in_full = sum(study.count_open(s) * s.halving.longest for s in spec.searches)
     epochs = _expected_epochs(study)
     rungs = ", ".join(map(str, halving.rungs()))
     stops = {"none": "stops no candidate", "median": f"from epoch {halving.first} on"}
@@ -361,8 +361,7 @@ def _describe_search(study: Study) -> list[Line]:
 def _expected_epochs(study: Study) -> float:
     """Return the epochs that the searches are expected to train yet, per training."""
     return sum(
-        search.halving.expected_epochs(count_open(study.folder, search))
-        for search in study.spec.searches
+        search.halving.expected_epochs(study.count_open(search)) for search in study.spec.searches
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -83,8 +84,9 @@ def run_study(args: argparse.Namespace, console: Console) -> int:
 def _plan(args: argparse.Namespace, study: Study, console: Console) -> int:
     """Print what would run and what it would take."""
     study.sync.fetch()
+    study = replace(study, begins_again=args.fresh)
     is_there = not args.fresh and check_folder(study.folder, study.spec)
-    jobs = study.expected_jobs(begun=is_there)
+    jobs = study.expected_jobs()
     left = study.open_jobs(jobs, retry_failed=args.retry_failed) if is_there else jobs
     nodes = _measure_nodes(args.address)
     resources = allocate(args, study, nodes)
@@ -150,7 +152,8 @@ def _search(
         f"optuna-dashboard {os.path.relpath(journal)}"
     )
     names = [candidate_name(index, group) for index in range(left)]
-    progress = Progress(names, round(spec.halving.expected_epochs(left)), console)
+    expected, in_rounds = spec.halving.expected_epochs(left), spec.halving.in_rounds
+    progress = Progress(names, round(expected), console, in_rounds=in_rounds)
     run_search(spec, study.sync, resources, progress, args.retries, node_losses=args.node_losses)
     full = ranked(write_leaderboard(study.folder, spec, _heading(study)))
     if count_open(study.folder, spec):

@@ -56,6 +56,7 @@ class Study:
         sync: Where the study is or will be.
         sizes: `Experiment.network` -> its number of weights.
         external: Other tools' predictions, scored.
+        begins_again: For a plan: whether what is in the folder now will be moved aside.
     """
 
     spec: StudySpec
@@ -63,6 +64,7 @@ class Study:
     sync: StudySync
     sizes: dict[str, int]
     external: tuple[ExternalVariant, ...] = ()
+    begins_again: bool = False
 
     @property
     def folder(self) -> Path:
@@ -85,7 +87,12 @@ class Study:
 
     def num_open_candidates(self) -> int:
         """Return how many candidates of all searches have yet to end; 0 without a search."""
-        return sum(count_open(self.folder, search) for search in self.spec.searches)
+        return sum(map(self.count_open, self.spec.searches))
+
+    def count_open(self, search: StudySpec) -> int:
+        """Return how many candidates of one of the searches have yet to end."""
+        assert search.search is not None
+        return search.search.candidates if self.begins_again else count_open(self.folder, search)
 
     def jobs(self) -> list[TrialJob]:
         """Return all trials: the grid's and, once all searches are over, their winners'."""
@@ -96,13 +103,9 @@ class Study:
             job for search in self.spec.searches for job in winner_jobs(self.folder, search)
         ]
 
-    def expected_jobs(self, *, begun: bool = True) -> list[TrialJob]:
-        """Return all trials, with placeholders for those of a winner that is not known yet.
-
-        Args:
-            begun: False for a study that begins again, whatever is in the folder now.
-        """
-        if self.spec.search is None or (begun and not self.num_open_candidates()):
+    def expected_jobs(self) -> list[TrialJob]:
+        """Return all trials, with placeholders for those of a winner that is not known yet."""
+        if not self.num_open_candidates():
             return self.jobs()
         jobs = self.spec.jobs()
         for search in self.spec.searches:
@@ -185,8 +188,9 @@ def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
     starts = None if folder is None else _recorded_starts(folder, source.name)
     if starts is None:
         starts = tuple(_read_starts(source, where, spec, say))
-    room = max(0, spec.search.candidates - len(spec.variants))
-    say(f"Warm start: {min(room, len(starts))} candidates of {source.name}")
+    room = max(0, spec.search.candidates - max(len(one.variants) for one in spec.searches))
+    each = " for each search" * (len(spec.searches) > 1)
+    say(f"Warm start: {min(room, len(starts))} candidates of {source.name}{each}")
     if room < len(starts):
         say(f"Note: {where}: {len(starts) - room} more do not fit into --search N; raise N")
     search = spec.search.model_copy(update={"warm_start": source.name, "starts": starts})
@@ -209,7 +213,9 @@ def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterato
         )
     earlier = read_spec(source)
     _check_judges(earlier, where, spec)
-    misfits, count = [], 0
+    misfits: list[str] = []
+    known = [spec.search_space.baseline(variant) for variant in spec.variants]
+    num_variants = len(known)
     for search in earlier.searches:
         if left := count_open(source, search):
             raise StudyError(
@@ -224,10 +230,13 @@ def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterato
             except ConfigError as error:
                 misfits.append(f"candidate {row['candidate']} does not fit: {error}")
                 continue
-            count += 1
-            yield start
-    if not count:
-        raise ConfigError(f"{where}: {misfits[0] if misfits else 'no candidate ran in full'}")
+            if start not in known:
+                known.append(start)
+                yield start
+    if len(known) == num_variants and misfits:
+        raise ConfigError(f"{where}: {misfits[0]}")
+    if len(known) == num_variants:
+        raise StudyError(f"{where}: no candidate but the variants themselves ran in full")
     for misfit in misfits:
         say(f"Note: {where}: {misfit}")
 
@@ -240,6 +249,12 @@ def _check_judges(earlier: StudySpec, where: str, spec: StudySpec) -> None:
         raise StudyError(
             f"{where}: its candidates were judged on other data or another split, perhaps by "
             "patients that are tested here: give a search on the same data and split"
+        )
+    ours, theirs = spec.experiment.inner_fold, earlier.experiment.inner_fold
+    if ours != theirs:
+        raise StudyError(
+            f"{where}: its candidates were judged with inner_fold {theirs}, here it is {ours}: "
+            f"give --set inner_fold={theirs}"
         )
     if not set(earlier.inner_folds) <= set(spec.inner_folds):
         raise StudyError(
@@ -302,8 +317,9 @@ def write_facts(study: Study, resources: TrialResources) -> None:
     }
     is_there = (study.folder / "study.json").exists()
     earlier = read_study(study.folder).get("protocol", []) if is_there else []
-    tested = [job for job in study.jobs() if TrialFolder(study.folder / job.path).is_finished()]
-    facts["protocol"] = register(earlier, spec, len(tested))
+    # All of them: an extended search has tested winners that it may not choose again.
+    trials = map(TrialFolder, (study.folder / "trials").glob("*"))
+    facts["protocol"] = register(earlier, spec, sum(trial.is_finished() for trial in trials))
     # Before study.json, which says that they are there.
     for external in study.external:
         external.write(study.folder)

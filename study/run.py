@@ -10,7 +10,7 @@ from brainseg.storage.remote import require_store
 from study.cli import build_console, list_grids, parse_options
 from study.storage.sync import find_study
 
-_STOPPED = "stopped; the same command continues from the last completed epochs"
+_STOPPED = "stopped; the same command, without --fresh, continues from the last completed epochs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -126,9 +126,11 @@ def _answers(
     yield "By how much?", _describe_gap(pair)
     sure = f"{_describe_sureness(pair, has_equals=bool(equal))}: it ranks first in "
     sure += f"{100 * first.ranks[0]:.0f} % of resamples of patients and seeds"
-    if rankings:
-        agree = len(rankings) - len(other_winners(rankings))
-        sure += f", and in {agree} of {len(rankings)} rankings by other metrics or ways"
+    # Not the study's own, and none in which all tie.
+    others = [ranking for ranking in rankings[1:] if max(ranking.ranks) > 1]
+    if others:
+        agree = len(others) - len(other_winners(rankings))
+        sure += f", and in {agree} of {len(others)} rankings by other metrics or ways"
     yield "How sure is that?", f"{sure}."
     people = "generated phantoms" if synthetic else "test patients"
     yield (

@@ -77,7 +77,9 @@ def rank_otherwise(
             continue
         by_patient = _average(values, shared)
         found += [(metric, way, merit) for way, merit in _merits(by_patient).items()]
-    counts = np.where(shared[..., None], chosen.counts, 0)
+    # The mean of the shared seeds: a patient with fewer of them weighs as much as others.
+    weights = shared / np.maximum(shared.sum(axis=0), 1)
+    counts = np.where(shared[..., None], chosen.counts, 0) * weights[..., None]
     found.append(("global Dice", MEAN, dice(counts.sum(axis=(1, 2)))))
     if all(name in slice_dice for name in names):
         found.append(("Dice/slice", MEAN, np.array([slice_dice[name] for name in names])))

@@ -59,7 +59,7 @@ Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)]
 Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 
 _INHERITS, _SHARED = "inherits", "shared"
-_OF_ALL = ("stopping.", "data.spacing_mm")
+_OF_ALL = ("stopping.", "data.spacing_mm", "data.split_seed")
 DECIDED = {
     "fold": "--folds N runs rotations 0 to N-1",
     "seed": "--seeds N counts up from the seed of the configuration",
@@ -205,6 +205,12 @@ class Grid:
                         "remove one of them"
                     )
             seen.append((variant, experiment))
+        splits = sorted({one.data.split for _, one in seen if not one.is_leaky})
+        if len(splits) > 1:
+            raise ConfigError(
+                f"grid {self.name}: the variants have the splits {' and '.join(splits)}, which "
+                "test other patients: give all of them one data.split"
+            )
 
 
 ONE = Grid("one", "The configured experiment alone.", {"configured": {}})
@@ -351,6 +357,8 @@ def _products(keys: Changes, where: str, below: Changes) -> Iterator[tuple[str, 
     A list is multiplied out, unless the key itself takes that list.
     """
     many = {k: v for k, v in keys.items() if isinstance(v, list) and not _takes(k, v)}
+    if empty := [key for key, values in many.items() if not values]:
+        raise ConfigError(f"{where}: {empty[0]} is an empty list; give at least one value")
     _limit(where, many.values())
     for values in itertools.product(*many.values()):
         chosen = dict(zip(many, values, strict=True))

@@ -26,6 +26,8 @@ from study.spec.grid import ONE
 from study.spec.study_spec import StudySpec
 
 GRID_FILE = "grid.yaml"
+_BEFORE_STUDY = {"experiment.yaml", "split.json", "patients.csv", "external", GRID_FILE}
+"""What may be there before study.json: a start that was killed leaves no more than these."""
 """The copy of a user's own grid in the study's folder."""
 
 
@@ -106,7 +108,10 @@ def check_folder(folder: Path, spec: StudySpec) -> bool:
     Raises:
         StudyError: If another study has the name, with the differences.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists():
+        return False
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if names <= _BEFORE_STUDY:
         return False
     changed = read_spec(folder).differences(spec)
     if changed:

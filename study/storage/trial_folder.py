@@ -118,6 +118,10 @@ class TrialFolder:
             OSError: If the study's folder is gone or cannot be written.
         """
         self.path.mkdir(exist_ok=True)
+        self.remove_result()
+
+    def remove_result(self) -> None:
+        """Remove the result, if there is one: the trial has yet to end."""
         (self.path / "result.json").unlink(missing_ok=True)
 
     def set_checkpoints_aside(self) -> Path:

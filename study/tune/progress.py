@@ -19,12 +19,15 @@ class Progress:
         names: Trials of this start.
         epochs: Epochs of all of them together.
         console: Where to print.
+        in_rounds: Whether candidates wait at rungs. Those that end say nothing of the others then.
     """
 
-    def __init__(self, names: Sequence[str], epochs: int, console: Console) -> None:
+    def __init__(
+        self, names: Sequence[str], epochs: int, console: Console, *, in_rounds: bool = False
+    ) -> None:
         self._short = _shorten(names)
         self._width = max(len(name) for name in self._short.values())
-        self._epochs = epochs
+        self._epochs, self._in_rounds, self._trained = epochs, in_rounds, 0
         self._done: dict[str, int] = {}
         self._replayed: dict[str, int] = {}
         self._ended: dict[str, int] = {}
@@ -47,6 +50,7 @@ class Progress:
         if row["replayed"]:
             self._replayed[name] = int(row["epoch"])
             return
+        self._trained += 1
         if self._replayed.get(name) == row["epoch"] - 1:
             self.note(f"{self._label(name)}  continues after epoch {self._replayed[name]}")
         if not self._header_printed:
@@ -66,6 +70,8 @@ class Progress:
             how: Its status and score.
         """
         self.note(f"{self._label(name)}  {how}")
+        if self._in_rounds:
+            return
         self._ended[name] = self._done.get(name, 0)
         each = sum(self._ended.values()) / len(self._ended)
         self._epochs = round(each * len(self._short))
@@ -78,10 +84,8 @@ class Progress:
         return self._short.get(name, name).ljust(self._width)
 
     def _left(self) -> str:
-        done = sum(self._done.values())
-        now = done - sum(self._replayed.values())
-        left = max(0, self._epochs - done)
-        return _duration((time.monotonic() - self._start) / now * left)
+        left = max(0, self._epochs - sum(self._done.values()))
+        return _duration((time.monotonic() - self._start) / self._trained * left)
 
 
 def _duration(seconds: float) -> str:

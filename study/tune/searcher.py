@@ -65,15 +65,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._sync, self._resources, self._decisions = sync, resources, decisions
         self._group = spec.search.group
         self._journal = sync.folder / search_path(self._group) / "journal.log"
-        self._storage = open_journal(self._journal)
-        self._study = optuna.create_study(
-            storage=self._storage,
-            sampler=SeededSampler(spec.search.sampler, spec.experiment.seed, self._waits),
-            study_name=NAME,
-            direction="maximize",
-            load_if_exists=True,
-        )
-        self._study_id = self._storage.get_study_id_from_name(NAME)
+        self._open()
+        if lost := self._lost_results():
+            _set_aside(
+                self._journal, f"says that candidate {lost[0]} ended, but its result is gone"
+            )
+            self._open()
         self._index_of: dict[str, int] = {}
         self._restore_lost()
         for variant in spec.variants:
@@ -83,6 +80,25 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
             self._study.enqueue_trial(start, skip_if_exists=True)
         self.settle()
         self._interrupted = self._under_way()
+
+    def _open(self) -> None:
+        """Open the journal, or begin one."""
+        assert self._spec.search is not None
+        self._storage = open_journal(self._journal)
+        seed, sampler = self._spec.experiment.seed, self._spec.search.sampler
+        self._study = optuna.create_study(
+            storage=self._storage,
+            sampler=SeededSampler(sampler, seed, self._waits),
+            study_name=NAME,
+            direction="maximize",
+            load_if_exists=True,
+        )
+        self._study_id = self._storage.get_study_id_from_name(NAME)
+
+    def _lost_results(self) -> list[int]:
+        """Return the candidates that have ended as the journal says, but left no result."""
+        ended = [trial.number for trial in self._trials() if trial.state.is_finished()]
+        return [number for number in ended if self._folder(number).status == UNFINISHED]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searchers into files that nothing here reads back
@@ -263,11 +279,15 @@ def open_journal(path: Path) -> JournalStorage:
     try:
         return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, KeyError, AssertionError) as error:
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-        path.rename(aside)
-        message = f"{path} is damaged ({error}); it was renamed to {aside}, and is written again"
-        warnings.warn(message, stacklevel=2)
+        _set_aside(path, f"is damaged ({error})")
         return JournalStorage(JournalFileBackend(str(path)))
+
+
+def _set_aside(path: Path, reason: str) -> None:
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
+    path.rename(aside)
+    message = f"{path} {reason}; it was renamed to {aside}, and is written again"
+    warnings.warn(message, stacklevel=3)
 
 
 class SeededSampler(BaseSampler):

@@ -80,8 +80,13 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         else:
             reason = _last_failure(trial)
         self._progress.note(f"{trial} continues after a failure: {_last_line(reason)}")
+        folder = self._folder(trial)
+        if folder.status != UNFINISHED:
+            # It says that the trial failed. If this process dies now, the next one runs it again.
+            folder.remove_result()
+            folder.commit()
         if any(phrase in reason for phrase in _LOW_MEMORY):
-            self._folder(trial).halve_batches(_last_line(reason))
+            folder.halve_batches(_last_line(reason))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
@@ -180,7 +185,7 @@ def fit(
             verbose=0,
         ),
     )
-    with _stop_signals() as stopped, lost_nodes.counted_apart(), disk_errors_named(runs):
+    with _stop_signals() as stopped, lost_nodes.counted_apart(), hidden_errors_named(runs):
         results = tuner.fit()
     if lost_nodes.total:
         times = f"{lost_nodes.total} time" + "s" * (lost_nodes.total != 1)
@@ -202,20 +207,27 @@ def to_config(job: TrialJob) -> dict[str, Any]:
 
 
 @contextmanager
-def disk_errors_named(folder: Path) -> Iterator[None]:
-    """Raise a StorageError where Tune raises a TuneError whose text is an OSError's traceback.
+def hidden_errors_named(folder: Path) -> Iterator[None]:
+    """Name what Tune hides: it raises what its callbacks raise as the text of a traceback.
 
     Raises:
-        StorageError: If Tune could not write below the folder.
+        StorageError: If Tune could not write below the folder, or a callback met a known error.
     """
     try:
         yield
     except tune.TuneError as error:
-        reasons = re.findall(r"Error: (\[Errno \d+\] .+)", str(error))
-        if not reasons:
+        reason = _hidden_reason(str(error), folder)
+        if reason is None:
             raise
-        message = f"Tune cannot write below {folder}: {reasons[-1]}"
-        raise StorageError(f"{message}; the same command continues the study") from error
+        raise StorageError(f"{reason}; the same command continues the study") from error
+
+
+def _hidden_reason(text: str, folder: Path) -> str | None:
+    """Return what a traceback says of storage or of a study; None if it is of another error."""
+    if known := re.findall(r"^brainseg\.errors\.\w+: (.+)", text, re.MULTILINE):
+        return str(known[-1])
+    refused = re.findall(r"^(?:OSError: |\w+Error: (?=\[Errno ))(.+)", text, re.MULTILINE)
+    return f"Tune cannot write below {folder}: {refused[-1]}" if refused else None
 
 
 @contextmanager

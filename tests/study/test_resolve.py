@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,8 @@ def test_a_winner_not_known_yet_counts_as_one_more_variant(
         folder.write_failure(job, "diverged", "the loss is nan")
     assert study.num_open_candidates() == 0
     assert [len(study.jobs()), len(study.expected_jobs())] == [4, 4]
-    assert len(study.expected_jobs(begun=False)) == 6
+    again = replace(study, begins_again=True)
+    assert [len(again.expected_jobs()), again.num_open_candidates()] == [6, 2]
 
 
 def test_a_study_that_continues_gives_each_trial_what_it_began_with(
@@ -75,6 +77,19 @@ def test_a_study_that_continues_gives_each_trial_what_it_began_with(
     assert allocate(_args(phantom_root, tmp_path), study, nodes).cpus == 3
     assert allocate(_args(phantom_root, tmp_path, "--cpus-per-trial", "2"), study, nodes).cpus == 2
     assert allocate(_args(phantom_root, tmp_path, "--fresh"), study, nodes).cpus == 4
+
+
+def test_the_protocol_counts_every_tested_trial(study: Study) -> None:
+    """Also that of a winner which an extended search no longer chooses."""
+    job = study.jobs()[0].model_copy(update={"variant": "winner-c0001"})
+    folder = TrialFolder(study.folder / job.path)
+    folder.path.mkdir()
+    folder.model.touch()
+    folder.write_success(job, {"val_loss": 0.3}, {})
+    more = replace(study, spec=study.spec.model_copy(update={"seeds": 2}))
+    write_facts(more, TrialResources(cpus=3))
+    (change,) = describe_changes(read_study(study.folder)["protocol"])
+    assert change["trials tested"] == "1"
 
 
 def test_a_study_grows_by_variants_and_says_so(phantom_root: Path, tmp_path: Path) -> None:
@@ -138,7 +153,9 @@ def test_the_best_candidates_of_an_earlier_search_follow_the_variants(
     assert search is not None
     best = ranked(read_csv(searched / "candidates.csv"))[:5]
     rates = [float(row["stages.1.learning_rate"]) for row in best]
-    assert [start["stages.1.learning_rate"] for start in search.starts] == rates
+    usual = study.spec.experiment.stages[1].learning_rate
+    changed = [rate for rate in rates if rate != usual]
+    assert [start["stages.1.learning_rate"] for start in search.starts] == changed
     assert all(start.keys() == {"variant", "stages.1.learning_rate"} for start in search.starts)
     study.folder.mkdir(parents=True)
     write_facts(study, TrialResources(cpus=1))
@@ -146,7 +163,7 @@ def test_the_best_candidates_of_an_earlier_search_follow_the_variants(
     Drive(study.spec, study.folder).run(monkeypatch)
     drawn = [trial[3] for trial in history_of(study.folder)]
     variants = [study.spec.search_space.baseline(name) for name in study.spec.variants]
-    expected = variants + [start for start in search.starts if start not in variants]
+    expected = [*variants, *search.starts]
     assert drawn[: len(expected)] == expected
     assert drawn[len(expected)] not in expected  # the sampler goes on
 
@@ -175,7 +192,7 @@ def test_candidates_that_do_not_fit_are_named_and_left_out(
     study = _warm(phantom_root, tmp_path, searched, *rate, text=text)
     assert study.spec.search is not None
     left = {start["stages.1.learning_rate"] for start in study.spec.search.starts}
-    assert left == rates - {max(rates)}
+    assert left == rates - {max(rates), 1e-5}
     said = (tmp_path / "said").read_text()
     assert f"does not fit: stages.1.learning_rate: found {max(rates)}" in said
 
@@ -194,6 +211,7 @@ def test_the_winner_and_what_it_changes_are_planned_as_a_grid(
     ("flags", "error", "words"),
     [
         (["--set", "data.split_seed=45"], StudyError, "judged on other data or another split"),
+        (["--set", "inner_fold=3"], StudyError, "inner_fold 0, here it is 3"),
         (["--grid", "architectures"], ConfigError, "no variant has model.architecture"),
     ],
 )

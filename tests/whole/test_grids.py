@@ -13,7 +13,7 @@ from brainseg.config import Experiment
 from brainseg.storage.files import read_csv
 from study.spec.grid import LEAKY, Changes, shipped_grids
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(900)]
 
 
 def _variants(base: Experiment, start: int) -> dict[str, Changes]:
@@ -36,7 +36,7 @@ def _variants(base: Experiment, start: int) -> dict[str, Changes]:
     return found
 
 
-@pytest.fixture(params=[-1, pytest.param(0, marks=pytest.mark.exhaustive)], ids=["last", "all"])
+@pytest.fixture(params=[-1, 0], ids=["last", "all"])
 def studies(
     request: pytest.FixtureRequest, tmp_path: Path, phantom_root: Path, tiny: Experiment
 ) -> Iterator[list[Study]]:

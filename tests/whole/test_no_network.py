@@ -54,7 +54,13 @@ def test_what_is_sent_is_noticed(tmp_path: Path) -> None:
     assert UNAVAILABLE not in (FINISHED, 1, 2)
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-route",)], ids=["recorded", "no-route"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), marks=pytest.mark.exhaustive, id="recorded"),
+        pytest.param(("--no-route",), id="no-route"),
+    ],
+)
 def test_a_whole_study_sends_nothing(
     tmp_path: Path, phantom_root: Path, tiny: Experiment, flags: tuple[str, ...]
 ) -> None:

@@ -397,13 +397,10 @@ def test_differences_of_skewed_scores_are_found_with_the_predicted_power(gain: f
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("num_seeds", "run", "most"),
-    [
-        (1, 0.0, 0.07),
-        pytest.param(3, 0.1, 0.09, marks=pytest.mark.exhaustive),
-        pytest.param(1, 0.1, 1.0, marks=pytest.mark.exhaustive),
-    ],
+    [(1, 0.0, 0.07), (3, 0.1, 0.09), (1, 0.1, 1.0)],
     ids=["1 seed, runs alike", "3 seeds, runs differ", "1 seed, runs differ"],
 )
 def test_equal_variants_are_seldom_shown_to_differ(

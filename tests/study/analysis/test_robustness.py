@@ -76,6 +76,12 @@ def test_only_cells_that_all_ranked_variants_have_count() -> None:
     assert found["Dice/patient", "median"].ranks == (1, 2, 3)
 
 
+def test_a_patient_with_fewer_seeds_weighs_as_much_in_global_dice() -> None:
+    """By sums over seeds the second patient, on whom b is better, would weigh half."""
+    found = _rankings(matrix_of([[[0.8, 0.5], [0.8, NAN]], [[0.74, 0.6], [0.74, NAN]]]))
+    assert found["global Dice", "mean"].ranks == found[PRIMARY].ranks == (1, 2)
+
+
 @pytest.mark.parametrize("dice", [[[[0.5, 0.6]]], [[[0.5]], [[0.6]]]])
 def test_what_is_not_ranked_is_not_ranked_otherwise(dice: list[list[list[float]]]) -> None:
     matrix = matrix_of(dice)

@@ -8,7 +8,7 @@ from brainseg.config import Experiment
 from brainseg.errors import ConfigError
 from study.cli import parse_options
 from study.run import main
-from study.spec.grid import Grid, load_grid, shipped_grids
+from study.spec.grid import LEAKY, Grid, load_grid, shipped_grids
 from study.spec.request import build_spec
 from study.spec.search_space import load_space
 
@@ -92,6 +92,8 @@ ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"
         ("description: x\nvariants: {a: {fold: 3}}", "fold cannot vary in a grid"),
         ("description: x\nvariants: {a: {stopping.patience: 3}}", "put it under shared"),
         ("description: x\nvariants: {a: {data.spacing_mm: 0.5}}", "put it under shared"),
+        ("description: x\nvariants: {a: {data.split_seed: 3}}", "put it under shared"),
+        ("description: x\nvariants: {a: {optimizer.batch_size: []}}", "is an empty list"),
         ("description: x\nvariants: {a: {inherits: b}}", "inherits from b"),
         ("description: x\nfactors: {f: {a: {threshold: 0.4}}}", "has 1 level"),
         (
@@ -144,6 +146,14 @@ def test_two_names_for_one_experiment_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a and b are the same experiment"):
         grid.check_variants(Experiment())
     grid.check_variants(Experiment().replaced({"threshold": 0.4}))
+
+
+def test_variants_that_test_other_patients_are_refused(tmp_path: Path) -> None:
+    text = "description: x\nvariants: {a: {threshold: 0.4}, b: {data.split: site}"
+    with pytest.raises(ConfigError, match="the splits patient and site"):
+        _read(tmp_path, f"{text}}}").check_variants(Experiment())
+    leak = f"description: x\nvariants: {{a: {{}}, {LEAKY}a: {{data.split: slice}}}}"
+    _read(tmp_path, leak).check_variants(Experiment())
 
 
 def test_an_unknown_name_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,15 @@ def test_a_folder_that_is_no_study_is_left_alone(tmp_path: Path) -> None:
     assert not check_folder(tmp_path / "new", SPEC)
 
 
+def test_a_start_that_was_killed_before_study_json_begins_again(study: Path) -> None:
+    (study / "study.json").rename(study / ".study.json.4711")
+    (study / "patients.csv").touch()
+    assert not check_folder(study, SPEC)
+    (study / "trials").mkdir()
+    with pytest.raises(StudyError, match=r"no readable study\.json"):
+        check_folder(study, SPEC)
+
+
 def test_two_drivers_cannot_hold_one_study_even_if_it_is_moved(study: Path) -> None:
     with locked(study):
         with pytest.raises(StudyError, match="is being run by process"), locked(study):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,10 @@ def test_the_console_says_whose_fault_a_failure_was(
     text = io.StringIO()
     progress = Progress(["a"], 1, Console(file=text))
     reporter = Reporter(StudySync(tmp_path), progress, lost_nodes)
+    result = tmp_path / "trials" / "a" / "result.json"
+    result.parent.mkdir(parents=True)
+    row = {"variant": "a", "fold": 0, "seed": 44, "status": "failed", "error": "out of memory"}
+    result.write_text(json.dumps(row))
     for make in (LOST["a task's node"], OWN["out of memory"], LOST["a task's node"]):
         trial.handle_error(make())
         failed: Any = SimpleNamespace(trial_id=trial.trial_id, config=trial.config, error_file="")
@@ -135,3 +140,4 @@ def test_the_console_says_whose_fault_a_failure_was(
         "unknown",
         "its node was lost, 2 so far; this is not one of its retries",
     ]
+    assert not result.exists(), "a driver killed now would take the trial for one that has failed"

@@ -234,6 +234,19 @@ def test_a_lost_or_damaged_journal_is_written_anew(
     assert history_of(tmp_path) == expected
 
 
+def test_a_candidate_whose_result_was_lost_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_search(tmp_path, 6)
+    rows = Drive(spec, tmp_path).run(monkeypatch)
+    expected = history_of(tmp_path)
+    finished = next(row for row in rows if row["status"] == "finished")
+    (candidate_folder(tmp_path, int(finished["candidate"])).path / "result.json").unlink()
+    with pytest.warns(UserWarning, match="ended, but its result is gone"):
+        assert Drive(spec, tmp_path).run(monkeypatch) == rows
+    assert history_of(tmp_path) == expected
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_sampler_works_with_every_scheduler(
