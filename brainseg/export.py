@@ -63,6 +63,10 @@ def _export(args: argparse.Namespace) -> int:
     if path.exists():
         raise ConfigError(f"{path} exists already: name another file, or remove it")
     predictor = Predictor.load(args.model, Compute("cpu"), allow_code=args.allow_code)
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"--onnx {path}: there is no folder {path.parent}: make it, or name another"
+        )
     data = open_default(args.data)
     say(f"tracing {predictor.experiment.network}, then comparing it on slices ...")
     difference, pixels, num_slices = export_onnx(predictor, path, data)

@@ -86,6 +86,15 @@ def test_an_existing_file_is_kept(
     assert path.read_text() == "precious"
 
 
+def test_a_missing_folder_is_told_before_the_network_is_traced(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(model_file), "--onnx", str(tmp_path / "no" / "model.onnx")]) == 2
+    said = capsys.readouterr()
+    assert "there is no folder" in said.err
+    assert "tracing" not in said.out
+
+
 def test_a_missing_package_is_named(
     model_file: Path, data: SliceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
