@@ -444,7 +444,8 @@ def _read_manifest(root: Path, description: Description) -> Files:
         mask = _inside(root, row["mask"], f"line {line}", problems)
         if not row["patient"]:
             problems.append(f"line {line}: no patient")
-        items.append(Item(files[0].stem.split(".")[0], row["patient"], tuple(files), mask))
+        name = Path(files[0].name.removesuffix(".gz")).stem
+        items.append(Item(name, row["patient"], tuple(files), mask))
         rest = {k: v for k, v in row.items() if k and k not in (*images, "mask", "patient")}
         covariates.setdefault(row["patient"], rest)
     if problems or not items:

@@ -85,6 +85,8 @@ def _sum_of(path: Path) -> Path:
 
 
 def _build(path: Path, direct: StoreInputs, count: int) -> None:
+    for leftover in path.parent.glob(f".{path.name}.*"):  # of processes that died: this one locks
+        leftover.unlink(missing_ok=True)
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
         write_atomically(path) as aside,

@@ -289,6 +289,13 @@ def _find(folder: Path, description: Description | None) -> tuple[Path, Files]:
             "that are not UTF-8, which no table can hold: rename them",
             bad,
         )
+    counts = Counter((item.patient, item.name) for item in files.items)
+    if twice := [f"{patient}: {name}" for (patient, name), n in counts.items() if n > 1]:
+        raise DataError(
+            f"{len(twice)} images in {show_name(str(root))} share patient and name with another: "
+            "rename the files, or make these patients two",
+            [show_name(name) for name in twice],
+        )
     return root, files
 
 
@@ -300,7 +307,12 @@ def _signature(root: Path, items: Sequence[Item]) -> str:
     """A hash of the dataset's state, without decoding it: a changed file gives another store."""
     digest = hashlib.sha256(f"{_FORMAT} {root}".encode(errors="surrogateescape"))
     paths = [path for item in items for path in (*item.images, item.mask)]
-    for path in [*paths, *(root / name for name in (DESCRIPTION,) if (root / name).exists())]:
+    description = root / DESCRIPTION
+    if description.exists():  # its manifest may give other names and patients to the same files
+        paths.append(description)
+        names = "".join(f"\n{item.patient}\0{item.name}" for item in items)
+        digest.update(names.encode(errors="surrogateescape"))
+    for path in paths:
         stat = path.stat()
         digest.update(
             f"\n{path} {stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape")
@@ -351,8 +363,11 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
         _check_masks(decoded, description)
         if description is None:
             _check_sizes(decoded)
-        named = zip(decoded.slices, decoded.hashes, strict=True)
-        lines = "".join(f"{item.name} {hash_}\n" for item, hash_ in named)
+        # A slice of the LGG dataset has its patient in its name.
+        names = [
+            f"{one.patient}/{one.name}" if description else one.name for one in decoded.slices
+        ]
+        lines = "".join(f"{name} {h}\n" for name, h in zip(names, decoded.hashes, strict=True))
         table = _Table(
             fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
             checksum=checksum(aside / _PIXELS),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +76,7 @@ class Split(BaseModel):
         """Return the indices of a part's slices, int64 (N,), ascending."""
         members = set(getattr(self, part))
         if self.by == "slice":
-            return np.flatnonzero([item.name in members for item in slices]).astype(np.int64)
+            return np.flatnonzero([name in members for name in _names(slices)]).astype(np.int64)
         return np.flatnonzero([item.patient in members for item in slices]).astype(np.int64)
 
 
@@ -181,10 +181,19 @@ def _split_by_slice(slices: tuple[Slice, ...], rotation: int, seed: int, inner: 
     has_tumour = np.array([item.tumour_pixels > 0 for item in slices]).astype(int)
     folder = StratifiedKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=seed)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    names = _names(slices)
     for fold, (_, members) in enumerate(folder.split(has_tumour, has_tumour)):
-        parts[_part_of(fold, rotation, inner)] += [slices[index].name for index in members]
+        parts[_part_of(fold, rotation, inner)] += [names[index] for index in members]
     about = {"rotation": rotation, "inner": inner, "split_seed": seed, "by": "slice"}
     return _checked(slices, parts, **about)
+
+
+def _names(slices: Sequence[Slice]) -> list[str]:
+    """Return the names of slices, with their patients' where two patients share a name."""
+    names = [item.name for item in slices]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{item.patient}/{item.name}" for item in slices]
 
 
 class _FileRotation(Checked):

@@ -25,6 +25,8 @@ STUDIES = Path("results")
 
 _SUFFIX = ".safetensors"
 _MAX_SLICES = 40
+_CHANNELS_OF_FILES = (1, 3, 4)
+"""What one file of OpenCV holds; of other slices there are no examples."""
 _DICE = {"dice": "global", "dice_global": "global", "dice_patient": "per patient"}
 
 
@@ -60,8 +62,8 @@ class TrainedModel:
             f"{best.get('epoch', 0):.0f}",
             self._scores("validation", "val_"),
             self._scores("test", "test_"),
-            "for axial slices of adults with low-grade glioma, with the channels pre-contrast, "
-            "FLAIR, post-contrast; its predictions for anything else are meaningless",
+            f"for slices like those, with the channels {', '.join(self.header.channels)}; its "
+            "predictions for anything else are meaningless",
             "**research only, not for clinical use**",
         ]
         # A file from elsewhere may hold any text.
@@ -165,8 +167,12 @@ def write_examples(data: SliceStore, header: ModelHeader, folder: Path) -> Examp
     elif header.fingerprint == data.fingerprint:
         about = "Test patients of the model's split"
     indices = unseen_slices(data, header)
-    slices = [
-        _write(data, index, label, folder) for label, index in _choose(data, indices).items()
+    if len(data.channels) not in _CHANNELS_OF_FILES:
+        about = f"None: a file of {len(data.channels)} channels cannot be written"
+        return Examples(about, [], [])
+    slices = [  # in a folder each: two patients may have slices of one name
+        _write(data, index, label, folder / str(index))
+        for label, index in _choose(data, indices).items()
     ]
     areas: Counter[str] = Counter()
     for index in indices:

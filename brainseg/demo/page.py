@@ -215,7 +215,7 @@ def _add_patient_tab(handlers: Handlers, examples: Examples, chosen: list[Any]) 
             files = _file("All slices of a patient", "slices", file_count="multiple")
             go = gr.Button("Outline all slices", variant="primary", elem_id="go-patient")
             gr.HTML(render("examples", "Example", examples.about))
-            take = gr.Button("Example patient", size="sm")
+            take = gr.Button("Example patient", size="sm", visible=bool(examples.patient))
         with gr.Column(scale=3, min_width=320):
             notes = gr.HTML(render("hint", _PATIENT_HINT), elem_id="notes")
             slider = gr.Slider(

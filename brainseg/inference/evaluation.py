@@ -156,7 +156,7 @@ def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
     `tumour_pixels` counts the slice as stored, before resizing; `missing` names the sequences that
     are a copy of FLAIR.
     """
-    index_of = {item.name: index for index, item in enumerate(data.slices)}
+    index_of = {(item.patient, item.name): n for n, item in enumerate(data.slices)}
     return [
         {
             "patient": item.patient,
@@ -164,7 +164,7 @@ def slice_rows(test: PartEvaluation, data: SliceStore) -> list[Row]:
             **_count_cells(counts, "{:.6f}"),
             **outline_cells([outline], "{:.3f}"),
             "tumour_pixels": item.tumour_pixels,
-            "missing": missing_in(data, index_of[item.name]),
+            "missing": missing_in(data, index_of[item.patient, item.name]),
         }
         for item, counts, outline in zip(test.slices, test.plain, test.outlines, strict=True)
     ]

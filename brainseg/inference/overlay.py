@@ -97,11 +97,13 @@ def encode_picture(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
     """Return the bytes of an image file.
 
     Args:
-        picture: uint8 (H, W, 3) RGB, or (H, W) grey.
+        picture: uint8 (H, W, 3) RGB, (H, W) or (H, W, 1) grey, or (H, W, 4), whose first three
+            channels are RGB.
         suffix: A lossless format of OpenCV, such as `.png` or `.tif`.
     """
-    if picture.ndim == 3:
-        picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
+    if picture.ndim == 3 and picture.shape[2] > 1:
+        code = cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+        picture = np.asarray(cv2.cvtColor(picture, code), np.uint8)
     smallest = [cv2.IMWRITE_PNG_COMPRESSION, 9] if suffix == ".png" else []
     return cv2.imencode(suffix, picture, smallest)[1].tobytes()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ def conclude(
     searched: Sequence[Mapping[str, Sequence[str]]] = (),
     rankings: Sequence[Ranking] = (),
     leaks: Sequence[Leak] = (),
+    external: Collection[str] = (),
 ) -> Conclusion:
     """Put a comparison into words.
 
@@ -51,6 +52,7 @@ def conclude(
         searched: A search's inner splits: patients by part, `train` and `val`.
         rankings: The variants' ranks by other metrics and in other ways.
         leaks: What leaky variants, which are not ranked, gain over honest ones.
+        external: Variants that other tools trained.
     """
     sentence = _sentence(matrix, comparison) + _seen_by_search(matrix, searched)
     for leak in leaks:
@@ -62,7 +64,7 @@ def conclude(
     if synthetic:
         sentence = f"SYNTHETIC DATA: {sentence}"
         caveats.insert(0, "The data are generated phantoms: no number here is about patients.")
-    answers = tuple(_answers(matrix, comparison, rankings, synthetic))
+    answers = tuple(_answers(matrix, comparison, rankings, synthetic, external))
     return Conclusion(sentence, tuple(caveats), answers)
 
 
@@ -108,7 +110,11 @@ def _sentence(matrix: ScoreMatrix, comparison: Comparison) -> str:
 
 
 def _answers(
-    matrix: ScoreMatrix, comparison: Comparison, rankings: Sequence[Ranking], synthetic: bool
+    matrix: ScoreMatrix,
+    comparison: Comparison,
+    rankings: Sequence[Ranking],
+    synthetic: bool,
+    external: Collection[str],
 ) -> Iterator[tuple[str, str]]:
     """Yield what a reader asks first, for a study that ranks at least two variants."""
     ranked = [variant for variant in comparison.variants if variant.ranks]
@@ -133,10 +139,11 @@ def _answers(
         sure += f", and in {agree} of {len(others)} rankings by other metrics or ways"
     yield "How sure is that?", f"{sure}."
     people = "generated phantoms" if synthetic else "test patients"
+    here = " trained here" * any(item.variant in external for item in ranked)
     yield (
         "On whom?",
-        f"{comparison.num_shared} {people}, none seen in training by the models that they test, "
-        f"with {_count(len(matrix.seeds), 'training')} of each variant.",
+        f"{comparison.num_shared} {people}, none seen in training by the models{here} that they "
+        f"test, with {_count(len(matrix.seeds), 'training')} of each variant{here}.",
     )
     yield "What can it not say?", " ".join(_silent_on(matrix, synthetic))
 

@@ -81,7 +81,8 @@ def rank_otherwise(
     weights = shared / np.maximum(shared.sum(axis=0), 1)
     counts = np.where(shared[..., None], chosen.counts, 0) * weights[..., None]
     found.append(("global Dice", MEAN, dice(counts.sum(axis=(1, 2)))))
-    if all(name in slice_dice for name in names):
+    # Means over other slices than those that all of them tested would compare patients.
+    if all(name in slice_dice for name in names) and (chosen.tested == shared).all():
         found.append(("Dice/slice", MEAN, np.array([slice_dice[name] for name in names])))
     primary = next(merit for *key, merit in found if tuple(key) == PRIMARY)
     return [

@@ -137,7 +137,8 @@ def _estimate_variants(
 
 def _group(name: str, slices: pd.DataFrame) -> Group:
     dice = _estimate_variants(slices, dice_by_patient(slices))
-    return Group(name, slices["patient"].nunique(), slices["slice"].nunique(), dice)
+    count = len(slices.drop_duplicates(["patient", "slice"]))
+    return Group(name, slices["patient"].nunique(), count, dice)
 
 
 def _divide(
@@ -155,7 +156,7 @@ def _divide(
         yield "Tumour of the patient, all slices together", _thirds(slices, areas, population)
     tumour = slices[slices["tumour_pixels"] > 0]
     if len(tumour):
-        population = tumour.drop_duplicates("slice", keep="last")["tumour_pixels"]
+        population = tumour.drop_duplicates(["patient", "slice"], keep="last")["tumour_pixels"]
         yield "Tumour in the slice", _thirds(tumour, tumour["tumour_pixels"], population)
     yield "Site", _by_label(slices, own["site"])
     yield "Missing sequence", _by_label(slices, slices["missing"], "none")

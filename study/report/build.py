@@ -94,7 +94,7 @@ def write_report(folder: Path) -> StudyResults:
         sections=[*sections, describe_checklists(results, sections)],
     )
     rows = [{key: row[key] for key in _MANUSCRIPT if key in row} for row in ranked_rows(results)]
-    units = "pixels and millimetres" if IN_MM in rows[0] else "pixels"
+    units = "pixels and millimetres" if any(IN_MM in row for row in rows) else "pixels"
     caption = f"Test scores with 95 % intervals; HD95 in {units}. {facts}."
     write_text(folder / "report.html", to_html(document, folder))
     write_text(folder / "report.md", to_markdown(document))

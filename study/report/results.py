@@ -95,6 +95,7 @@ class StudyResults:
             self.split.get("search", ()),
             self.rankings,
             self.leaks,
+            self.external,
         )
 
     @cached_property

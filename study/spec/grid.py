@@ -205,6 +205,10 @@ class Grid:
                         "remove one of them"
                     )
             seen.append((variant, experiment))
+        if all(experiment.is_leaky for _, experiment in seen):
+            raise ConfigError(
+                f"grid {self.name}: all variants are leaky and none is ranked: add an honest one"
+            )
         splits = sorted({one.data.split for _, one in seen if not one.is_leaky})
         if len(splits) > 1:
             raise ConfigError(

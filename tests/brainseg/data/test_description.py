@@ -18,6 +18,7 @@ from brainseg.config import Experiment
 from brainseg.data.description import FILE, find_files, read_description
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import open_dataset
+from brainseg.data.split import PARTS, split_of
 from brainseg.errors import DataError
 from brainseg.explore import __main__ as explore
 from brainseg.inference.evaluation import PLAIN, evaluate_model
@@ -154,6 +155,39 @@ def test_a_described_dataset_is_opened_trained_and_evaluated(
     assert result.header.channels == data.channels
     test = evaluate_model(Predictor.of(result, CPU), data).test
     assert test.counts[PLAIN].sum() == sum(mask.size for mask in test.true)
+
+
+def test_patients_that_are_corrected_in_a_manifest_are_other_data(tmp_path: Path) -> None:
+    """The files are the same: two patients that turn out to be one must not be split."""
+    data = open_dataset(_write(tmp_path / "data", _manifest))
+    manifest = data.root / "list.csv"
+    rows = manifest.read_text().replace(",P1,", ",P0,")
+    for number in range(3):  # the slices of one patient need names of their own
+        rows = rows.replace(f"images/P1_{number}.png", f"images/P1-{number}.png")
+        (data.root / f"images/P1_{number}.png").rename(data.root / f"images/P1-{number}.png")
+    manifest.write_text(rows)
+    corrected = open_dataset(data.root)
+    assert corrected.patients == [name for name in PATIENTS if name != "P1"]
+    assert corrected.fingerprint != data.fingerprint
+    manifest.write_text(rows.replace(",P9,", ",Q9,"))  # nothing but a name
+    assert "Q9" in open_dataset(data.root).patients
+    assert open_dataset(data.root).covariates["Q9"] == {"scanner": "A"}
+
+
+def test_two_images_of_one_name_and_patient_are_refused(tmp_path: Path) -> None:
+    root = _write(tmp_path / "data", _jpegs)
+    (root / f"{PATIENTS[0]}_20200101").rename(root / f"{PATIENTS[1]}_20210101")
+    with pytest.raises(DataError, match="share patient and name with another") as error:
+        open_dataset(root)
+    assert error.value.problems[0] == f"{PATIENTS[1]}: s0"
+
+
+def test_a_leaky_split_deals_out_slices_that_share_their_names(tmp_path: Path) -> None:
+    data = open_dataset(_write(tmp_path / "data", _jpegs))
+    assert len({item.name for item in data.slices}) == 3
+    split = split_of(Experiment().replaced({"data.split": "slice"}), data.slices)
+    parts = [split.indices(data.slices, part) for part in PARTS]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(data.slices)))
 
 
 def test_values_that_are_no_bytes_are_rescaled_over_the_patient(tmp_path: Path) -> None:

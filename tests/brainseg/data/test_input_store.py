@@ -125,3 +125,15 @@ def test_the_stores_used_last_are_kept(
     assert len(_stores(machine)) == 2
     assert len(list((machine / "inputs").glob("*.sum"))) == 2
     assert opened[0].image(0).any()  # a process that maps a store keeps it
+
+
+def test_what_a_killed_process_left_behind_is_removed(data: SliceStore, machine: Path) -> None:
+    experiment = Experiment().replaced({"data.size": 64, **CLAHE})
+    open_inputs(data, experiment)
+    (store,) = _stores(machine)
+    leftover = store.with_name(f".{store.name}.4711")
+    leftover.write_bytes(b"half")
+    store.unlink()
+    open_inputs(data, experiment)
+    assert store.exists()
+    assert not leftover.exists()

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from brainseg.data.slice_store import SliceStore
+from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.data.split import split_by_patient
 from brainseg.demo.catalog import (
     find_models,
@@ -93,3 +93,31 @@ def test_examples_are_of_patients_that_the_model_was_not_trained_on(
     assert sizes[0] > sizes[1] > sizes[3] == 0
     assert examples.about == "Generated phantoms, SYNTHETIC"
     assert len(examples.patient) == 12
+
+
+@pytest.mark.parametrize(("channels", "count"), [(1, 4), (4, 4), (2, 0)])
+def test_slices_of_other_channels_are_examples_if_a_file_can_hold_them(
+    model_file: Path, tmp_path: Path, channels: int, count: int
+) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"c{number}" for number in range(channels)]
+    for patient in range(12):
+        for number in range(2):
+            own = tmp_path / "data" / f"p{patient:02}"
+            own.mkdir(parents=True, exist_ok=True)
+            mask = np.zeros((32, 32), np.uint8)
+            mask[4 : 8 + patient, 8:20] = 255 * number
+            cv2.imwrite(str(own / f"{number}_mask.png"), mask)
+            for name in names:
+                image = rng.integers(0, 255, (32, 32), np.uint8)
+                cv2.imwrite(str(own / f"{number}_{name}.png"), image)
+    images = ", ".join(f"{name}: '{{patient}}/{{name}}_{name}.png'" for name in names)
+    text = f"images: {{{images}}}\nmasks: '{{patient}}/{{name}}_mask.png'\n"
+    (tmp_path / "data" / "dataset.yaml").write_text(text)
+    data = open_dataset(tmp_path / "data")
+    examples = write_examples(data, load_model(model_file)[1], tmp_path / "examples")
+    assert len(examples.slices) == len({sample.image for sample in examples.slices}) == count
+    for sample in examples.slices:
+        found = cv2.imread(str(sample.image), cv2.IMREAD_UNCHANGED)
+        assert found is not None
+        assert found.reshape(32, 32, -1).shape[2] == channels

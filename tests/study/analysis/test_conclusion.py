@@ -189,6 +189,14 @@ def test_a_readers_first_questions_are_answered() -> None:
     assert _conclude(_draw(1, 1, 12)).answers == ()
 
 
+def test_of_a_tool_that_trained_elsewhere_nothing_is_claimed() -> None:
+    matrix = matrix_of(_draw(3, 1, 40))
+    found = compare(matrix, external=["b"])
+    answer = dict(conclude(matrix, found, external=["b"]).answers)["On whom?"]
+    assert "the models trained here that they test" in answer
+    assert answer.endswith("of each variant trained here.")
+
+
 def test_two_patients_say_nothing_in_plain_words() -> None:
     conclusion = _conclude(np.array([[[0.3, 0.9]], [[0.7, 0.2]]]))
     assert "Dice/patient (0.600, interval wide)" in conclusion.sentence

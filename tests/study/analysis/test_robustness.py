@@ -76,6 +76,11 @@ def test_only_cells_that_all_ranked_variants_have_count() -> None:
     assert found["Dice/patient", "median"].ranks == (1, 2, 3)
 
 
+def test_slices_that_not_all_variants_tested_rank_nothing() -> None:
+    dice = np.array([[[0.9, 0.5, NAN]], [[0.8, 0.6, 0.6]]])
+    assert ("Dice/slice", "mean") not in _rankings(matrix_of(dice), a=0.5, b=0.6)
+
+
 def test_a_patient_with_fewer_seeds_weighs_as_much_in_global_dice() -> None:
     """By sums over seeds the second patient, on whom b is better, would weigh half."""
     found = _rankings(matrix_of([[[0.8, 0.5], [0.8, NAN]], [[0.74, 0.6], [0.74, NAN]]]))

@@ -44,6 +44,14 @@ def test_dice_by_site_by_hand(slices: pd.DataFrame) -> None:
     assert np.isnan(groups["DU"].dice["a"].low)  # one patient has no interval
 
 
+def test_slices_of_one_name_are_counted_per_patient(slices: pd.DataFrame) -> None:
+    renamed = slices.assign(slice=[name[-1] for name in slices["slice"]])
+    found, expected = (_find(rows, "Missing sequence").groups for rows in (renamed, slices))
+    assert [group.num_slices for group in found] == [group.num_slices for group in expected]
+    thirds, before = (_find(rows, "Tumour in the slice").groups for rows in (renamed, slices))
+    assert [group.name for group in thirds] == [group.name for group in before]
+
+
 def test_dice_by_the_tumour_in_the_slice_leaves_tumour_free_slices_out(
     slices: pd.DataFrame,
 ) -> None:

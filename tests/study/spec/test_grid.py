@@ -154,6 +154,9 @@ def test_variants_that_test_other_patients_are_refused(tmp_path: Path) -> None:
         _read(tmp_path, f"{text}}}").check_variants(Experiment())
     leak = f"description: x\nvariants: {{a: {{}}, {LEAKY}a: {{data.split: slice}}}}"
     _read(tmp_path, leak).check_variants(Experiment())
+    alone = leak.replace("a: {}, ", "")
+    with pytest.raises(ConfigError, match="all variants are leaky"):
+        _read(tmp_path, alone).check_variants(Experiment())
 
 
 def test_an_unknown_name_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
