@@ -125,7 +125,7 @@ def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
 def _typical_tiles(results: StudyResults, variant: str) -> list[Tile]:
     """Return the best, the median and the worst slice of a variant."""
     return [
-        _tile(row, f"{kind}: {row['slice']}")
+        _tile(row, f"{kind}: {_name(row)}")
         for kind in ("best", "median", "worst")
         for row in results.examples
         if row["kind"] == kind and row["variant"] == variant
@@ -536,10 +536,13 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
     )
     rows = []
     for rank, (example, *_) in groups.items():
-        name = example["slice"]
-        area = _tumour_area(results, name)
-        row = {"": str(rank), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
-        rows.append(row | {v: _wrong_pixels(results, v, name) for v in results.variants})
+        area = _tumour_area(results, example)
+        row = {
+            "": str(rank),
+            "slice": _name(example),
+            "tumour, px": NONE if area is None else f"{area:,}",
+        }
+        rows.append(row | {v: _wrong_pixels(results, v, example) for v in results.variants})
     yield Table(
         "Wrong pixels of each slice by variant, false positives and false negatives together; "
         "mean over seeds.",
@@ -567,15 +570,16 @@ def _by_rank(results: StudyResults, kind: str) -> dict[int, list[Row]]:
 
 def _galleries(results: StudyResults, groups: dict[int, list[Row]]) -> Iterator[Gallery]:
     for rank, rows in groups.items():
-        name = rows[0]["slice"]
-        note = " (no tumour)" if _tumour_area(results, name) == 0 else ""
-        yield Gallery(f"{rank}. {name}{note}", [_tile(row, row["variant"]) for row in rows])
+        note = " (no tumour)" if _tumour_area(results, rows[0]) == 0 else ""
+        yield Gallery(
+            f"{rank}. {_name(rows[0])}{note}", [_tile(row, row["variant"]) for row in rows]
+        )
 
 
 def _tile(row: Row, label: str) -> Tile:
     score = f"Dice {float(row['Dice']):.2f}"
     alt = (
-        f"FLAIR slice {row['slice']} with the true outline in blue and that of {row['variant']} "
+        f"FLAIR slice {_name(row)} with the true outline in blue and that of {row['variant']} "
         f"in orange, {score}"
     )
     return Tile(row["picture"], alt, f"{label}, {score}")
@@ -590,12 +594,25 @@ def _patient_dice(results: StudyResults, variant: str, patient: str) -> str:
     return format_number(fmean(known)) if known else NONE
 
 
-def _wrong_pixels(results: StudyResults, variant: str, name: str) -> str:
+def _name(example: Row) -> str:
+    """Return a slice's name, with the patient's before it unless it begins with that."""
+    patient, name = example["patient"], str(example["slice"])
+    return name if name.startswith(f"{patient}_") else f"{patient}/{name}"
+
+
+def _rows_of(results: StudyResults, example: Row) -> pd.DataFrame:
+    """Return the rows of a slice: slices of several patients can have one name."""
     slices = results.slices
-    own = slices.loc[(slices["slice"] == name) & (slices["variant"] == variant), ["FP", "FN"]]
+    is_same = (slices["patient"] == example["patient"]) & (slices["slice"] == example["slice"])
+    return slices[is_same]
+
+
+def _wrong_pixels(results: StudyResults, variant: str, example: Row) -> str:
+    slices = _rows_of(results, example)
+    own = slices.loc[slices["variant"] == variant, ["FP", "FN"]]
     return format_number(float(own.sum(axis=1).mean()), 1)
 
 
-def _tumour_area(results: StudyResults, name: str) -> int | None:
-    areas = results.slices.loc[results.slices["slice"] == name, "tumour_pixels"]
+def _tumour_area(results: StudyResults, example: Row) -> int | None:
+    areas = _rows_of(results, example)["tumour_pixels"]
     return int(areas.iloc[0]) if len(areas) else None

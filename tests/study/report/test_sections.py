@@ -115,3 +115,15 @@ def test_effects_and_interactions_have_a_heading_each(small: Path, tmp_path: Pat
         "encoder efficientnet-b0 x preprocessing preprocessed"
     ]
     assert "interactions" not in _sections(read_results(small))  # of one factor
+
+
+def test_wrong_pixels_are_those_of_the_patients_own_slice(small: Path) -> None:
+    before = _table(_sections(read_results(small))["worst-slice"]).rows
+    for file in ("slices.csv", "examples.csv"):
+        rows = read_csv(small / file)
+        write_csv(small / file, [{**r, "slice": r["slice"].rpartition("_")[2]} for r in rows])
+    after = _table(_sections(read_results(small))["worst-slice"]).rows
+    known = [row["slice"].partition("_19990101_") for row in before]
+    assert [row["slice"] for row in after] == [f"{patient}/{name}" for patient, _, name in known]
+    assert [{**row, "slice": ""} for row in after] == [{**row, "slice": ""} for row in before]
+    assert len({tuple(row.values())[3:] for row in after}) > 2
