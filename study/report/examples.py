@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from brainseg.data.about import FLAIR
 from brainseg.data.preprocess import pad_to_square, resize
 from brainseg.data.slice_store import SliceStore
 from brainseg.inference.mask_metrics import keep_components
 from brainseg.inference.overlay import (
-    FLAIR,
     PREDICTED,
     TRUE,
     add_outlines,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from brainseg.data.about import CHANNELS, FLAIR
 from brainseg.document import (
     Block,
     Bullets,
@@ -55,7 +56,7 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
             f"Network: {row['network']}; first weights: {row['weights']}.",
             f"Input: one slice with the channels {', '.join(results.about['channels'])}; resized "
             f"to {size} px; filters: {row['filters']}.",
-            "Output: the probability of tumour (FLAIR abnormality) per pixel.",
+            f"Output: the probability of tumour ({_target(results)}) per pixel.",
             "Chosen from the variant's trials by the lowest validation loss: fold "
             f"{row['fold']}, seed {row['seed']}, stage {float(row['best_stage']):.0f}, epoch "
             f"{float(row['best_epoch']):.0f}.",
@@ -66,6 +67,12 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
         "from brainseg import Predictor\n\n"
         f'masks = Predictor.load("{variant}.safetensors").masks(images)',
     )
+
+
+def _target(results: StudyResults) -> str:
+    """Return what the outlines mark: only those of the LGG dataset's channels are known."""
+    is_known = tuple(results.about["channels"]) == CHANNELS
+    return f"{CHANNELS[FLAIR]} abnormality" if is_known else "as the dataset outlines it"
 
 
 def _data(results: StudyResults, row: Row) -> Iterator[str]:

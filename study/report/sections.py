@@ -9,6 +9,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
+from brainseg.data.about import shown_channel
 from brainseg.document import (
     NONE,
     Block,
@@ -119,13 +120,13 @@ def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
     first = results.variants[0] if results.variants else ""
     tiles = _typical_tiles(results, first)
     if tiles:
-        yield Gallery(f"Three slices with tumour, by {first}. {_OUTLINES}", tiles)
+        yield Gallery(f"Three slices with tumour, by {first}. {_outlines(results)}", tiles)
 
 
 def _typical_tiles(results: StudyResults, variant: str) -> list[Tile]:
     """Return the best, the median and the worst slice of a variant."""
     return [
-        _tile(row, f"{kind}: {_name(row)}")
+        _tile(results, row, f"{kind}: {_name(row)}")
         for kind in ("best", "median", "worst")
         for row in results.examples
         if row["kind"] == kind and row["variant"] == variant
@@ -493,10 +494,29 @@ def _postprocessing(results: StudyResults, figures: FigureWriter) -> Iterator[Bl
     ]
     yield Table("Post-processing steps, paired by patient.", rows)
     if not any(effect.step == "ensemble" for effect in effects):
-        yield Paragraph("There is no ensemble, because the study has only one seed.")
+        yield Paragraph(_why_no_ensemble(results))
 
 
-_OUTLINES = "Pictures show FLAIR with the true outline in blue and the predicted one in orange."
+def _why_no_ensemble(results: StudyResults) -> str:
+    if results.about["seeds"] == 1:
+        return "There is no ensemble, because the study has only one seed."
+    return (
+        "There is no ensemble, because no two seeds of one variant and fold finished with "
+        "probability maps."
+    )
+
+
+def _shown(results: StudyResults) -> str:
+    """Return the name of the channel that pictures of slices show."""
+    channels = results.about["channels"]
+    return str(channels[shown_channel(len(channels))])
+
+
+def _outlines(results: StudyResults) -> str:
+    return (
+        f"Pictures show {_shown(results)} with the true outline in blue and the predicted one in "
+        "orange."
+    )
 
 
 def _hardest_patients(results: StudyResults) -> Iterator[Block]:
@@ -505,7 +525,7 @@ def _hardest_patients(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         f"The {len(groups)} patients with the lowest mean Dice over variants and seeds. Each is "
-        f"shown by the slice that has the most wrong pixels. {_OUTLINES}"
+        f"shown by the slice that has the most wrong pixels. {_outlines(results)}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -532,7 +552,8 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         f"The {len(groups)} slices with the lowest mean Dice over variants and seeds, at most "
-        f"two of a patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
+        "two of a patient. Of equal slices, those with more wrong pixels come first. "
+        f"{_outlines(results)}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -555,7 +576,7 @@ def _examples(results: StudyResults) -> Iterator[Block]:
     found = {variant: _typical_tiles(results, variant) for variant in results.variants}
     galleries = [Gallery(variant, tiles) for variant, tiles in found.items() if tiles]
     if galleries:
-        yield Paragraph(f"Chosen from the tumour slices of each variant. {_OUTLINES}")
+        yield Paragraph(f"Chosen from the tumour slices of each variant. {_outlines(results)}")
         yield from galleries
 
 
@@ -572,15 +593,16 @@ def _galleries(results: StudyResults, groups: dict[int, list[Row]]) -> Iterator[
     for rank, rows in groups.items():
         note = " (no tumour)" if _tumour_area(results, rows[0]) == 0 else ""
         yield Gallery(
-            f"{rank}. {_name(rows[0])}{note}", [_tile(row, row["variant"]) for row in rows]
+            f"{rank}. {_name(rows[0])}{note}",
+            [_tile(results, row, row["variant"]) for row in rows],
         )
 
 
-def _tile(row: Row, label: str) -> Tile:
+def _tile(results: StudyResults, row: Row, label: str) -> Tile:
     score = f"Dice {float(row['Dice']):.2f}"
     alt = (
-        f"FLAIR slice {_name(row)} with the true outline in blue and that of {row['variant']} "
-        f"in orange, {score}"
+        f"{_shown(results)} slice {_name(row)} with the true outline in blue and that of "
+        f"{row['variant']} in orange, {score}"
     )
     return Tile(row["picture"], alt, f"{label}, {score}")
 
