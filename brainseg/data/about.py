@@ -11,6 +11,8 @@ from brainseg.storage.values import Checked
 CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 """The channels of the LGG dataset, in the order of its files."""
 
+FLAIR = 1
+"""The channel on which the true masks of the LGG dataset were drawn."""
 
 Text = Annotated[str, Field(max_length=2_000)]
 
@@ -59,3 +61,8 @@ LGG = About(
     "standard deviation 0.02, as cited by the dataset's author "
     "(mateuszbuda.github.io/2017/12/01/brainseg.html).",
 )
+
+
+def shown_channel(count: int) -> int:
+    """Return which of so many channels pictures show: FLAIR of three, else the first."""
+    return FLAIR if count == len(CHANNELS) else 0

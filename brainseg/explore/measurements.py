@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from tqdm import tqdm
 
+from brainseg.data.about import shown_channel
 from brainseg.data.layouts import natural_key
 from brainseg.data.patients import missing_in
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
-from brainseg.inference.overlay import shown_channel
 from brainseg.storage.files import read_csv
 
 AIR = 10

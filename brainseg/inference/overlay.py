@@ -10,16 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg.data.about import CHANNELS
+from brainseg.data.about import shown_channel
 
 Picture = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 TRUE, PREDICTED, BOTH = (86, 180, 233), (230, 159, 0), (0, 158, 115)
 """RGB colours: sky blue for the true mask, orange for the predicted one, green for both."""
-
-FLAIR = 1
-"""The channel on which the true masks were drawn."""
 
 _SIDE = 512
 _WHITE = 99.5  # the percentile that is drawn white: above it are a few bright specks
@@ -72,11 +69,6 @@ def draw_probabilities(probabilities: NDArray[np.float32]) -> Picture:
     levels = (probabilities * 255).round().astype(np.uint8)
     colours = cv2.applyColorMap(_enlarge(levels, cv2.INTER_LINEAR), cv2.COLORMAP_INFERNO)
     return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), np.uint8)
-
-
-def shown_channel(count: int) -> int:
-    """Return which of so many channels pictures show: FLAIR of three, else the first."""
-    return FLAIR if count == len(CHANNELS) else 0
 
 
 def draw_flair(image: Picture) -> Picture:

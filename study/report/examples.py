@@ -6,7 +6,7 @@ The pictures are drawn from the probability maps that the trials kept.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from brainseg.data.about import FLAIR
 from brainseg.data.preprocess import pad_to_square, resize
 from brainseg.data.slice_store import SliceStore
 from brainseg.inference.mask_metrics import keep_components
 from brainseg.inference.overlay import (
-    FLAIR,
     PREDICTED,
     TRUE,
     add_outlines,
@@ -38,6 +38,7 @@ _MOST_OF_A_PATIENT = 2
 _SIDE = 256
 _STEP = 4  # greys are rounded to multiples of it, which makes files smaller
 _BACKGROUND, _MARGIN = 20, 6  # grey level, pixels
+_Key = tuple[str, str]  # patient and slice: patients may have slices of the same name
 
 
 def draw_examples(study: Path, jobs: Sequence[TrialJob], data: SliceStore) -> None:
@@ -55,7 +56,7 @@ def draw_examples(study: Path, jobs: Sequence[TrialJob], data: SliceStore) -> No
     slices = read_slices(read_table(study / "slices.csv", SLICES))
     folder = study / "examples"
     shutil.rmtree(folder, ignore_errors=True)  # a smaller study had other examples
-    rows = _choose(slices)
+    rows = _choose(slices, _name_files(data))
     drawn = dict(_draw_all(study, jobs, data, rows))
     kept = [row for row in rows if row["picture"] in drawn]
     for name, picture in drawn.items():
@@ -64,23 +65,33 @@ def draw_examples(study: Path, jobs: Sequence[TrialJob], data: SliceStore) -> No
     write_csv(study / "examples.csv", kept, EXAMPLES.names)
 
 
-def _choose(slices: pd.DataFrame) -> list[Row]:
+def _name_files(data: SliceStore) -> dict[_Key, str]:
+    """Return the name of each slice's picture: the slice's own, if no two slices share one."""
+    names = [item.name for item in data.slices]
+    are_unique = len(set(names)) == len(names)
+    return {
+        (item.patient, item.name): f"{item.name}.png" if are_unique else f"{index}_{item.name}.png"
+        for index, item in enumerate(data.slices)
+    }
+
+
+def _choose(slices: pd.DataFrame, files: Mapping[_Key, str]) -> list[Row]:
     """Return the rows of examples.csv; each variant's picture shows its lowest seed."""
     slices = slices.assign(wrong=slices["FP"] + slices["FN"])
-    first = slices.sort_values("seed", kind="stable").drop_duplicates(["variant", "slice"])
-    first = first.sort_index()
+    first = slices.sort_values("seed", kind="stable")
+    first = first.drop_duplicates(["variant", "patient", "slice"]).sort_index()
     rows: list[Row] = []
     for _, own in first[first["TP"] + first["FN"] > 0].groupby("variant", observed=True):
         order = _worst_first(own)
         for kind, position in (("best", -1), ("median", len(order) // 2), ("worst", 0)):
-            rows.append(_describe(kind, 1, order.iloc[position]))
-    for kind, names in (
+            rows.append(_describe(kind, 1, order.iloc[position], files))
+    for kind, keys in (
         (WORST_PATIENT, _worst_patients(slices)),
         (WORST_SLICE, _worst_slices(slices)),
     ):
-        for rank, name in enumerate(names, start=1):
-            shown = first[first["slice"] == name]
-            rows += [_describe(kind, rank, shown.iloc[n]) for n in range(len(shown))]
+        for rank, (patient, name) in enumerate(keys, start=1):
+            shown = first[(first["patient"] == patient) & (first["slice"] == name)]
+            rows += [_describe(kind, rank, shown.iloc[n], files) for n in range(len(shown))]
     return rows
 
 
@@ -89,25 +100,26 @@ def _worst_first(slices: pd.DataFrame) -> pd.DataFrame:
     return slices.sort_values(["Dice", "wrong"], ascending=[True, False], kind="stable")
 
 
-def _worst_patients(slices: pd.DataFrame) -> list[str]:
+def _worst_patients(slices: pd.DataFrame) -> list[_Key]:
     """Return the slice with the most wrong pixels of each of the patients with the lowest Dice."""
     if slices.empty:
         return []
     means = np.nanmean(dice_by_patient(slices), axis=(0, 1))
     worst = slices["patient"].cat.categories[np.argsort(means, kind="stable")[:_NUM_WORST]]
     wrong = slices.groupby(["patient", "slice"], sort=False, observed=True)["wrong"].sum()
-    return [wrong[patient].idxmax() for patient in worst]
+    return [(patient, wrong[patient].idxmax()) for patient in worst]
 
 
-def _worst_slices(slices: pd.DataFrame) -> list[str]:
+def _worst_slices(slices: pd.DataFrame) -> list[_Key]:
     """Return the slices with the lowest mean Dice, at most two of a patient."""
     groups = slices.groupby(["patient", "slice"], sort=False, observed=True)
     means = groups[["Dice", "wrong"]].mean().round({"Dice": 12}).reset_index()
     worst = _worst_first(means).groupby("patient", sort=False, observed=True)
-    return list(worst.head(_MOST_OF_A_PATIENT).head(_NUM_WORST)["slice"])
+    chosen = worst.head(_MOST_OF_A_PATIENT).head(_NUM_WORST)
+    return list(zip(chosen["patient"], chosen["slice"], strict=True))
 
 
-def _describe(kind: str, rank: int, row: pd.Series) -> Row:
+def _describe(kind: str, rank: int, row: pd.Series, files: Mapping[_Key, str]) -> Row:
     return {
         "kind": kind,
         "place": rank,
@@ -117,7 +129,7 @@ def _describe(kind: str, rank: int, row: pd.Series) -> Row:
         "patient": row["patient"],
         "slice": row["slice"],
         "Dice": f"{row['Dice']:.6f}",
-        "picture": f"examples/{row['variant']}/{row['slice']}.png",
+        "picture": f"examples/{row['variant']}/{files[row['patient'], row['slice']]}",
     }
 
 
@@ -125,21 +137,22 @@ def _draw_all(
     study: Path, jobs: Sequence[TrialJob], data: SliceStore, rows: Sequence[Row]
 ) -> Iterator[tuple[str, bytes]]:
     """Yield the path and the PNG of each picture, trial by trial."""
-    index_of = {item.name: index for index, item in enumerate(data.slices)}
+    index_of = {(item.patient, item.name): index for index, item in enumerate(data.slices)}
     for job in jobs:
         path = TrialFolder(study / job.path).probabilities
         cell = (job.variant, job.fold, job.seed)
-        wanted = {r["slice"]: r for r in rows if (r["variant"], r["fold"], r["seed"]) == cell}
+        own = [row for row in rows if (row["variant"], row["fold"], row["seed"]) == cell]
+        wanted = {(row["patient"], row["slice"]): row for row in own}
         if not wanted or not path.exists():
             continue
         maps = load_probabilities(path, "test")
         threshold = job.experiment.threshold * LEVELS
         found = [np.asarray(levels >= threshold) for levels in maps.levels]
         masks = keep_components(found, maps.patients, job.experiment.largest_component)
-        for position, name in enumerate(maps.slices):
-            if name in wanted:
-                image = data.image(index_of[name])
-                yield wanted[name]["picture"], _paint(image, maps.true[position], masks[position])
+        for position, key in enumerate(zip(maps.patients, maps.slices, strict=True)):
+            if key in wanted:
+                image = data.image(index_of[key])
+                yield wanted[key]["picture"], _paint(image, maps.true[position], masks[position])
 
 
 def _paint(

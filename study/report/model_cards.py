@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from brainseg.config import Experiment
+from brainseg.data.about import CHANNELS, FLAIR
 from brainseg.document import (
     Block,
     Bullets,
@@ -33,7 +35,7 @@ def write_model_cards(results: StudyResults) -> None:
             continue  # no card recommends it; the model file says by its name what it is
         card = Document(
             title=f"Model card: {variant}",
-            facts=describe_study(results.about),
+            facts=describe_study(results.about, str(row["size"])),
             labels=results.labels,
             sentence="Not for clinical use. The model serves research on comparing networks.",
             points=(),
@@ -41,21 +43,27 @@ def write_model_cards(results: StudyResults) -> None:
                 Section("model", "Model", list(_model(results, row))),
                 Section("data", "Data and split", [Bullets(list(_data(results, row)))]),
                 Section("scores", "Scores", list(_scores(results, row))),
-                Section("limits", "Limits", [Bullets(list(_limits(results, variant)))]),
+                Section("limits", "Limits", [Bullets(list(_limits(results, row)))]),
             ],
         )
         write_text(results.folder / "models" / f"{variant}.md", to_markdown(card))
 
 
 def _model(results: StudyResults, row: Row) -> Iterator[Block]:
-    variant, size = row["variant"], results.about["experiment"]["data"]["size"]
+    variant = row["variant"]
+    experiment = results.experiment_of(row)
+    note, arguments = "", "images"
+    if experiment.needs_volume:
+        note = "# patients: the patient of each image, a patient's slices in order\n"
+        arguments = "images, patients=patients"
     yield Bullets(
         [
             f"File: `{variant}.safetensors`; its header holds the experiment that made it.",
             f"Network: {row['network']}; first weights: {row['weights']}.",
             f"Input: one slice with the channels {', '.join(results.about['channels'])}; resized "
-            f"to {size} px; filters: {row['filters']}.",
-            "Output: the probability of tumour (FLAIR abnormality) per pixel.",
+            f"to {row['size']} px; filters: {row['filters']}.",
+            *_seen(experiment),
+            f"Output: the probability of tumour ({_target(results)}) per pixel.",
             "Chosen from the variant's trials by the lowest validation loss: fold "
             f"{row['fold']}, seed {row['seed']}, stage {float(row['best_stage']):.0f}, epoch "
             f"{float(row['best_epoch']):.0f}.",
@@ -64,8 +72,25 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
     yield Listing(
         "In Python:",
         "from brainseg import Predictor\n\n"
-        f'masks = Predictor.load("{variant}.safetensors").masks(images)',
+        f'{note}masks = Predictor.load("{variant}.safetensors").masks({arguments})',
     )
+
+
+def _seen(experiment: Experiment) -> Iterator[str]:
+    """Yield which channels and which neighbours of a slice the network sees, if it is told to."""
+    data = experiment.data
+    if data.channels:
+        yield f"The network sees only these channels, in this order: {', '.join(data.channels)}."
+    if data.context:
+        yield f"Neighbouring slices on each side that the network sees too: {data.context}."
+    if data.context and data.context_channels:
+        yield f"Channels of these neighbours: {', '.join(data.context_channels)}."
+
+
+def _target(results: StudyResults) -> str:
+    """Return what the outlines mark: only those of the LGG dataset's channels are known."""
+    is_known = tuple(results.about["channels"]) == CHANNELS
+    return f"{CHANNELS[FLAIR]} abnormality" if is_known else "as the dataset outlines it"
 
 
 def _data(results: StudyResults, row: Row) -> Iterator[str]:
@@ -109,13 +134,16 @@ def _scores(results: StudyResults, row: Row) -> Iterator[Block]:
     yield Paragraph(f"Scores of this model file on its own test patients: {own}.")
 
 
-def _limits(results: StudyResults, variant: str) -> Iterator[str]:
+def _limits(results: StudyResults, row: Row) -> Iterator[str]:
+    variant = row["variant"]
     yield f"The study's conclusion: {results.conclusion.sentence}"
     yield from results.conclusion.caveats
     yield (
-        "The model segments slices one by one and does not see volumes. Scanners, sites and "
-        "reference outlines other than the dataset's were not tested."
-    )
+        "The model needs all slices of a patient in their order, since its mask of one depends on "
+        "the others."
+        if results.experiment_of(row).needs_volume
+        else "The model segments slices one by one and does not see volumes."
+    ) + " Scanners, sites and reference outlines other than the dataset's were not tested."
     for breakdown in results.breakdowns:
         groups = [group for group in breakdown.groups if variant in group.dice]
         if groups:

@@ -22,9 +22,9 @@ from study.analysis.protocol import describe_changes
 from study.report.results import SYNTHETIC, StudyResults
 from study.storage.schema import EXTERNAL, Row
 from study.storage.study_folder import GRID_FILE, changed_lines, grid_copies
-from study.storage.trial_folder import TrialFolder
 
 _HOUR = 3600
+_SIZE = "data.size"
 
 
 def describe_provenance(results: StudyResults) -> list[Section]:
@@ -40,20 +40,30 @@ def describe_provenance(results: StudyResults) -> list[Section]:
     return [section for section in sections if section.blocks]
 
 
-def describe_study(about: Mapping[str, Any]) -> str:
+def describe_study(about: Mapping[str, Any], size: str = "") -> str:
     """Return what a reader must know beside any score, in one line.
 
     Args:
         about: The content of study.json.
+        size: Side of a slice in the network, in pixels; by default the one that all variants
+            share, if they do.
     """
+    size = size or _shared_size(about)
     parts = [
         SYNTHETIC if about["synthetic"] else f"data {about['fingerprint'][:12]}",
         f"{about['patients']} patients",
-        f"{about['experiment']['data']['size']} px",
+        *([f"{size} px"] if size else []),
         f"encoder weights: {about['weights']}",
         f"{about['folds']} fold(s) x {about['seeds']} seed(s)",
     ]
     return " · ".join(parts)
+
+
+def _shared_size(about: Mapping[str, Any]) -> str:
+    shared = about["experiment"]["data"]["size"]
+    sizes = {changes.get(_SIZE, shared) for changes in about["variants"].values()} or {shared}
+    is_searched = _SIZE in (about.get("search") or {"space": {}})["space"]
+    return "" if is_searched or len(sizes) > 1 else str(sizes.pop())
 
 
 def describe_licence(about: Mapping[str, Any]) -> str:
@@ -168,9 +178,7 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
 
 def _planned_epochs(results: StudyResults, row: Row) -> int:
     """Return the epochs that a trial has if nothing ends it early."""
-    name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-    experiment = TrialFolder(results.folder / "trials" / name).read_experiment()
-    return sum(stage.epochs for stage in experiment.stages)
+    return sum(stage.epochs for stage in results.experiment_of(row).stages)
 
 
 def _published(results: StudyResults) -> Iterator[Block]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from brainseg.config import Experiment
 from brainseg.document import NONE, Table
 from brainseg.errors import DataError
 from study.analysis.bootstrap import Estimate
@@ -157,6 +158,23 @@ class StudyResults:
         """Return the rows of a variant's trials, or of those with one status."""
         rows = [row for row in self.trials if row["variant"] == variant]
         return [row for row in rows if status in (None, row["status"])]
+
+    def experiment_of(self, row: Row) -> Experiment:
+        """Return the experiment of a trial.
+
+        Args:
+            row: The trial's row of trials.csv.
+
+        Raises:
+            DataError: If the file in the trial's folder holds something else.
+            ConfigError: If there is no such file, and study.json holds a key that does not exist.
+        """
+        name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
+        trial = TrialFolder(self.folder / "trials" / name)
+        if (trial.path / "experiment.yaml").exists():
+            return trial.read_experiment()
+        shared = Experiment.model_validate(self.about["experiment"])
+        return shared.replaced(self.about["variants"].get(row["variant"], {}), "study.json")
 
 
 def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:

@@ -9,6 +9,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
+from brainseg.data.about import shown_channel
 from brainseg.document import (
     NONE,
     Block,
@@ -119,13 +120,13 @@ def _overview(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
     first = results.variants[0] if results.variants else ""
     tiles = _typical_tiles(results, first)
     if tiles:
-        yield Gallery(f"Three slices with tumour, by {first}. {_OUTLINES}", tiles)
+        yield Gallery(f"Three slices with tumour, by {first}. {_outlines(results)}", tiles)
 
 
 def _typical_tiles(results: StudyResults, variant: str) -> list[Tile]:
     """Return the best, the median and the worst slice of a variant."""
     return [
-        _tile(row, f"{kind}: {row['slice']}")
+        _tile(results, row, f"{kind}: {_name(row)}")
         for kind in ("best", "median", "worst")
         for row in results.examples
         if row["kind"] == kind and row["variant"] == variant
@@ -493,10 +494,29 @@ def _postprocessing(results: StudyResults, figures: FigureWriter) -> Iterator[Bl
     ]
     yield Table("Post-processing steps, paired by patient.", rows)
     if not any(effect.step == "ensemble" for effect in effects):
-        yield Paragraph("There is no ensemble, because the study has only one seed.")
+        yield Paragraph(_why_no_ensemble(results))
 
 
-_OUTLINES = "Pictures show FLAIR with the true outline in blue and the predicted one in orange."
+def _why_no_ensemble(results: StudyResults) -> str:
+    if results.about["seeds"] == 1:
+        return "There is no ensemble, because the study has only one seed."
+    return (
+        "There is no ensemble, because no two seeds of one variant and fold finished with "
+        "probability maps."
+    )
+
+
+def _shown(results: StudyResults) -> str:
+    """Return the name of the channel that pictures of slices show."""
+    channels = results.about["channels"]
+    return str(channels[shown_channel(len(channels))])
+
+
+def _outlines(results: StudyResults) -> str:
+    return (
+        f"Pictures show {_shown(results)} with the true outline in blue and the predicted one in "
+        "orange."
+    )
 
 
 def _hardest_patients(results: StudyResults) -> Iterator[Block]:
@@ -505,7 +525,7 @@ def _hardest_patients(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         f"The {len(groups)} patients with the lowest mean Dice over variants and seeds. Each is "
-        f"shown by the slice that has the most wrong pixels. {_OUTLINES}"
+        f"shown by the slice that has the most wrong pixels. {_outlines(results)}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
@@ -532,14 +552,18 @@ def _hardest_slices(results: StudyResults) -> Iterator[Block]:
         return
     yield Paragraph(
         f"The {len(groups)} slices with the lowest mean Dice over variants and seeds, at most "
-        f"two of a patient. Of equal slices, those with more wrong pixels come first. {_OUTLINES}"
+        "two of a patient. Of equal slices, those with more wrong pixels come first. "
+        f"{_outlines(results)}"
     )
     rows = []
     for rank, (example, *_) in groups.items():
-        name = example["slice"]
-        area = _tumour_area(results, name)
-        row = {"": str(rank), "slice": name, "tumour, px": NONE if area is None else f"{area:,}"}
-        rows.append(row | {v: _wrong_pixels(results, v, name) for v in results.variants})
+        area = _tumour_area(results, example)
+        row = {
+            "": str(rank),
+            "slice": _name(example),
+            "tumour, px": NONE if area is None else f"{area:,}",
+        }
+        rows.append(row | {v: _wrong_pixels(results, v, example) for v in results.variants})
     yield Table(
         "Wrong pixels of each slice by variant, false positives and false negatives together; "
         "mean over seeds.",
@@ -552,7 +576,7 @@ def _examples(results: StudyResults) -> Iterator[Block]:
     found = {variant: _typical_tiles(results, variant) for variant in results.variants}
     galleries = [Gallery(variant, tiles) for variant, tiles in found.items() if tiles]
     if galleries:
-        yield Paragraph(f"Chosen from the tumour slices of each variant. {_OUTLINES}")
+        yield Paragraph(f"Chosen from the tumour slices of each variant. {_outlines(results)}")
         yield from galleries
 
 
@@ -567,16 +591,18 @@ def _by_rank(results: StudyResults, kind: str) -> dict[int, list[Row]]:
 
 def _galleries(results: StudyResults, groups: dict[int, list[Row]]) -> Iterator[Gallery]:
     for rank, rows in groups.items():
-        name = rows[0]["slice"]
-        note = " (no tumour)" if _tumour_area(results, name) == 0 else ""
-        yield Gallery(f"{rank}. {name}{note}", [_tile(row, row["variant"]) for row in rows])
+        note = " (no tumour)" if _tumour_area(results, rows[0]) == 0 else ""
+        yield Gallery(
+            f"{rank}. {_name(rows[0])}{note}",
+            [_tile(results, row, row["variant"]) for row in rows],
+        )
 
 
-def _tile(row: Row, label: str) -> Tile:
+def _tile(results: StudyResults, row: Row, label: str) -> Tile:
     score = f"Dice {float(row['Dice']):.2f}"
     alt = (
-        f"FLAIR slice {row['slice']} with the true outline in blue and that of {row['variant']} "
-        f"in orange, {score}"
+        f"{_shown(results)} slice {_name(row)} with the true outline in blue and that of "
+        f"{row['variant']} in orange, {score}"
     )
     return Tile(row["picture"], alt, f"{label}, {score}")
 
@@ -590,12 +616,25 @@ def _patient_dice(results: StudyResults, variant: str, patient: str) -> str:
     return format_number(fmean(known)) if known else NONE
 
 
-def _wrong_pixels(results: StudyResults, variant: str, name: str) -> str:
+def _name(example: Row) -> str:
+    """Return a slice's name, with the patient's before it unless it begins with that."""
+    patient, name = example["patient"], str(example["slice"])
+    return name if name.startswith(f"{patient}_") else f"{patient}/{name}"
+
+
+def _rows_of(results: StudyResults, example: Row) -> pd.DataFrame:
+    """Return the rows of a slice: slices of several patients can have one name."""
     slices = results.slices
-    own = slices.loc[(slices["slice"] == name) & (slices["variant"] == variant), ["FP", "FN"]]
+    is_same = (slices["patient"] == example["patient"]) & (slices["slice"] == example["slice"])
+    return slices[is_same]
+
+
+def _wrong_pixels(results: StudyResults, variant: str, example: Row) -> str:
+    slices = _rows_of(results, example)
+    own = slices.loc[slices["variant"] == variant, ["FP", "FN"]]
     return format_number(float(own.sum(axis=1).mean()), 1)
 
 
-def _tumour_area(results: StudyResults, name: str) -> int | None:
-    areas = results.slices.loc[results.slices["slice"] == name, "tumour_pixels"]
+def _tumour_area(results: StudyResults, example: Row) -> int | None:
+    areas = _rows_of(results, example)["tumour_pixels"]
     return int(areas.iloc[0]) if len(areas) else None

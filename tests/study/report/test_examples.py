@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from brainseg.config import Experiment
-from brainseg.data.slice_store import SliceStore
+from brainseg.data.slice_store import Slice, SliceStore
 from brainseg.data.split import split_by_patient
 from brainseg.inference.evaluation import (
     FLIPS,
@@ -37,12 +38,12 @@ JOBS = StudySpec(
 ).jobs()
 
 
-def _evaluation(data: SliceStore, missed: str) -> Evaluation:
+def _evaluation(data: SliceStore, missed: Slice | None) -> Evaluation:
     """Return the evaluation of a network that finds every tumour but that of one slice."""
     indices = split_by_patient(data.slices, 0, 44).indices(data.slices, "test")
     slices = tuple(data.slices[index] for index in indices)
     true = np.stack([data.mask(index) > 0 for index in indices])
-    found = true & (np.array([item.name for item in slices]) != missed)[:, None, None]
+    found = true & np.array([item != missed for item in slices])[:, None, None]
     tp, fn = found.sum((1, 2)), (true & ~found).sum((1, 2))
     counts: Counts = np.stack([tp, 0 * tp, fn, true[0].size - tp - fn], axis=1)
     levels = np.where(found, 255, 0).astype(np.uint8)
@@ -52,13 +53,12 @@ def _evaluation(data: SliceStore, missed: str) -> Evaluation:
     return Evaluation(part, part, 0.5)
 
 
-def _missed(data: SliceStore) -> str:
+def _missed(data: SliceStore) -> Slice:
     tested = split_by_patient(data.slices, 0, 44).test
-    largest = max((s for s in data.slices if s.patient in tested), key=lambda s: s.tumour_pixels)
-    return largest.name
+    return max((s for s in data.slices if s.patient in tested), key=lambda s: s.tumour_pixels)
 
 
-def _finish(study: Path, job: TrialJob, data: SliceStore, missed: str) -> None:
+def _finish(study: Path, job: TrialJob, data: SliceStore, missed: Slice | None) -> None:
     folder = TrialFolder(study / job.path)
     folder.path.mkdir(parents=True)
     evaluation = _evaluation(data, missed)
@@ -70,11 +70,25 @@ def _finish(study: Path, job: TrialJob, data: SliceStore, missed: str) -> None:
 @pytest.fixture
 def study(tmp_path: Path, data: SliceStore) -> Path:
     """A study whose raw variant misses a slice; a trial of the preprocessed one never ended."""
-    for position, missed in ((0, _missed(data)), (2, _missed(data)), (3, "")):
-        _finish(tmp_path, JOBS[position], data, missed)
-    collect(tmp_path, JOBS)
-    draw_examples(tmp_path, JOBS, data)
-    return tmp_path
+    return _run(tmp_path, data)
+
+
+def _run(study: Path, data: SliceStore) -> Path:
+    for position, missed in ((0, _missed(data)), (2, _missed(data)), (3, None)):
+        _finish(study, JOBS[position], data, missed)
+    collect(study, JOBS)
+    draw_examples(study, JOBS, data)
+    return study
+
+
+def _numbered(data: SliceStore) -> SliceStore:
+    """Return the dataset with the slices of each patient called 1, 2, 3 and so on."""
+    seen: Counter[str] = Counter()
+    slices = []
+    for item in data.slices:
+        seen[item.patient] += 1
+        slices.append(replace(item, name=str(seen[item.patient])))
+    return replace(data, slices=tuple(slices))
 
 
 def _rows(study: Path, kind: str) -> list[dict[str, str]]:
@@ -92,7 +106,7 @@ def test_a_missed_slice_is_the_worst_and_has_no_predicted_outline(
 ) -> None:
     for kind in ("worst slice", "worst patient"):
         first = [row for row in _rows(study, kind) if row["place"] == "1"]
-        assert {row["slice"] for row in first} == {_missed(data)}
+        assert {row["slice"] for row in first} == {_missed(data).name}
         assert [row["variant"] for row in first] == ["raw-lite0", "preprocessed-lite0"]
         assert float(first[0]["Dice"]) == 0
         assert _has(study / first[0]["picture"], TRUE)
@@ -132,3 +146,20 @@ def test_a_study_without_slices_has_no_pictures(tmp_path: Path, data: SliceStore
     draw_examples(tmp_path, JOBS, data)
     assert not (tmp_path / "examples").exists()
     assert _rows(tmp_path, "best") == []
+
+
+def test_patients_whose_slices_have_the_same_names_keep_their_own_pictures(
+    study: Path, data: SliceStore, tmp_path: Path
+) -> None:
+    numbered = _numbered(data)
+    name_of = {
+        item.name: (other.patient, other.name)
+        for item, other in zip(data.slices, numbered.slices, strict=True)
+    }
+    other = _run(tmp_path / "numbered", numbered)
+    rows, others = (read_csv(folder / "examples.csv") for folder in (study, other))
+    assert len(rows) == len(others)
+    for row, own in zip(rows, others, strict=True):
+        assert all(own[key] == row[key] for key in ("kind", "place", "variant"))
+        assert (own["patient"], own["slice"]) == name_of[row["slice"]]
+        assert (other / own["picture"]).read_bytes() == (study / row["picture"]).read_bytes()

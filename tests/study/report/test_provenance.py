@@ -95,6 +95,16 @@ def test_the_study_is_described_in_one_line(generated: Path) -> None:
     assert "20 patients · 256 px · encoder weights: no pretrained weights · 2 fold(s) x 2" in line
 
 
+def test_a_size_that_variants_do_not_share_is_not_said(small: Path) -> None:
+    about = dict(read_results(small).about)
+    first = next(iter(about["variants"]))
+    own = {first: {"data.size": 128}}
+    assert " px" not in describe_study({**about, "variants": {**about["variants"], **own}})
+    assert " 128 px " in describe_study({**about, "variants": own})
+    searched = {"space": {"data.size": {"choices": [128, 256]}}}
+    assert " px" not in describe_study({**about, "search": searched})
+
+
 def test_reproduction_lists_command_versions_and_differences(generated: Path) -> None:
     blocks = _sections(generated)["repeat"].blocks
     listings = {block.caption: block.text for block in blocks if isinstance(block, Listing)}

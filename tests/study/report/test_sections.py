@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from generated import generate_study
 
+from brainseg.data.about import CHANNELS
 from brainseg.document import Gallery, Paragraph, Section, Table, format_number
 from brainseg.storage.files import read_csv, write_csv
 from study.report.figures import FigureWriter
@@ -65,6 +67,31 @@ def test_one_seed_has_no_ensemble(tmp_path: Path) -> None:
     assert "no ensemble, because the study has only one seed" in section.blocks[-1].text
 
 
+def test_seeds_without_probability_maps_have_no_ensemble(small: Path) -> None:
+    (small / "ensemble.csv").unlink()
+    section = _sections(read_results(small))["postprocessing"]
+    assert section.blocks[-1] == Paragraph(
+        "There is no ensemble, because no two seeds of one variant and fold finished with "
+        "probability maps."
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown"), [(CHANNELS, "FLAIR"), (("T1", "T2", "PD"), "T2"), (("T1", "T2"), "T1")]
+)
+def test_pictures_are_called_by_the_channel_that_they_show(
+    channels: tuple[str, ...], shown: str, small: Path
+) -> None:
+    about = json.loads((small / "study.json").read_text())
+    (small / "study.json").write_text(json.dumps({**about, "channels": channels}))
+    sections = _sections(read_results(small))
+    for name in ("overview", "worst-patient", "worst-slice", "examples"):
+        texts = [getattr(b, "text", getattr(b, "caption", "")) for b in sections[name].blocks]
+        assert f"Pictures show {shown} with the true outline in blue" in " ".join(texts)
+        galleries = [block for block in sections[name].blocks if isinstance(block, Gallery)]
+        assert all(tile.alt.startswith(f"{shown} slice ") for g in galleries for tile in g.tiles)
+
+
 def test_post_processing_is_chosen_on_validation(small: Path) -> None:
     rows = _table(_sections(read_results(small))["postprocessing"]).rows
     assert {row["step"] for row in rows} == {"flips", "threshold", "largest component", "ensemble"}
@@ -115,3 +142,15 @@ def test_effects_and_interactions_have_a_heading_each(small: Path, tmp_path: Pat
         "encoder efficientnet-b0 x preprocessing preprocessed"
     ]
     assert "interactions" not in _sections(read_results(small))  # of one factor
+
+
+def test_wrong_pixels_are_those_of_the_patients_own_slice(small: Path) -> None:
+    before = _table(_sections(read_results(small))["worst-slice"]).rows
+    for file in ("slices.csv", "examples.csv"):
+        rows = read_csv(small / file)
+        write_csv(small / file, [{**r, "slice": r["slice"].rpartition("_")[2]} for r in rows])
+    after = _table(_sections(read_results(small))["worst-slice"]).rows
+    known = [row["slice"].partition("_19990101_") for row in before]
+    assert [row["slice"] for row in after] == [f"{patient}/{name}" for patient, _, name in known]
+    assert [{**row, "slice": ""} for row in after] == [{**row, "slice": ""} for row in before]
+    assert len({tuple(row.values())[3:] for row in after}) > 2
