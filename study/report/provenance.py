@@ -178,7 +178,7 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
 
 def _planned_epochs(results: StudyResults, row: Row) -> int:
     """Return the epochs that a trial has if nothing ends it early."""
-    return sum(stage.epochs for stage in results.experiment_of(row).stages)
+    return sum(stage.epochs for stage in results.folder_of(row).read_experiment().stages)
 
 
 def _published(results: StudyResults) -> Iterator[Block]:

@@ -159,8 +159,13 @@ class StudyResults:
         rows = [row for row in self.trials if row["variant"] == variant]
         return [row for row in rows if status in (None, row["status"])]
 
+    def folder_of(self, row: Row) -> TrialFolder:
+        """Return the folder of a trial, given by its row of trials.csv."""
+        name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
+        return TrialFolder(self.folder / "trials" / name)
+
     def experiment_of(self, row: Row) -> Experiment:
-        """Return the experiment of a trial.
+        """Return the experiment of a trial, by study.json where its own file is missing.
 
         Args:
             row: The trial's row of trials.csv.
@@ -169,8 +174,7 @@ class StudyResults:
             DataError: If the file in the trial's folder holds something else.
             ConfigError: If there is no such file, and study.json holds a key that does not exist.
         """
-        name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-        trial = TrialFolder(self.folder / "trials" / name)
+        trial = self.folder_of(row)
         if (trial.path / "experiment.yaml").exists():
             return trial.read_experiment()
         shared = Experiment.model_validate(self.about["experiment"])

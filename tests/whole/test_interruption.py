@@ -87,6 +87,7 @@ def test_trials_killed_in_each_stage_end_with_the_same_bits(
     assert_equal(study, undisturbed)
 
 
+@pytest.mark.exhaustive
 def test_a_trial_that_dies_too_often_has_failed_and_is_run_again_on_request(
     undisturbed: Study, study: Study
 ) -> None:

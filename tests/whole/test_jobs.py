@@ -116,6 +116,7 @@ def _start_head(folder: Path, environment: dict[str, str]) -> Head:
     raise AssertionError((folder / "log.txt").read_text())
 
 
+@pytest.mark.exhaustive
 def test_a_driver_without_the_clusters_token_is_refused(head: Head, phantom_root: Path) -> None:
     command = [sys.executable, "-m", "study.run", "--grid", "lite", "--data", str(phantom_root)]
     command += ["--set", "model.encoder_weights=none", "--plan", "--address", head.address]

@@ -14,6 +14,13 @@ from brainseg.cli import FINISHED
 from brainseg.config import Experiment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+_RECORDED_OR_CUT_OFF = pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), marks=pytest.mark.exhaustive, id="recorded"),
+        pytest.param(("--no-route",), id="no-route"),
+    ],
+)
 DEAD_END = Path(__file__).parents[1] / "dead_end.py"
 DEMO = """
 import subprocess, sys, urllib.request
@@ -54,13 +61,7 @@ def test_what_is_sent_is_noticed(tmp_path: Path) -> None:
     assert UNAVAILABLE not in (FINISHED, 1, 2)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        pytest.param((), marks=pytest.mark.exhaustive, id="recorded"),
-        pytest.param(("--no-route",), id="no-route"),
-    ],
-)
+@_RECORDED_OR_CUT_OFF
 def test_a_whole_study_sends_nothing(
     tmp_path: Path, phantom_root: Path, tiny: Experiment, flags: tuple[str, ...]
 ) -> None:
@@ -69,7 +70,7 @@ def test_a_whole_study_sends_nothing(
     assert (study.results / "report.html").exists()
 
 
-@pytest.mark.parametrize("flags", [(), ("--no-route",)], ids=["recorded", "no-route"])
+@_RECORDED_OR_CUT_OFF
 def test_pages_and_predictions_send_nothing(
     tmp_path: Path, phantom_root: Path, patient: Path, model_file: Path, flags: tuple[str, ...]
 ) -> None:
