@@ -77,10 +77,9 @@ def rank_otherwise(
             continue
         by_patient = _average(values, shared)
         found += [(metric, way, merit) for way, merit in _merits(by_patient).items()]
-    # The mean of the shared seeds: a patient with fewer of them weighs as much as others.
-    weights = shared / np.maximum(shared.sum(axis=0), 1)
-    counts = np.where(shared[..., None], chosen.counts, 0) * weights[..., None]
-    found.append(("global Dice", MEAN, dice(counts.sum(axis=(1, 2)))))
+    kinds = np.moveaxis(chosen.counts, -1, 0)
+    counts = np.stack([_average(kind, shared) for kind in kinds], axis=-1)
+    found.append(("global Dice", MEAN, dice(counts.sum(axis=1))))
     # Means over other slices than those that all of them tested would compare patients.
     if all(name in slice_dice for name in names) and (chosen.tested == shared).all():
         found.append(("Dice/slice", MEAN, np.array([slice_dice[name] for name in names])))

@@ -161,8 +161,7 @@ class StudyResults:
 
     def folder_of(self, row: Row) -> TrialFolder:
         """Return the folder of a trial, given by its row of trials.csv."""
-        name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-        return TrialFolder(self.folder / "trials" / name)
+        return _folder_of(self.folder, row)
 
     def experiment_of(self, row: Row) -> Experiment:
         """Return the experiment of a trial, by study.json where its own file is missing.
@@ -252,7 +251,10 @@ def _without_leaky(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if not str(row["variant"]).startswith(LEAKY)]
 
 
+def _folder_of(study: Path, row: Row) -> TrialFolder:
+    return TrialFolder(study / "trials" / f"{row['variant']}-fold{row['fold']}-seed{row['seed']}")
+
+
 def _read_history(folder: Path, row: Row) -> list[Row]:
-    name = f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
     cell = {"variant": row["variant"], "fold": int(row["fold"]), "seed": int(row["seed"])}
-    return [cell | epoch for epoch in TrialFolder(folder / "trials" / name).read_history()]
+    return [cell | epoch for epoch in _folder_of(folder, row).read_history()]

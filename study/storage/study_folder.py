@@ -26,9 +26,10 @@ from study.spec.grid import ONE
 from study.spec.study_spec import StudySpec
 
 GRID_FILE = "grid.yaml"
+"""The copy of a user's own grid in the study's folder."""
+
 _BEFORE_STUDY = {"experiment.yaml", "split.json", "patients.csv", "external", GRID_FILE}
 """What may be there before study.json: a start that was killed leaves no more than these."""
-"""The copy of a user's own grid in the study's folder."""
 
 
 def _file_name(name: str) -> str:

@@ -34,7 +34,7 @@ from study.spec.trial_job import candidate_path, search_path
 from study.storage.leaderboard import read_candidates
 from study.storage.schema import FINISHED, STOPPED, UNFINISHED
 from study.storage.sync import StudySync
-from study.storage.trial_folder import TrialFolder
+from study.storage.trial_folder import TrialFolder, candidate_folder
 from study.tune.progress import Progress
 from study.tune.schedulers import Decisions, build_scheduler, drop_broken_line
 from study.tune.trainable import run_job
@@ -98,7 +98,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
     def _lost_results(self) -> list[int]:
         """Return the candidates that have ended as the journal says, but left no result."""
         ended = [trial.number for trial in self._trials() if trial.state.is_finished()]
-        return [number for number in ended if self._folder(number).status == UNFINISHED]
+        # Results are on this machine since the start or since they were told: nothing is fetched.
+        folders = {n: candidate_folder(self._sync.folder, n, self._group) for n in ended}
+        return [number for number, folder in folders.items() if folder.status == UNFINISHED]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searchers into files that nothing here reads back

@@ -244,6 +244,21 @@ def _mount_share(disk: Path, share: Path) -> None:
 def test_storage_that_cannot_be_written_is_a_sentence(
     small_disk: Path, study_on_disk: Study
 ) -> None:
+    _assert_refused_while_read_only(small_disk, study_on_disk)
+
+
+@pytest.mark.exhaustive
+def test_a_study_goes_on_once_its_storage_can_be_written_again(
+    undisturbed: Study, interrupted: Path, small_disk: Path, study_on_disk: Study
+) -> None:
+    shutil.copytree(interrupted, study_on_disk.results.parent, symlinks=True)
+    _assert_refused_while_read_only(small_disk, study_on_disk)
+    assert _remount(small_disk, "rw")
+    study_on_disk.finish()
+    assert_equal(study_on_disk, undisturbed)
+
+
+def _assert_refused_while_read_only(small_disk: Path, study_on_disk: Study) -> None:
     wait_until(lambda: _remount(small_disk, "ro"))
     refused = subprocess.run(
         study_on_disk.command, cwd=study_on_disk.folder, capture_output=True, timeout=PATIENCE
