@@ -205,7 +205,8 @@ class ModelConfig(_Section):
             or `tu-` with a name of timm; `own` if a network of the user's has one, `none` for
             architectures without one.
         encoder_weights: `imagenet` (downloaded once), `none` (random), or the path or URL of a
-            safetensors file with the encoder's state dict.
+            safetensors file with the encoder's state dict, in which `{encoder}` stands for the
+            encoder's name.
         calibrate_encoder: Whether the encoder's BatchNorm statistics are computed from the
             training slices before stage 1; if False, those of the weights are kept.
         batchnorm_momentum: Weight of each batch in BatchNorm's running statistics. None keeps the
@@ -220,6 +221,11 @@ class ModelConfig(_Section):
     encoder_weights: Line = "imagenet"
     calibrate_encoder: bool = True
     batchnorm_momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @property
+    def weights_location(self) -> str:
+        """`encoder_weights` with the encoder's name in it; a slash of the name becomes `_`."""
+        return self.encoder_weights.replace("{encoder}", self.encoder.replace("/", "_"))
 
     @field_validator("encoder_weights", mode="before")
     @classmethod

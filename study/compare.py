@@ -27,6 +27,7 @@ from study.report.results import StudyResults, read_results
 from study.report.sections import describe_findings, ranked_rows
 from study.spec.grid import LEAKY
 from study.spec.study_spec import StudySpec
+from study.spec.trial_job import trial_name
 from study.storage.schema import COMPARISON, EXTERNAL, Row
 from study.storage.schema import FINISHED as TRIAL_FINISHED
 from study.storage.study_folder import read_spec
@@ -206,7 +207,9 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         },
         num_trials=len(trials),
         missing=tuple(
-            _name(row) for row in trials if row["status"] not in (TRIAL_FINISHED, EXTERNAL)
+            trial_name(row["variant"], row["fold"], row["seed"])
+            for row in trials
+            if row["status"] not in (TRIAL_FINISHED, EXTERNAL)
         ),
     )
     abouts = [study.results.about for study in (one, other)]
@@ -216,7 +219,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
             "synthetic": one.spec.synthetic,
             "experiment": {"data": {"spacing_mm": a}},
             "external": [f"{s.name}/{v}" for s in (one, other) for v in s.results.external],
-            "weights": "; ".join(dict.fromkeys(str(about["weights"]) for about in abouts)),
+            "weights": ", ".join(dict.fromkeys(str(about["weights"]) for about in abouts)),
         },
         split={},
         trials=trials,
@@ -244,13 +247,9 @@ def _select(matrix: ScoreMatrix, seeds: Sequence[int], patients: Sequence[str]) 
     return matrix.mapped(select)
 
 
-def _name(row: Row) -> str:
-    return f"{row['variant']}-fold{row['fold']}-seed{row['seed']}"
-
-
 def _describe(one: _Study, other: _Study) -> list[Block]:
     """Return what differs between the specifications of the studies, and how seeds are paired."""
-    fields = ("grid", "variants", "folds", "seeds", "weights_hash", "files")
+    fields = ("grid", "variants", "folds", "seeds", "weight_files", "files")
     lines = [
         f"{key}: {getattr(one.spec, key)} -> {getattr(other.spec, key)}"
         for key in fields

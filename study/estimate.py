@@ -16,7 +16,6 @@ from rich.table import Table
 from brainseg.config import NUM_FOLDS, Experiment
 from brainseg.data.split import PARTS, split_of
 from brainseg.errors import StudyError
-from brainseg.model.encoders import describe_weights
 from brainseg.storage.files import read_json
 from study.analysis.protocol import PRIMARY
 from study.resolve import Study
@@ -103,7 +102,7 @@ def describe_plan(
         ("fingerprint", spec.fingerprint),
         ("slices", f"{spec.slices:,}, of which {spec.tumour_slices:,} with tumour"),
         *_describe_splits(study),
-        ("encoder weights", describe_weights(experiment.model)),
+        ("encoder weights", study.weights),
         *((name, PRIMARY[name]) for name in ("primary metric", "test", "correction")),
         ("trials", f"{len(jobs)}, {len(left)} of them to run"),
         ("epochs", f"{stages} per trial, {num_epochs(left):,} to run"),

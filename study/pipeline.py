@@ -190,7 +190,6 @@ def _heading(study: Study) -> str:
 
 def _require_shared(study: Study) -> None:
     """Refuse local paths that some node does not see."""
-    weights = study.spec.experiment.model.encoder_weights
     if not study.sync.is_remote:
         require_shared(study.folder / "study.json", f"give --storage {_SHARED}")
     if not is_url(study.data.source):
@@ -201,8 +200,9 @@ def _require_shared(study: Study) -> None:
         path, _, _ = reference.rpartition(":") if is_path(reference) else (reference, "", "")
         if "/" in path:
             require_shared(Path(path), f"put {path} on a disk that all nodes share")
-    if study.spec.weights_hash and not is_url(weights):
-        require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
+    for weights in study.spec.weight_files:
+        if not is_url(weights):
+            require_shared(Path(weights), f"give --set model.encoder_weights={_SHARED}")
 
 
 def _curves(study: Study) -> str:

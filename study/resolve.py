@@ -22,7 +22,7 @@ from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_network, check_network
 from brainseg.storage.files import hash_file, hide_home, user_path, write_csv, write_text
 from brainseg.storage.remote import require_store
-from brainseg.storage.urls import Location, is_url, join_location
+from brainseg.storage.urls import Location, join_location
 from brainseg.storage.values import cut
 from study.analysis.protocol import register
 from study.external import ExternalVariant, score_external
@@ -70,6 +70,12 @@ class Study:
     def folder(self) -> Path:
         """The study's folder on this machine."""
         return self.sync.folder
+
+    @property
+    def weights(self) -> str:
+        """The origins of the encoders' weights in words."""
+        origins = (describe_weights(experiment.model) for experiment in self.spec.networks())
+        return ", ".join(dict.fromkeys(origins))
 
     def has_new_predictions(self) -> bool:
         """Return whether predictions were given that study.json does not have yet."""
@@ -141,7 +147,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         BrainsegError: If data or weights cannot be used.
     """
     data = _open_data(args.data, say)
-    experiment, weights_hash = _resolve_weights(load_base(args, synthetic=data.synthetic))
+    experiment = load_base(args, synthetic=data.synthetic)
     facts = {
         "fingerprint": data.fingerprint,
         "patients": len(data.patients),
@@ -152,9 +158,9 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "channels": data.channels,
         "about": data.about,
         "notes": data.notes,
-        "weights_hash": weights_hash,
     }
     spec = build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)
+    spec = spec.model_copy(update={"weight_files": _hash_weights(spec)})
     sync = _find_storage(args, data.synthetic)
     spec = _warm_start(spec, None if args.fresh else sync.folder, say)
     _check_splits(spec, data)
@@ -310,7 +316,7 @@ def write_facts(study: Study, resources: TrialResources) -> None:
     spec, data, experiment = study.spec, study.data, study.spec.experiment
     facts = {
         "first_seed": experiment.seed,
-        "weights": describe_weights(experiment.model),
+        "weights": study.weights,
         "cpus_per_trial": resources.cpus,
         "gpus_per_trial": resources.gpus,
         "versions": versions(),
@@ -368,18 +374,18 @@ def _open_data(path: Location | None, say: Say) -> SliceStore:
     return data
 
 
-def _resolve_weights(experiment: Experiment) -> tuple[Experiment, str]:
-    """Make the path of a weight file absolute, and hash its content; a URL stays as it is."""
-    weights = experiment.model.encoder_weights
-    if weights in ("imagenet", "none"):
-        return experiment, ""
-    require_store(weights)
-    path = find_encoder_weights(experiment.model)
-    assert path is not None
-    if not is_url(weights):
-        whole = hide_home(str(path.resolve()))
-        experiment = experiment.replaced({"model.encoder_weights": whole})
-    return experiment, hash_file(path)
+def _hash_weights(spec: StudySpec) -> dict[str, str]:
+    """Hash the files of all networks' encoder weights, by their path or URL."""
+    found: dict[str, str] = {}
+    for model in (experiment.model for experiment in spec.networks()):
+        location = model.weights_location
+        if location in ("imagenet", "none") or location in found:
+            continue
+        require_store(location)
+        path = find_encoder_weights(model)
+        assert path is not None
+        found[location] = hash_file(path)
+    return found
 
 
 def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:

@@ -97,7 +97,7 @@ def check_encoder(encoder: str) -> None:
 
 def describe_weights(config: ModelConfig) -> str:
     """Return the origin of the encoder's initial weights in words, for tables and reports."""
-    source = config.encoder_weights
+    source = config.weights_location
     if source == "none":
         return "no pretrained weights"
     return "ImageNet" if source == "imagenet" else name_of(source)
@@ -113,13 +113,14 @@ def find_encoder_weights(config: ModelConfig) -> Path | None:
         WeightsError: If the file does not exist or cannot be downloaded.
         StorageError: If a URL cannot be read.
     """
-    if config.encoder_weights == "none":
+    location = config.weights_location
+    if location == "none":
         return None
-    if config.encoder_weights == "imagenet":
+    if location == "imagenet":
         return _fetch_imagenet(config.encoder)
-    if is_url(config.encoder_weights):
-        return _fetch_file(config.encoder_weights)
-    path = user_path(config.encoder_weights, "model.encoder_weights")
+    if is_url(location):
+        return _fetch_file(location)
+    path = user_path(location, "model.encoder_weights")
     if not path.is_file():
         raise WeightsError(f"model.encoder_weights is {path}, which is not a file")
     return path

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
 from brainseg.metrics import dice, volume_similarity
+from study.spec.trial_job import trial_name
 from study.storage.schema import EXTERNAL, Row
 
 Floats = NDArray[np.float64]
@@ -113,7 +114,7 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
         folds[s, p] = int(row["fold"])
         values[v, s, p] = _values(row)
     scored, planned = (
-        dict.fromkeys(f"{r['variant']}-fold{r['fold']}-seed{r['seed']}" for r in rows)
+        dict.fromkeys(trial_name(r["variant"], r["fold"], r["seed"]) for r in rows)
         for rows in (scores, chain(trials, scores))
     )
     missing = tuple(trial for trial in planned if trial not in scored)

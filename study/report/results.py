@@ -150,7 +150,7 @@ class StudyResults:
     @property
     def labels(self) -> tuple[str, ...]:
         """Warnings that stand beside every number: synthetic data, random first weights."""
-        is_random = NO_WEIGHTS in str(self.about["weights"])
+        is_random = self.about["weights"] == NO_WEIGHTS  # in all variants
         found = (self.about["synthetic"] and "SYNTHETIC", is_random and NO_WEIGHTS)
         return tuple(str(label) for label in found if label)
 

@@ -11,11 +11,13 @@ from typing import Any
 from brainseg.config import Experiment, load_experiment, parse_changes
 from brainseg.plugins import NETWORKS, absolute, fingerprint, installed, is_path
 from brainseg.storage.files import hash_file, hide_home, user_path
+from brainseg.storage.urls import is_url
 from study.spec.configs import shipped
 from study.spec.grid import Grid, SearchDefaults
 from study.spec.search_space import load_space, parse_space
 from study.spec.study_spec import SearchSpec, StudySpec
 
+_WEIGHTS = "model.encoder_weights"
 Say = Callable[[str], None]
 
 
@@ -113,6 +115,10 @@ def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchS
     source = args.space or (args.grid.search and args.grid.search.space) or shipped("search.yaml")
     where = str(source) if isinstance(source, Path) else f"grid {spec.grid}, search.space"
     ranges = parse_space(source, where)
+    weights = ranges.get(_WEIGHTS)
+    if weights is not None and weights.choices is not None:
+        choices = tuple(map(_absolute_weights, weights.choices))
+        ranges |= {_WEIGHTS: weights.model_copy(update={"choices": choices})}
     space = load_space(ranges, spec.variants, spec.experiment, where)
     for key in space.fixed:
         say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
@@ -121,18 +127,33 @@ def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchS
     return spec.search.model_copy(update={"space": space.record()})
 
 
-def _absolute_split(text: str) -> str:
-    path = user_path(text, "data.split")
+def _absolute_path(text: str, key: str) -> str:
+    path = user_path(text, key)
     # The file itself may be a link to one whose name says nothing.
     return hide_home(str(path.parent.resolve() / path.name))
 
 
+def _absolute_split(value: Any) -> Any:
+    is_file = isinstance(value, str) and "." in value
+    return _absolute_path(value, "data.split") if is_file else value
+
+
+def _absolute_weights(value: Any) -> Any:
+    # What is no text is refused where the variants are checked.
+    if not isinstance(value, str) or value in ("imagenet", "none") or is_url(value):
+        return value
+    return _absolute_path(value, _WEIGHTS)
+
+
 def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
-    """Make the paths of a user's code and splits absolute, and take the fingerprint of each."""
+    """Make the paths of a user's code, splits and weights absolute, and fingerprint the code and
+    the splits.
+    """
     find: dict[str, Callable[[Any], Any]] = {
         "model.architecture": absolute,
         "preprocess.filters": lambda names: [absolute(name) for name in names],
-        "data.split": lambda split: _absolute_split(split) if "." in split else split,
+        "data.split": _absolute_split,
+        _WEIGHTS: _absolute_weights,
     }
     experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
     variants = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, model_validator
 
 from brainseg.config import Experiment, differences
 from brainseg.data.about import CHANNELS, LGG, About
@@ -41,6 +42,7 @@ SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 _HALF_OF_ALL_SEEDS = 2**31
 _MAX_TRIALS = 20_000
+_WEIGHTS = "model.encoder_weights"
 _ONLY_GROW = ", which may only grow"
 
 
@@ -124,7 +126,7 @@ class StudySpec(BaseModel):
         patients: Number of patients.
         slices: Number of slices.
         tumour_slices: Number of slices with tumour.
-        weights_hash: SHA-256 of the encoder's weight file, if one was named.
+        weight_files: Path or URL of a file of an encoder's weights -> its SHA-256.
         files: File of a user's code or split that the study uses -> its fingerprint.
         experiment: The base experiment, which the variants share.
         search: The search that extends the grid, if there is one.
@@ -151,7 +153,7 @@ class StudySpec(BaseModel):
     patients: int = 0
     slices: int = 0
     tumour_slices: int = 0
-    weights_hash: str = ""
+    weight_files: dict[str, str] = {}
     files: dict[str, str] = {}
     experiment: Experiment
     search: SearchSpec | None = None
@@ -161,6 +163,17 @@ class StudySpec(BaseModel):
     channels: tuple[str, ...] = CHANNELS
     about: About = LGG
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_one_weight_file(cls, tree: Any) -> Any:
+        # An earlier study.json has the hash of the base experiment's file alone.
+        digest = tree.get("weights_hash") if isinstance(tree, dict) else None
+        with suppress(LookupError, TypeError):
+            if digest:
+                path = tree["experiment"]["model"]["encoder_weights"]
+                return {**tree, "weight_files": {path: digest}}
+        return tree
 
     @classmethod
     def of(cls, grid: Grid, **fields: Any) -> StudySpec:
@@ -299,21 +312,15 @@ class StudySpec(BaseModel):
 
         Folds, seeds and candidates may grow. A search and external variants may be added, and
         so may variants unless a search has drawn among them. The location of the data may change,
-        and so may the path of the encoder's weights if the weights are the same.
+        and so may the paths of the encoders' weights if the weights are the same.
         """
         # Version 0.1 wrote paths below the home folder in full.
         self = StudySpec.model_validate_json(hide_home(self.model_dump_json()))
-        experiment = self.experiment
-        if self.weights_hash and self.weights_hash == other.weights_hash:
-            path = other.experiment.model.encoder_weights
-            experiment = experiment.replaced({"model.encoder_weights": path})
-        lines = differences(other.experiment, experiment)
+        self = self._with_weights_of(other)
+        lines = differences(other.experiment, self.experiment)
         counts = ("patients", "slices", "tumour_slices")
-        lines += self._changed_variants(other)
-        for path, digest in self.files.items():
-            if other.files.get(path) != digest:
-                lines.append(f"files: {path} is not the same")
-        for key in ("grid", "fingerprint", *counts, "weights_hash"):
+        lines += self._changed_variants(other) + self._changed_files(other)
+        for key in ("grid", "fingerprint", *counts):
             before, now = getattr(self, key), getattr(other, key)
             if before != now:
                 lines.append(f"{key}: {_short(before)} -> {_short(now)}")
@@ -327,6 +334,43 @@ class StudySpec(BaseModel):
         elif self.search:
             lines.append(f"search: {self.search.candidates} candidates -> none")
         return lines
+
+    def _with_weights_of(self, other: StudySpec) -> StudySpec:
+        """Return the study with the other's paths of weights, where their files are the same."""
+
+        def same(ours: Experiment, theirs: Experiment) -> bool:
+            paths = (ours.model.weights_location, theirs.model.weights_location)
+            digests = [s.weight_files.get(p) for s, p in zip((self, other), paths, strict=True)]
+            return digests[0] == digests[1] and (digests[0] is not None or paths[0] == paths[1])
+
+        shared = [name for name in self.variants if name in other.variants]
+        mine, others = ({n: s._experiment(n, {}) for n in shared} for s in (self, other))
+        if not all(same(mine[name], others[name]) for name in shared):
+            return self
+        variants = {
+            name: {
+                key: other.variants[name].get(key, value) if key == _WEIGHTS else value
+                for key, value in changes.items()
+            }
+            if name in shared
+            else changes
+            for name, changes in self.variants.items()
+        }
+        path = other.experiment.model.encoder_weights
+        experiment = self.experiment.replaced({_WEIGHTS: path})
+        return self.model_copy(update={"experiment": experiment, "variants": variants})
+
+    def _changed_files(self, other: StudySpec) -> list[str]:
+        lines = [
+            f"files: {path} is not the same"
+            for path, digest in self.files.items()
+            if other.files.get(path) != digest
+        ]
+        return lines + [
+            f"weights: those of {path} are not used any more"
+            for path, digest in self.weight_files.items()
+            if digest not in other.weight_files.values()
+        ]
 
     def _changed_variants(self, other: StudySpec) -> list[str]:
         before, now = self.variants, other.variants
@@ -378,7 +422,7 @@ class StudySpec(BaseModel):
             data=self.data,
             fingerprint=self.fingerprint,
             synthetic=self.synthetic,
-            weights_hash=self.weights_hash,
+            weights_hash=self.weight_files.get(experiment.model.weights_location, ""),
         )
 
 

@@ -29,7 +29,7 @@ class TrialJob(BaseModel):
         data: Folder or URL of the dataset, as text.
         fingerprint: Of the dataset.
         synthetic: Whether the slices are generated.
-        weights_hash: SHA-256 of the encoder's weight file, if one was named.
+        weights_hash: SHA-256 of the file of its encoder's weights, if one was named.
         study: Folder or URL of the study, as text; empty until the job is about to run.
         resources: What the trial asks for.
     """
@@ -57,7 +57,7 @@ class TrialJob(BaseModel):
         """Name of the trial; it does not depend on how many folds and seeds the study has."""
         if self.candidate is not None:
             return candidate_name(self.candidate, self.group)
-        return f"{self.variant}-fold{self.fold}-seed{self.seed}"
+        return trial_name(self.variant, self.fold, self.seed)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -98,6 +98,11 @@ class TrialJob(BaseModel):
 def inner_folds(experiment: Experiment, count: int) -> list[int]:
     """Return the inner folds of a candidate: `count` of them, from the experiment's own on."""
     return [(experiment.inner_fold + step) % NUM_INNER_FOLDS for step in range(count)]
+
+
+def trial_name(variant: object, fold: object, seed: object) -> str:
+    """Return the name of a trial of the grid."""
+    return f"{variant}-fold{fold}-seed{seed}"
 
 
 def candidate_name(index: int, group: str = "") -> str:

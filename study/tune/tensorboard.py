@@ -91,7 +91,7 @@ class LiveCurves:
             "fold": self._job.fold,
             "seed": self._job.seed,
             "network": experiment.network,
-            "encoder weights": name_of(experiment.model.encoder_weights),
+            "encoder weights": name_of(experiment.model.weights_location),
             "filters": experiment.filters,
             "augment strength": experiment.augment.strength,
             "lr stage 1": experiment.stages[0].learning_rate,

@@ -262,13 +262,13 @@ def _open_data(job: TrialJob) -> SliceStore:
             f"{data.fingerprint[:12]}, expected {job.fingerprint[:12]}"
         )
     model = job.experiment.model
-    if is_url(model.encoder_weights):
+    if is_url(model.weights_location):
         path = find_encoder_weights(model)
         assert path is not None
         found = hash_file(path)
         if found != job.weights_hash:
             raise WeightsError(
-                f"{model.encoder_weights} does not hold the weights of this study: SHA-256 "
+                f"{model.weights_location} does not hold the weights of this study: SHA-256 "
                 f"{found[:12]}, expected {job.weights_hash[:12]}"
             )
     return data

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 from stubs import Drive, history_of
 
-from brainseg.errors import ConfigError, StudyError
-from brainseg.storage.files import read_csv
+from brainseg.errors import ConfigError, StudyError, WeightsError
+from brainseg.model.encoders import smp
+from brainseg.storage.files import hash_file, read_csv
 from study.analysis.protocol import describe_changes
 from study.cli import parse_options
 from study.resolve import Study, allocate, resolve, write_facts
@@ -40,6 +43,28 @@ def test_what_was_resolved_is_written_and_read_back(study: Study) -> None:
     for name in ("experiment.yaml", "split.json", "patients.csv"):
         assert (study.folder / name).stat().st_size > 0
     assert study.sizes.keys() == {"unet tu-tf_efficientnet_lite0"}
+
+
+def test_each_variant_is_given_the_weights_of_its_encoder(
+    phantom_root: Path, tmp_path: Path
+) -> None:
+    encoders = ("mobilenet_v2", "tu-tf_efficientnet_lite0")
+    for name in encoders:
+        encoder = smp.encoders.get_encoder(name, weights=None)
+        save_file(encoder.state_dict(), tmp_path / f"{name}.safetensors")
+    variants = {"small": {"model.encoder": encoders[0]}, "lite": {"model.encoder": encoders[1]}}
+    (tmp_path / "grid.yaml").write_text(json.dumps({"description": "two", "variants": variants}))
+    flags = ["--grid", str(tmp_path / "grid.yaml"), "--data", str(phantom_root), "--plan"]
+    weights = f"model.encoder_weights={tmp_path}/{{encoder}}.safetensors"
+    args = parse_options([*flags, "--set", weights])
+    study = resolve(args, print)
+    files = [tmp_path / f"{name}.safetensors" for name in encoders]
+    assert study.spec.weight_files == {str(path): hash_file(path) for path in files}
+    assert [job.weights_hash for job in study.jobs()] == [hash_file(path) for path in files]
+    assert study.weights == "mobilenet_v2.safetensors, tu-tf_efficientnet_lite0.safetensors"
+    files[1].unlink()
+    with pytest.raises(WeightsError, match=r"lite0\.safetensors, which is not a file"):
+        resolve(args, print)
 
 
 def test_a_trial_is_open_until_it_has_ended_and_again_on_request(study: Study) -> None:

@@ -147,12 +147,39 @@ def test_the_same_weights_elsewhere_are_the_same_study() -> None:
     here, there = (
         _with(
             experiment=SPEC.experiment.replaced({"model.encoder_weights": path}),
-            weights_hash="abc",
+            weight_files={path: "abc"},
         )
         for path in ("/a/w.safetensors", "/b/w.safetensors")
     )
     assert here.differences(there) == []
-    assert here.differences(there.model_copy(update={"weights_hash": "d"})) != []
+    other = {"weight_files": {"/b/w.safetensors": "d"}}
+    gone = "weights: those of /a/w.safetensors are not used any more"
+    key, line = here.differences(there.model_copy(update=other))
+    assert key.startswith("model.encoder_weights")
+    assert line == gone
+    changed = {"weight_files": {"/a/w.safetensors": "d"}}
+    assert here.differences(here.model_copy(update=changed)) == [gone]
+    old = here.model_dump(mode="json", exclude={"weight_files"}) | {"weights_hash": "abc"}
+    assert StudySpec.model_validate(old) == here
+
+
+def test_the_weights_of_each_variant_may_be_elsewhere_if_all_are_the_same() -> None:
+    encoders = {"a": "mobilenet_v2", "b": "resnet18"}
+    own = {"c": {"model.encoder": "resnet34", "model.encoder_weights": "none"}}
+
+    def study(folder: str, **digests: str) -> StudySpec:
+        path = f"{folder}/{{encoder}}.safetensors"
+        return _with(
+            experiment=SPEC.experiment.replaced({"model.encoder_weights": path}),
+            variants={name: {"model.encoder": encoder} for name, encoder in encoders.items()}
+            | own,
+            weight_files={f"{folder}/{encoders[n]}.safetensors": d for n, d in digests.items()},
+        )
+
+    here = study("/x", a="1", b="2")
+    assert [job.weights_hash for job in here.jobs()[:3]] == ["1", "2", ""]
+    assert here.differences(study("/y", a="1", b="2")) == []
+    assert here.differences(study("/y", a="1", b="3")) != []
 
 
 def test_a_search_may_grow_and_nothing_else(spec: StudySpec, tmp_path: Path) -> None:
