@@ -212,14 +212,14 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
             if row["status"] not in (TRIAL_FINISHED, EXTERNAL)
         ),
     )
-    abouts = [study.results.about for study in (one, other)]
+    origins = [str(study.results.about["weights"]) for study in (one, other)]
     return StudyResults(
         folder=folder,
         about={
             "synthetic": one.spec.synthetic,
             "experiment": {"data": {"spacing_mm": a}},
             "external": [f"{s.name}/{v}" for s in (one, other) for v in s.results.external],
-            "weights": ", ".join(dict.fromkeys(str(about["weights"]) for about in abouts)),
+            "weights": ", ".join(dict.fromkeys(", ".join(origins).split(", "))),
         },
         split={},
         trials=trials,

@@ -6,7 +6,7 @@ import heapq
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -34,6 +34,7 @@ _CHECKPOINTS_KEPT = 2
 _COPIES_PER_CHECKPOINT = 4
 _PIXELS_PER_BYTE = 3  # packed probabilities of an untrained network; trained ones pack 10 a byte
 _SECONDS_PER_HOUR = 3600
+_EPOCHS = ("stages.0.epochs", "stages.1.epochs")
 
 
 def require_disk(study: Study, jobs: Sequence[TrialJob], resources: TrialResources) -> None:
@@ -94,9 +95,10 @@ def describe_plan(
         left: Those to run.
         resources: What each of them gets.
     """
-    spec, experiment = study.spec, study.spec.experiment
+    spec = study.spec
     needed, free = measure_disk(study, left, resources)
-    stages = " + ".join(str(stage.epochs) for stage in experiment.stages)
+    stages = _distinct(" + ".join(str(s.epochs) for s in job.experiment.stages) for job in jobs)
+    batches = _distinct(job.experiment.optimizer.batch_size for job in jobs)
     return [
         ("data", f"{spec.data}{' (SYNTHETIC)' if spec.synthetic else ''}"),
         ("fingerprint", spec.fingerprint),
@@ -106,13 +108,17 @@ def describe_plan(
         *((name, PRIMARY[name]) for name in ("primary metric", "test", "correction")),
         ("trials", f"{len(jobs)}, {len(left)} of them to run"),
         ("epochs", f"{stages} per trial, {num_epochs(left):,} to run"),
-        ("steps", f"{_num_steps(study, left):,} of {experiment.optimizer.batch_size} slices"),
+        ("steps", f"{_num_steps(study, left):,} of {batches} slices"),
         *_describe_search(study),
         ("each trial", f"{resources} ({resources.workers} loader workers)"),
         ("at once", resources.describe()),
         ("disk", f"{needed / 1e9:.1f} GB at its fullest, {free / 1e9:.1f} GB free"),
         ("folder", str(study.sync.location)),
     ]
+
+
+def _distinct(values: Iterable[object]) -> str:
+    return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def tabulate_variants(spec: StudySpec) -> Table:
@@ -414,6 +420,8 @@ def _describe_unknown(missing: Sequence[str], study: Study) -> Line:
         way = (
             f"run the same command with {probe} and --storage results, and plan with that storage"
         )
+    elif any(key in _EPOCHS for changes in study.spec.variants.values() for key in changes):
+        way = "start the study, and plan again once a trial of each kind has run both stages"
     where = study.folder.parent
     text = f"unknown: no study in {where} has run both stages of {'; '.join(missing)}. "
     return "hours", f"{text}To know them, {way}"

@@ -30,6 +30,7 @@ from study.analysis.subgroups import (
     count_slice_errors,
 )
 from study.spec.grid import LEAKY
+from study.spec.trial_job import trial_name
 from study.storage.schema import EXAMPLES, Row
 from study.storage.study_folder import read_split, read_study
 from study.storage.tables import read_tables
@@ -150,9 +151,11 @@ class StudyResults:
     @property
     def labels(self) -> tuple[str, ...]:
         """Warnings that stand beside every number: synthetic data, random first weights."""
-        is_random = self.about["weights"] == NO_WEIGHTS  # in all variants
-        found = (self.about["synthetic"] and "SYNTHETIC", is_random and NO_WEIGHTS)
-        return tuple(str(label) for label in found if label)
+        origins = str(self.about["weights"]).split(", ")
+        found = ["SYNTHETIC"] if self.about["synthetic"] else []
+        if NO_WEIGHTS in origins:
+            found.append(NO_WEIGHTS if len(origins) == 1 else f"{NO_WEIGHTS} in some variants")
+        return tuple(found)
 
     def trials_of(self, variant: str, status: str | None = None) -> list[Row]:
         """Return the rows of a variant's trials, or of those with one status."""
@@ -252,7 +255,7 @@ def _without_leaky(rows: Sequence[Row]) -> list[Row]:
 
 
 def _folder_of(study: Path, row: Row) -> TrialFolder:
-    return TrialFolder(study / "trials" / f"{row['variant']}-fold{row['fold']}-seed{row['seed']}")
+    return TrialFolder(study / "trials" / trial_name(row["variant"], row["fold"], row["seed"]))
 
 
 def _read_history(folder: Path, row: Row) -> list[Row]:

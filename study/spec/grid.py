@@ -45,6 +45,7 @@ WINNER = "winner-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _WINNER_NAME = re.compile(rf"{WINNER}(?:(?P<group>.+)-)?c(?P<index>\d{{4,}})")
 _OF_ONE_SEARCH = "candidates"
+_ORIGIN = "base variant"
 """The folder below `search/` of the candidates of a study's only search."""
 
 MAX_VARIANTS = 1_000
@@ -281,6 +282,7 @@ def _multiply(file: _GridFile, shared: Changes) -> tuple[dict[str, Changes], dic
     """Return all variants of a file, those of the factors first, and their levels."""
     variants: dict[str, Changes] = {}
     factors: dict[str, Levels] = {}
+    multiplied: dict[str, str] = {}
 
     def add(name: str, changes: Changes, levels: Levels) -> None:
         if checked_name(name, "a variant").startswith(WINNER):
@@ -301,9 +303,27 @@ def _multiply(file: _GridFile, shared: Changes) -> tuple[dict[str, Changes], dic
         own = _flat(own, f"variant {name}")
         for suffix, levels, changes in _products(own, f"variant {name}", {**shared, **inherited}):
             add(f"{name}{suffix}", {**inherited, **changes}, levels)
+            multiplied[f"{name}{suffix}"] = name
+    _tell_origins(factors, multiplied)
     if not variants:
         raise ConfigError("there is nothing to compare: give factors or variants")
     return variants, factors
+
+
+def _tell_origins(factors: dict[str, Levels], multiplied: Mapping[str, str]) -> None:
+    """Where several variants have lists of the same keys, make which of them it is a factor too.
+
+    Args:
+        factors: Variant -> factor -> its level; changed in place.
+        multiplied: Product of a variant's lists -> the variant; without lists it is its own.
+    """
+    products = {name: origin for name, origin in multiplied.items() if name in factors}
+    origins: dict[frozenset[str], set[str]] = {}
+    for name, origin in products.items():
+        origins.setdefault(frozenset(factors[name]), set()).add(origin)
+    for name, origin in products.items():
+        if len(origins[frozenset(factors[name])]) > 1:
+            factors[name] = {_ORIGIN: origin, **factors[name]}
 
 
 def _inherited(name: str, parent: str | None, variants: Mapping[str, Changes]) -> Changes:

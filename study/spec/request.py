@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,16 @@ def build_spec(
     )
     if spec.search is None:
         return spec
-    return spec.model_copy(update={"search": _check_space(args, spec, say)})
+    spec = spec.model_copy(update={"search": _check_space(args, spec, say)})
+    drawn = [one for search in spec.searches for one in search.search_space.networks()]
+    return spec.model_copy(update={"files": files | _fingerprint_networks(drawn)})
+
+
+def _fingerprint_networks(experiments: Iterable[Experiment]) -> dict[str, str]:
+    """Return the fingerprint of each network of the user's own, or of a package."""
+    names = {experiment.model.architecture for experiment in experiments}
+    own = sorted(name for name in names if is_path(name) or name in installed(NETWORKS))
+    return {name: fingerprint(name) for name in own}
 
 
 def _build_search(args: argparse.Namespace) -> SearchSpec | None:
@@ -115,10 +124,11 @@ def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchS
     source = args.space or (args.grid.search and args.grid.search.space) or shipped("search.yaml")
     where = str(source) if isinstance(source, Path) else f"grid {spec.grid}, search.space"
     ranges = parse_space(source, where)
-    weights = ranges.get(_WEIGHTS)
-    if weights is not None and weights.choices is not None:
-        choices = tuple(map(_absolute_weights, weights.choices))
-        ranges |= {_WEIGHTS: weights.model_copy(update={"choices": choices})}
+    for key in _OF_FILES.keys() & ranges.keys():
+        values = ranges[key]
+        choices = values.choices and tuple(map(_OF_FILES[key], values.choices))
+        whole = {"choices": choices, "value": _OF_FILES[key](values.value)}
+        ranges |= {key: values.model_copy(update=whole)}
     space = load_space(ranges, spec.variants, spec.experiment, where)
     for key in space.fixed:
         say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
@@ -133,6 +143,10 @@ def _absolute_path(text: str, key: str) -> str:
     return hide_home(str(path.parent.resolve() / path.name))
 
 
+def _absolute_code(value: Any) -> Any:
+    return absolute(value) if isinstance(value, str) else value
+
+
 def _absolute_split(value: Any) -> Any:
     is_file = isinstance(value, str) and "." in value
     return _absolute_path(value, "data.split") if is_file else value
@@ -145,15 +159,21 @@ def _absolute_weights(value: Any) -> Any:
     return _absolute_path(value, _WEIGHTS)
 
 
+_OF_FILES: dict[str, Callable[[Any], Any]] = {
+    "model.architecture": _absolute_code,
+    _WEIGHTS: _absolute_weights,
+}
+"""What of a search's space may name a file -> how its path is made absolute."""
+
+
 def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment, dict[str, str]]:
     """Make the paths of a user's code, splits and weights absolute, and fingerprint the code and
     the splits.
     """
     find: dict[str, Callable[[Any], Any]] = {
-        "model.architecture": absolute,
+        **_OF_FILES,
         "preprocess.filters": lambda names: [absolute(name) for name in names],
         "data.split": _absolute_split,
-        _WEIGHTS: _absolute_weights,
     }
     experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})
     variants = {
@@ -161,10 +181,8 @@ def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment
         for name, changes in grid.variants.items()
     }
     found = [experiment.replaced(changes) for changes in variants.values()]
-    networks = [e.model.architecture for e in found]
-    networks = [name for name in networks if is_path(name) or name in installed(NETWORKS)]
-    filters = [name for e in found for name in e.preprocess.own_filters]
-    files = {name: fingerprint(name) for name in (*networks, *filters)}
+    files = _fingerprint_networks(found)
+    files |= {name: fingerprint(name) for e in found for name in e.preprocess.own_filters}
     splits = [Path(e.data.split) for e in found if "." in e.data.split]
     files |= {
         str(path): hash_file(path.expanduser()) for path in splits if path.expanduser().is_file()

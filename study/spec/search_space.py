@@ -267,11 +267,25 @@ class SearchSpace:
 
     def networks(self) -> list[Experiment]:
         """Return an experiment for every network, with its weights, that a candidate may have."""
-        found = [self.base.replaced(self.shared(variant)) for variant in self.variants]
-        for key in _NETWORK_KEYS & self.ranges.keys():
-            changes = [{key: value} for value in self.ranges[key].listed]
-            found = [one.replaced(change) for one in found for change in changes]
+        found = []
+        for variant in self.variants:
+            options = [self.shared(variant)]
+            for key, values in self.ranges.items():
+                if key in _NETWORK_KEYS:
+                    options = [more for one in options for more in self._expand(one, key, values)]
+            found += [self.base.replaced(changes) for changes in options]
         return found
+
+    def _expand(self, changes: Changes, key: str, values: Range) -> Iterator[Changes]:
+        """Yield the changes with each value of one more key of the network, where it is varied."""
+        asked = (values.when or "").partition("=")[0]
+        # Whether the key matters is open if that depends on what is drawn and not expanded here.
+        is_open = asked in self.ranges and asked not in _NETWORK_KEYS | changes.keys()
+        matters = not asked or is_open or self._matters(str(values.when), changes)
+        if key in changes or not matters or is_open:
+            yield changes
+        if key not in changes and matters:
+            yield from ({**changes, key: value} for value in values.listed)
 
     def _varied(self, changes: Changes) -> Iterator[tuple[str, Range]]:
         """Yield the keys to draw; the caller adds each drawn value to `changes`."""

@@ -312,14 +312,19 @@ class StudySpec(BaseModel):
 
         Folds, seeds and candidates may grow. A search and external variants may be added, and
         so may variants unless a search has drawn among them. The location of the data may change,
-        and so may the paths of the encoders' weights if the weights are the same.
+        and so may the paths of the variants' weights if the weights are the same; not those that
+        a search chooses from.
         """
         # Version 0.1 wrote paths below the home folder in full.
         self = StudySpec.model_validate_json(hide_home(self.model_dump_json()))
-        self = self._with_weights_of(other)
-        lines = differences(other.experiment, self.experiment)
+        changed_weights = self._changed_weights(other)
+        self = self._with_paths_of(other)
+        lines = differences(other.experiment, self.experiment) + changed_weights
         counts = ("patients", "slices", "tumour_slices")
-        lines += self._changed_variants(other) + self._changed_files(other)
+        lines += self._changed_variants(other)
+        for path, digest in self.files.items():
+            if other.files.get(path) != digest:
+                lines.append(f"files: {path} is not the same")
         for key in ("grid", "fingerprint", *counts):
             before, now = getattr(self, key), getattr(other, key)
             if before != now:
@@ -335,42 +340,37 @@ class StudySpec(BaseModel):
             lines.append(f"search: {self.search.candidates} candidates -> none")
         return lines
 
-    def _with_weights_of(self, other: StudySpec) -> StudySpec:
-        """Return the study with the other's paths of weights, where their files are the same."""
+    def _weights(self, variant: str) -> tuple[str, str]:
+        """Return where the weights of a variant's encoder are, and their SHA-256 if known."""
+        location = self._experiment(variant, {}).model.weights_location
+        return location, self.weight_files.get(location, "")
 
-        def same(ours: Experiment, theirs: Experiment) -> bool:
-            paths = (ours.model.weights_location, theirs.model.weights_location)
-            digests = [s.weight_files.get(p) for s, p in zip((self, other), paths, strict=True)]
-            return digests[0] == digests[1] and (digests[0] is not None or paths[0] == paths[1])
-
-        shared = [name for name in self.variants if name in other.variants]
-        mine, others = ({n: s._experiment(n, {}) for n in shared} for s in (self, other))
-        if not all(same(mine[name], others[name]) for name in shared):
-            return self
-        variants = {
-            name: {
-                key: other.variants[name].get(key, value) if key == _WEIGHTS else value
-                for key, value in changes.items()
-            }
-            if name in shared
-            else changes
-            for name, changes in self.variants.items()
-        }
-        path = other.experiment.model.encoder_weights
-        experiment = self.experiment.replaced({_WEIGHTS: path})
-        return self.model_copy(update={"experiment": experiment, "variants": variants})
-
-    def _changed_files(self, other: StudySpec) -> list[str]:
-        lines = [
-            f"files: {path} is not the same"
-            for path, digest in self.files.items()
-            if other.files.get(path) != digest
-        ]
+    def _changed_weights(self, other: StudySpec) -> list[str]:
+        """Return a line for each variant whose encoder has other weights, and each other file."""
+        lines, ours = [], set()
+        for name in (name for name in self.variants if name in other.variants):
+            (path, before), (_, now) = self._weights(name), other._weights(name)
+            ours.add(path)
+            if before and now and before != now:
+                lines.append(f"variant {name}: the weights of its encoder are not the same")
         return lines + [
-            f"weights: those of {path} are not used any more"
+            f"weights: {path} does not hold the same"
             for path, digest in self.weight_files.items()
-            if digest not in other.weight_files.values()
+            if path not in ours and other.weight_files.get(path, digest) != digest
         ]
+
+    def _with_paths_of(self, other: StudySpec) -> StudySpec:
+        """Return the study with the other's paths of weights, if they are the variants' own."""
+        variants = dict(self.variants)
+        for name in (name for name in variants if name in other.variants):
+            (path, before), (moved, now) = self._weights(name), other._weights(name)
+            if before != now or (not now and path != moved):
+                return self
+            if _WEIGHTS in variants[name] and _WEIGHTS in other.variants[name]:
+                own = {_WEIGHTS: other.variants[name][_WEIGHTS]}
+                variants[name] = variants[name] | own
+        experiment = self.experiment.replaced({_WEIGHTS: other.experiment.model.encoder_weights})
+        return self.model_copy(update={"experiment": experiment, "variants": variants})
 
     def _changed_variants(self, other: StudySpec) -> list[str]:
         before, now = self.variants, other.variants

@@ -35,7 +35,7 @@ from brainseg.metrics import summarise
 from brainseg.model.device import Compute
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.storage.files import hash_file, retry_storage
-from brainseg.storage.urls import is_url, to_location
+from brainseg.storage.urls import to_location
 from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import Training, TrainResult
 from study.spec.resources import TrialResources
@@ -253,7 +253,7 @@ def _open_data(job: TrialJob) -> SliceStore:
 
     Raises:
         DataError: If the dataset is another one.
-        WeightsError: If the weights at a URL are others.
+        WeightsError: If the file of the encoder's weights is missing or another one.
     """
     data = open_dataset(to_location(job.data))
     if data.fingerprint != job.fingerprint:
@@ -262,7 +262,7 @@ def _open_data(job: TrialJob) -> SliceStore:
             f"{data.fingerprint[:12]}, expected {job.fingerprint[:12]}"
         )
     model = job.experiment.model
-    if is_url(model.weights_location):
+    if job.weights_hash:
         path = find_encoder_weights(model)
         assert path is not None
         found = hash_file(path)

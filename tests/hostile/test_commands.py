@@ -419,7 +419,7 @@ REFUSED = [
         "weights that are missing",
         ["--set", "model.encoder_weights=none.safetensors"],
         KNOWN_ERROR,
-        "model.encoder_weights is none.safetensors, which is not a file",
+        "none.safetensors, which is not a file",
     ),
     (
         "weights at no URL",

@@ -20,7 +20,7 @@ from study.spec.search_space import load_space
 
 SHORT = settings(
     derandomize=True,
-    max_examples=150,
+    max_examples=50,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matrices import draw_dice, matrix_of
 
 from brainseg.config import Experiment
 from brainseg.errors import ConfigError
+from study.analysis.comparison import compare
 from study.cli import parse_options
 from study.run import main
 from study.spec.grid import LEAKY, Grid, load_grid, shipped_grids
@@ -73,6 +76,35 @@ def test_factors_multiply_lists_are_products_and_variants_inherit(tmp_path: Path
     assert grid.factors["low_both"] == {"rate": "low", "loss": "both"}
     assert grid.factors["batch-8"] == {"optimizer.batch_size": "8"}
     assert "sharp" not in grid.factors
+
+
+def test_lists_in_two_variants_are_two_factors(tmp_path: Path) -> None:
+    """Otherwise what the variants differ in besides would be told as an effect of the lists."""
+    text = """
+description: Two encoders, each with two batch sizes, of which one is common.
+variants:
+  a: {model.encoder: resnet18, optimizer.batch_size: [4, 8]}
+  b: {model.encoder: resnet50, optimizer.batch_size: [8, 16]}
+  c: {threshold: [0.4, 0.6]}
+"""
+    grid = _read(tmp_path, text)
+    assert grid.factors["a-8"] == {"base variant": "a", "optimizer.batch_size": "8"}
+    assert grid.factors["b-8"] == {"base variant": "b", "optimizer.batch_size": "8"}
+    assert grid.factors["c-0.4"] == {"threshold": "0.4"}
+    dice = draw_dice(6, 1, 20)
+    dice[2:4] += 0.3  # the encoder of b
+    matrix = replace(matrix_of(dice), variants=tuple(grid.variants))
+    names = [effect.name for effect in compare(matrix, grid.factors).effects]
+    assert names == ["threshold: 0.4 -> 0.6"], "each other one needs a combination that is missing"
+    whole = text.replace("[8, 16]", "[4, 8]")
+    matrix = replace(matrix, variants=tuple(_read(tmp_path, whole).variants))
+    names = [effect.name for effect in compare(matrix, _read(tmp_path, whole).factors).effects]
+    assert names == [
+        "base variant: a -> b",
+        "optimizer.batch_size: 4 -> 8",
+        "base variant b x optimizer.batch_size 8",
+        "threshold: 0.4 -> 0.6",
+    ]
 
 
 ONE = "description: x\nvariants: {a: {threshold: 0.4}}\n"

@@ -68,6 +68,34 @@ def test_what_the_grid_decides_is_not_varied_and_the_rest_is(tmp_path: Path) -> 
     assert [e.model.encoder for e in one.networks()] == ["resnet50", "resnet18"]
 
 
+def test_the_networks_are_those_that_can_be_drawn() -> None:
+    ranges = {
+        "model.architecture": {"choices": ["unet", "fpn"]},
+        "model.decoder_attention": {
+            "choices": ["none", "scse"],
+            "when": "model.architecture=unet",
+        },
+        "model.encoder": {"choices": ["resnet18", "mobilenet_v2"]},
+        "data.context": {"choices": [0, 1], "when": "optimizer.batch_size=8"},
+        "optimizer.batch_size": {"choices": [4, 8, 16]},
+    }
+    variants = {"r50": {"model.encoder": "resnet50"}, "plain": {}}
+    base = BASE.replaced({"model.encoder": "resnet18"})
+    space = load_space(ranges, variants, base)
+    heads = [("unet", "none"), ("unet", "scse"), ("fpn", "none")]
+    expected = {
+        (encoder, *head, context)
+        for encoder in ("resnet50", "resnet18", "mobilenet_v2")
+        for head in heads
+        for context in (0, 1)
+    }
+    assert {
+        (m.encoder, m.architecture, m.decoder_attention, e.data.context)
+        for e in space.networks()
+        for m in (e.model,)
+    } == expected
+
+
 def test_a_key_that_one_variant_decides_varies_in_the_others(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("augment.strength: {low: 0.0, high: 2.0}")

@@ -153,12 +153,12 @@ def test_the_same_weights_elsewhere_are_the_same_study() -> None:
     )
     assert here.differences(there) == []
     other = {"weight_files": {"/b/w.safetensors": "d"}}
-    gone = "weights: those of /a/w.safetensors are not used any more"
-    key, line = here.differences(there.model_copy(update=other))
+    key, *lines = here.differences(there.model_copy(update=other))
     assert key.startswith("model.encoder_weights")
-    assert line == gone
+    told = [f"variant {n}: the weights of its encoder are not the same" for n in SPEC.variants]
+    assert lines == told
     changed = {"weight_files": {"/a/w.safetensors": "d"}}
-    assert here.differences(here.model_copy(update=changed)) == [gone]
+    assert here.differences(here.model_copy(update=changed)) == told
     old = here.model_dump(mode="json", exclude={"weight_files"}) | {"weights_hash": "abc"}
     assert StudySpec.model_validate(old) == here
 
@@ -176,7 +176,17 @@ def test_the_weights_of_each_variant_may_be_elsewhere_if_all_are_the_same() -> N
             weight_files={f"{folder}/{encoders[n]}.safetensors": d for n, d in digests.items()},
         )
 
-    here = study("/x", a="1", b="2")
+    here, swapped = study("/x", a="1", b="2"), study("/x", a="2", b="1")
+    assert here.differences(swapped) == [
+        "variant a: the weights of its encoder are not the same",
+        "variant b: the weights of its encoder are not the same",
+    ]
+    added = {"d": {"model.encoder": "resnet18", "model.encoder_weights": "/old.safetensors"}}
+    moved = study("/x", a="3", b="2").model_dump() | {"variants": {**here.variants, **added}}
+    moved["weight_files"] |= {"/old.safetensors": "1"}
+    assert here.differences(StudySpec.model_validate(moved)) == [
+        "variant a: the weights of its encoder are not the same"
+    ]
     assert [job.weights_hash for job in here.jobs()[:3]] == ["1", "2", ""]
     assert here.differences(study("/y", a="1", b="2")) == []
     assert here.differences(study("/y", a="1", b="3")) != []

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
 from brainseg.config import Experiment
 from brainseg.data.slice_store import SliceStore
@@ -14,6 +15,8 @@ from brainseg.data.split import split_by_patient
 from brainseg.inference.evaluation import evaluate_model
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
+from brainseg.model.encoders import smp
+from brainseg.storage.files import hash_file
 from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import Training, train_two_stage
 from study.spec.study_spec import SCORE
@@ -117,6 +120,25 @@ def test_the_test_part_is_never_opened(
     result = train_two_stage(short, data, compute=Compute("cpu"))
     evaluate_model(Predictor.of(result, Compute("cpu")), data)
     assert test <= opened  # what opens it is noticed
+
+
+def test_weights_that_are_not_those_of_the_study_are_refused(
+    job: TrialJob, tmp_path: Path, reported: list[dict[str, Any]]
+) -> None:
+    """Another file may have come to their place, or another node may have another one."""
+    path = tmp_path / "w.safetensors"
+    encoder = smp.encoders.get_encoder(job.experiment.model.encoder, weights=None)
+    save_file(encoder.state_dict(), path)
+    changes = {"model.encoder_weights": str(path), "stages.1.epochs": 0}
+    update = {"experiment": job.experiment.replaced(changes), "weights_hash": "0" * 64}
+    run_job(to_config(job.model_copy(update=update)))
+    row = _folder(job).read()
+    assert row is not None
+    assert row["status"] == "failed"
+    assert f"{path} does not hold the weights of this study" in str(row["error"])
+    assert reported == []
+    run_job(to_config(job.model_copy(update=update | {"weights_hash": hash_file(path)})))
+    assert len(reported) == 1
 
 
 def test_a_mean_over_folds_takes_one_epoch_for_all() -> None:
