@@ -180,8 +180,9 @@ def test_real_slices_have_one_mask_in_training_evaluation_prediction_and_demo(
 def test_real_slices_score_in_prediction_as_in_the_study_digit_for_digit(
     real_root: Path, tmp_path: Path
 ) -> None:
-    """A network trained for a moment on the ten patients with most slices, one of them tested."""
-    patients = sorted(real_root.glob("*/"), key=lambda folder: -len(list(folder.iterdir())))
+    """A network trained for a moment on ten patients of at least 25 slices, one of them tested."""
+    num_files = {folder: len(list(folder.iterdir())) for folder in sorted(real_root.glob("*/"))}
+    patients = sorted((f for f, n in num_files.items() if n >= 50), key=lambda f: num_files[f])
     for folder in patients[:10]:
         shutil.copytree(folder, tmp_path / "few" / folder.name)
     real_data = open_dataset(tmp_path / "few")
