@@ -419,7 +419,7 @@ REFUSED = [
         "weights that are missing",
         ["--set", "model.encoder_weights=none.safetensors"],
         KNOWN_ERROR,
-        "none.safetensors, which is not a file",
+        "model.encoder_weights is {here}/none.safetensors, which is not a file",
     ),
     (
         "weights at no URL",
@@ -439,6 +439,7 @@ def test_a_plan_refuses_what_the_run_refuses(
     words: str,
     plan: bool,
     phantom_root: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     answer: Answer,
 ) -> None:
@@ -458,7 +459,7 @@ def test_a_plan_refuses_what_the_run_refuses(
             _other_weights(here)
 
     argv = _plan(phantom_root, *flags, *(["--plan"] if plan else []))
-    answer(Case(name, argv, code, [words], prepare))
+    answer(Case(name, argv, code, [words.replace("{here}", str(tmp_path / "here"))], prepare))
 
 
 @pytest.mark.parametrize(
