@@ -34,14 +34,14 @@ class Augmenter:
         self._pipeline = _build(config)
 
     def __call__(
-        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], key: tuple[int, int, int]
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], key: tuple[int, ...]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return a changed image and mask, of the same shapes and types.
 
         Args:
             image: uint8 (S, S, K).
             mask: uint8 (S, S), 0 or 1.
-            key: Stage, epoch and index of the slice.
+            key: See `brainseg.data.loader.Key`.
         """
         # Compose(seed=...) would give each transform the same random numbers: both flips would
         # always happen together.
@@ -81,14 +81,12 @@ def scale(config: AugmentConfig) -> Scaled:
     )
 
 
-def random_states(
-    seed: int, key: tuple[int, int, int]
-) -> tuple[np.random.Generator, random.Random]:
+def random_states(seed: int, key: tuple[int, ...]) -> tuple[np.random.Generator, random.Random]:
     """Return the generators of noise and of all other draws for a slice.
 
     Args:
         seed: The experiment's seed.
-        key: Stage, epoch and index of the slice.
+        key: See `brainseg.data.loader.Key`.
     """
     state = np.random.default_rng([seed, *key])
     return state, random.Random(int(state.integers(2**63)))

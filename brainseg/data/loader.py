@@ -1,14 +1,15 @@
 """Batches of preprocessed and augmented slices.
 
-Seed, stage and epoch determine the order of an epoch; with the slice's index, they also determine
-its augmentation. Stage and epoch travel with the index to the worker, so that the number and order
-of workers, persistent workers and a resume do not change a batch.
+Seed, stage and epoch determine the order of an epoch; with the slice's index, and how often the
+epoch has drawn it before, they also determine its augmentation. All of these travel to the worker,
+so that the number and order of workers, persistent workers and a resume do not change a batch.
 
 Shapes: B slices of a batch, H and W pixels.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import cv2
@@ -22,8 +23,9 @@ from brainseg.data.augment import Augmenter
 from brainseg.data.input_store import open_inputs
 from brainseg.data.slice_store import SliceStore
 
-Key = tuple[int, int, int]
-"""Stage (1 or 2), epoch (from 1) and index of a slice in the store."""
+Key = tuple[int, ...]
+"""Stage (1 or 2), epoch (from 1) and index of a slice in the store; for a slice that the epoch has
+drawn before, also how often."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Images uint8 (B, H, W, K), masks uint8 (B, H, W), indices int64 (B)."""
@@ -87,10 +89,18 @@ class EpochSampler(Sampler[list[Key]]):
                 order = rng.permutation(order)
             else:
                 order = rng.choice(order, len(order), p=self._weights)
-        for chunk in np.split(order, range(self._batch_size, len(order), self._batch_size)):
+        drawn: Counter[int] = Counter()
+        for start in range(0, len(order), self._batch_size):
+            chunk = order[start : start + self._batch_size].tolist()
             # BatchNorm cannot train on one slice: the bottleneck of 32 pixels is a single value.
             if len(chunk) > 1 or self._seed is None:
-                yield [(self._stage, self._epoch, int(index)) for index in chunk]
+                yield [self._key(index, drawn) for index in chunk]
+
+    def _key(self, index: int, drawn: Counter[int]) -> Key:
+        before = drawn[index]
+        drawn[index] += 1
+        key = (self._stage, self._epoch, index)
+        return (*key, before) if before else key
 
 
 class Batches:

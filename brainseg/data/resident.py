@@ -88,7 +88,7 @@ class ResidentBatches:
         self._sampler.set_epoch(stage, epoch)
         experiment, size = self._experiment, self._experiment.data.size
         for keys in self._sampler:
-            indices = [index for *_, index in keys]
+            indices = [key[2] for key in keys]
             rows = send(torch.tensor([self._rows[index] for index in indices]), self._device)
             slices = self._slices[rows]
             images, masks = slices[..., :-1], slices[..., -1]

@@ -72,7 +72,7 @@ def draw(
     Args:
         config: Strength and the values that it scales.
         seed: The experiment's seed.
-        keys: Stage, epoch and index of each of the B slices.
+        keys: Of each of the B slices.
         size: S.
         device: Device of the result.
     """

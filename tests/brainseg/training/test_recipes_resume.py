@@ -9,6 +9,7 @@ import torch
 
 from brainseg.config import Experiment, LossConfig, OptimizerConfig, StageConfig
 from brainseg.data.loader import Batches
+from brainseg.data.resident import ResidentBatches
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import ConfigError
 from brainseg.model.device import Compute
@@ -126,6 +127,28 @@ def test_slices_with_tumour_have_their_share(data: SliceStore, tiny: Experiment)
     assert share == pytest.approx(0.9, abs=0.05)
     again = [batch[2].tolist() for batch in batches.epoch(1, 3)]
     assert again == [batch[2].tolist() for batch in batches.epoch(1, 3)]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_slice_drawn_twice_in_an_epoch_is_augmented_differently(
+    data: SliceStore, tiny: Experiment, resident: bool
+) -> None:
+    experiment = tiny.replaced({"data.tumour_share": 0.9})
+    indices = np.arange(len(data.slices))
+    batches: Batches | ResidentBatches = Batches(data, indices, experiment, augmented=True)
+    if resident:
+        batches = ResidentBatches(
+            data, indices, experiment, augmented=True, device=torch.device("cpu")
+        )
+    images: dict[int, list[bytes]] = {}
+    for batch, _, drawn in batches.epoch(1, 1):
+        for image, index in zip(batch, drawn.tolist(), strict=True):
+            images.setdefault(index, []).append(image.numpy().tobytes())
+    repeated = [own for own in images.values() if len(own) > 1]
+    assert len(repeated) > 3
+    alike = sum(len(own) - len(set(own)) for own in repeated)
+    # By chance, a sixteenth of the draws neither flips, nor turns, nor displaces.
+    assert alike < 0.3 * sum(len(own) - 1 for own in repeated)
 
 
 def test_loss_terms_by_hand() -> None:
