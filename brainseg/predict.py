@@ -97,12 +97,15 @@ def _predict_files(args: argparse.Namespace) -> int:
         writer = PredictionWriter(folder)
         total = sum(count_slices(scan) for scan in scans)
         with tqdm(total=total, desc="predicting", unit="slice", disable=None) as bar:
-            for batch in read_batches(scans, size, problems, predictor.header.channels):
+            header = predictor.header
+            for batch in read_batches(
+                scans, size, problems, header.channels, rescales=header.rescales
+            ):
                 images = [image for _, slices in batch for image in slices.images]
-                patients = [scan.patient for scan, slices in batch for _ in slices.images]
+                volumes = [str(scan.volume) for scan, slices in batch for _ in slices.images]
                 found = iter(
                     predictor.predict(
-                        images, threshold=args.threshold, tta=args.tta, patients=patients
+                        images, threshold=args.threshold, tta=args.tta, patients=volumes
                     )
                 )
                 for scan, slices in batch:

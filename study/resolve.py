@@ -9,11 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from brainseg.config import Experiment
 from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.layouts import find_default_root
 from brainseg.data.patients import describe_patients
 from brainseg.data.preprocess import apply_filters
+from brainseg.data.resident import LARGEST, keeps_resident, prepared_bytes
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import count_rotations, split_of
 from brainseg.errors import ConfigError, StorageError, StudyError
@@ -44,6 +47,8 @@ from study.storage.study_folder import default_name, read_spec, read_study, writ
 from study.storage.sync import StudySync
 from study.storage.tables import external_folder
 from study.storage.trial_folder import TrialFolder
+
+_SHARE = "data.tumour_share"
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     sync = _find_storage(args, data.synthetic)
     spec = _warm_start(spec, None if args.fresh else sync.folder, say)
     _check_splits(spec, data)
+    _check_resident(spec, data)
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
     for job in spec.jobs()[: len(spec.variants)]:
@@ -407,6 +413,8 @@ def _check_splits(spec: StudySpec, data: SliceStore) -> None:
     if leaky and spec.search is not None:
         raise ConfigError(f"--search: a search cannot choose by a leaky split: {', '.join(leaky)}")
     experiments = {job.experiment.data: job.experiment for job in spec.jobs()}
+    shares = any(_SHARE in search.search_space.record() for search in spec.searches)
+    drawn = {_SHARE: 0.5} if shares else {}
     for experiment in experiments.values():
         count = count_rotations(experiment.data, data.slices)
         if spec.folds > count:
@@ -416,7 +424,23 @@ def _check_splits(spec: StudySpec, data: SliceStore) -> None:
         for fold in range(spec.folds):
             split_of(experiment.replaced({"fold": fold}), data.slices)
         for inner_fold in spec.inner_folds:
-            split_of(experiment.replaced({"fold": 0, "inner_fold": inner_fold}), data.slices)
+            changes = {"fold": 0, "inner_fold": inner_fold, **drawn}
+            split_of(experiment.replaced(changes), data.slices)
+
+
+def _check_resident(spec: StudySpec, data: SliceStore) -> None:
+    """Refuse variants of which a GPU would keep the slices of some: they train on other noise."""
+    kept: dict[bool, Experiment] = {}
+    for experiment in [job.experiment for job in spec.jobs()] + spec.networks():
+        if experiment.data.resident == "auto":
+            kept[keeps_resident(experiment, data, torch.device("cuda"))] = experiment
+    if len(kept) > 1:
+        large, small = (prepared_bytes(kept[key], data) / 1e9 for key in (False, True))
+        raise ConfigError(
+            f"data.resident is auto, which keeps slices on a GPU up to {LARGEST / 1e9:g} GB: some "
+            f"variants take {small:.1f} GB, others {large:.1f} GB, and would be augmented in two "
+            "ways: set it to always or never"
+        )
 
 
 def _check_networks(experiments: Sequence[Experiment], *, download: bool) -> dict[str, int]:

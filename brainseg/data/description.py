@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -117,12 +117,14 @@ class Item:
         patient: Its patient.
         images: One file, or one per channel.
         mask: The mask's file.
+        scan: Which of the patient's examinations an image is of; a volume is one of its own.
     """
 
     name: str
     patient: str
     images: tuple[Path, ...]
     mask: Path
+    scan: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,8 @@ def find_files(root: Path, description: Description) -> Files:
         elif key not in masks:
             problems.append(f"{shown}: its mask {_fill(description.masks, key)} is missing")
         else:
-            images = tuple(one[key] for one in found)
-            items.append(Item(key[1] or key[0], _patient(key, description), images, masks[key]))
+            images, patient = tuple(one[key] for one in found), _patient(key, description)
+            items.append(Item(key[1] or key[0], patient, images, masks[key], key[0]))
     problems += [
         f"{masks[key].relative_to(root)}: its image {_fill(by_channel[0], key)} is missing"
         for key in masks.keys() - set(keys)
@@ -264,25 +266,34 @@ Spacing = tuple[float, float]
 """Millimetres from row to row and from column to column of a slice."""
 
 
-def read_patient(
-    items: Sequence[Item], description: Description
-) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8], Spacing | None]]:
+class DecodedSlice(NamedTuple):
+    """A slice of a described dataset.
+
+    Attributes:
+        name: Its name.
+        scan: Which of the patient's examinations it is of.
+        image: uint8 (H, W, C).
+        mask: uint8 (H, W), 1 for tumour.
+        spacing: None if the first channel's file names none.
+    """
+
+    name: str
+    scan: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    spacing: Spacing | None
+
+
+def read_patient(items: Sequence[Item], description: Description) -> list[DecodedSlice]:
     """Decode and check the slices of one patient.
 
     Values that are not bytes are rescaled, each channel from its 0.5th to its 99.5th percentile
-    over the patient's values that are not 0.
-
-    Returns:
-        Name, image uint8 (H, W, C), mask uint8 (H, W), 1 for tumour, and spacing of each slice;
-        None if the first channel's file names none.
+    over the scan's values that are not 0.
 
     Raises:
         DataError: Naming the first file that cannot be used.
     """
-    names: list[str] = []
-    images: list[NDArray[Any]] = []
-    masks: list[NDArray[np.uint8]] = []
-    spacings: list[Spacing | None] = []
+    scans: dict[str, list[tuple[str, NDArray[Any], NDArray[np.uint8], Spacing | None]]] = {}
     for item in items:
         values, mask_values = _read_image(item, description), read_values(item.mask)
         if values.shape[:3] != mask_values.shape[:3] or mask_values.ndim != 3:
@@ -292,11 +303,16 @@ def read_patient(
             )
         mask = _to_mask(mask_values, description.tumour, item.mask.name)
         several = len(values) > 1
-        names += [f"{item.name}_{n + 1}" if several else item.name for n in range(len(values))]
-        images += list(values)
-        masks += list(mask)
-        spacings += [_read_spacing(item.images[0])] * len(values)
-    return list(zip(names, to_bytes(images), masks, spacings, strict=True))
+        names = [f"{item.name}_{n + 1}" if several else item.name for n in range(len(values))]
+        spacings = [_read_spacing(item.images[0])] * len(values)
+        own = scans.setdefault(item.name if several else item.scan, [])
+        own += zip(names, values, mask, spacings, strict=True)
+    found = []
+    for scan, slices in scans.items():
+        images = to_bytes([image for _, image, *_ in slices])
+        for image, (name, _, mask, spacing) in zip(images, slices, strict=True):
+            found.append(DecodedSlice(name, scan, image, mask, spacing))
+    return found
 
 
 def _read_spacing(path: Path) -> Spacing | None:
@@ -358,7 +374,7 @@ def _to_mask(values: NDArray[Any], tumour: tuple[int, ...] | None, name: str) ->
 
 
 def to_bytes(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
-    """Return the images of one patient as bytes, rescaled together unless all are bytes already.
+    """Return the images of one scan as bytes, rescaled together unless all are bytes already.
 
     Args:
         images: (H, W, C) each.
@@ -386,7 +402,8 @@ def _match(root: Path, pattern: str) -> dict[Key, Path]:
     for match in _PLACEHOLDER.finditer(pattern):
         parts += [re.escape(pattern[end : match.start()]), group(match)]
         end = match.end()
-    wanted = re.compile("".join(parts) + re.escape(pattern[end:]).replace(r"\*", "[^/]*"))
+    text = "".join(parts) + re.escape(pattern[end:])
+    wanted = re.compile(text.replace(r"\*", "[^/]*"))
     found: dict[Key, Path] = {}
     for path in sorted(root.glob(_PLACEHOLDER.sub("*", pattern))):
         fits = wanted.fullmatch(path.relative_to(root).as_posix())
@@ -452,6 +469,8 @@ def _read_manifest(root: Path, description: Description) -> Files:
         raise DataError(f"{path}: {len(problems) or 'no'} lines cannot be used", problems)
     used = {file for item in items for file in (*item.images, item.mask)} | {path}
     notes = describe_unused(root, used, _UNUSED)
+    # As patterns are read: neighbouring slices and folds do not depend on the order of the lines.
+    items.sort(key=lambda item: natural_key(item.images[0].relative_to(root).as_posix()))
     return Files(tuple(_together(items)), covariates, tuple(notes))
 
 

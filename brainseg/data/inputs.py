@@ -4,8 +4,8 @@ The order is: padding to a square, intensities rescaled over the volume, filters
 size, crop, resizing, and then neighbouring slices and edges as further channels. Training,
 evaluation and prediction all come through here.
 
-A volume is all slices of one patient, in natural order. Its foreground are the pixels at which
-some channel reaches a tenth of the volume's highest value (the rule of Buda et al. 2019).
+A volume is all slices of one scan of a patient, in natural order. Its foreground are the pixels at
+which some channel reaches a tenth of the volume's highest value (the rule of Buda et al. 2019).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Crop(NamedTuple):
 
 
 class Volume:
-    """The slices of one patient as a network sees them.
+    """The slices of one scan as a network sees them.
 
     Args:
         read: Returns a slice by its position in the volume, uint8 (H, W, C).
@@ -132,7 +132,7 @@ class Volume:
     def prepare(self, position: int) -> Image:
         """Return a slice alone, uint8 (S, S, K): its channels, then its edges if asked for."""
         image = pad_to_square(self._read(position))
-        if len(self._own) < image.shape[2] or self._own != sorted(self._own):
+        if self._own != list(range(image.shape[2])):
             image = np.ascontiguousarray(image[:, :, self._own])
         if self._tables is not None:
             image = cv2.LUT(image, self._tables).reshape(image.shape)
@@ -220,33 +220,33 @@ class StoreInputs:
     ) -> None:
         self._store = store
         self._prepared = prepared
-        members: dict[str, list[int]] = {}
-        self._place: list[tuple[str, int]] = []
+        members: dict[tuple[str, str], list[int]] = {}
+        self._place: list[tuple[tuple[str, str], int]] = []
         for index, item in enumerate(store.slices):
-            own = members.setdefault(item.patient, [])
-            self._place.append((item.patient, len(own)))
+            own = members.setdefault(item.volume, [])
+            self._place.append((item.volume, len(own)))
             own.append(index)
         self._volumes = {
-            patient: Volume(
+            key: Volume(
                 _reader(store, own),
                 len(own),
                 experiment,
                 store.channels,
                 None if prepared is None else _taker(prepared, own),
             )
-            for patient, own in members.items()
+            for key, own in members.items()
         }
 
     def prepare(self, index: int) -> Image:
         """Return a slice alone and its mask as the last channel, uint8 (S, S, K + 1)."""
-        patient, position = self._place[index]
-        volume = self._volumes[patient]
+        key, position = self._place[index]
+        volume = self._volumes[key]
         return np.dstack([volume.prepare(position), volume.mask(self._store.mask(index))])
 
     def image(self, index: int) -> Image:
         """Return the input for a slice of the store, uint8 (S, S, K), see `Volume.image`."""
-        patient, position = self._place[index]
-        return self._volumes[patient].image(position)
+        key, position = self._place[index]
+        return self._volumes[key].image(position)
 
     def mask(self, index: int) -> Image:
         """Return the mask of a slice at the network's size, uint8 (S, S)."""
@@ -256,8 +256,8 @@ class StoreInputs:
 
     def picture(self, index: int) -> Image:
         """Return a slice in the network's geometry as colours, uint8 (S, S, 3)."""
-        patient, position = self._place[index]
-        return self._volumes[patient].picture(position)
+        key, position = self._place[index]
+        return self._volumes[key].picture(position)
 
     def restore(self, index: int, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a map of the network back to the size of its slice, float32 (H, W)."""
@@ -326,7 +326,8 @@ def _indices(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
 
 
 def _percentiles(counts: NDArray[np.float64], wanted: Sequence[float]) -> tuple[float, float]:
-    """Return the levels at two percentiles of a histogram of bytes."""
-    shares = np.cumsum(counts) / counts.sum()
-    low, high = (float(np.searchsorted(shares, share / 100)) for share in wanted)
+    """Return the levels at two percentiles of a histogram of bytes, of levels that occur."""
+    levels = np.flatnonzero(counts)
+    shares = np.cumsum(counts[levels]) / counts.sum()
+    low, high = (float(levels[np.searchsorted(shares, share / 100)]) for share in wanted)
     return low, high

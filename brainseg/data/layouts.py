@@ -224,7 +224,7 @@ def patient_of(folder: str) -> str:
 
 def natural_key(name: str) -> list[int | str]:
     """Return a key that sorts `_2` before `_10`."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def decode(path: Path) -> NDArray[np.generic]:

@@ -162,12 +162,13 @@ def build_sampler(
 def _weigh(
     store: SliceStore, indices: NDArray[np.int64], tumour_share: float | None
 ) -> NDArray[np.float64] | None:
-    """Return the probability of each slice, so that slices with tumour have a share."""
+    """Return the probability of each slice, so that slices with tumour have a share.
+
+    `split_of` refuses a training part that has slices of one kind only.
+    """
     if tumour_share is None:
         return None
     tumour = np.array([store.slices[index].tumour_pixels > 0 for index in indices])
-    if tumour.all() or not tumour.any():
-        return None
     each = np.where(tumour, tumour_share / tumour.sum(), (1 - tumour_share) / (~tumour).sum())
     return np.asarray(each)
 

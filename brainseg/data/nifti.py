@@ -74,15 +74,15 @@ class Volume:
         is_known = min(rows, columns) > 0 and max(rows, columns) <= _MAX_SPACING
         return (rows, columns) if is_known else None
 
-    def read_slices(self, channels: Sequence[str] = CHANNELS) -> NDArray[np.uint8]:
+    def read_slices(
+        self, channels: Sequence[str] = CHANNELS, *, rescales: bool = False
+    ) -> NDArray[np.uint8]:
         """Decode the volume.
-
-        The values of the LGG dataset's channels must be bytes. Others are rescaled as a described
-        dataset's are, see `rescale`.
 
         Args:
             channels: Names of the channels that it must have, on a fourth axis if there are more
                 than one.
+            rescales: Whether values that are not bytes are rescaled, see `rescale`, or refused.
 
         Returns:
             uint8 (N, H, W, C).
@@ -103,7 +103,7 @@ class Volume:
                 f"{self.path.name}: {_shape(data)}; expected {number} sequences on a fourth axis "
                 f"({', '.join(channels)})"
             )
-        if tuple(channels) == CHANNELS:
+        if not rescales:
             return self._turn(_to_uint8(data, self.path.name))
         if data.dtype == np.uint8:
             return self._turn(data)

@@ -53,7 +53,7 @@ from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
-_FORMAT = 4
+_FORMAT = 5
 _PIXELS, _TABLE = "slices.bin", "table.json"
 _AHEAD = 32
 _BLOCK, _SUMMED = 2**20, 2**32
@@ -74,11 +74,24 @@ _FETCHED = (
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A slice of the store: its name, its patient, its number of tumour pixels."""
+    """A slice of the store.
+
+    Attributes:
+        name: Its name.
+        patient: Its patient.
+        tumour_pixels: Number of its tumour pixels.
+        scan: Which of the patient's examinations it is of; empty if the patient has one.
+    """
 
     name: str
     patient: str
     tumour_pixels: int
+    scan: str = ""
+
+    @property
+    def volume(self) -> tuple[str, str]:
+        """Patient and scan, which slices of one volume share."""
+        return self.patient, self.scan
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,7 @@ class SliceStore:
         covariates: Patient -> further columns of the dataset's manifest.
         spacings: Millimetres from row to row and from column to column of each slice; empty unless
             the header of every file tells them.
+        described: Whether a `dataset.yaml` describes it; otherwise it has the LGG layout.
     """
 
     folder: Path
@@ -113,6 +127,7 @@ class SliceStore:
     about: About = LGG
     covariates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     spacings: tuple[Spacing, ...] = ()
+    described: bool = False
 
     @cached_property
     def flat(self) -> NDArray[np.uint8]:
@@ -216,6 +231,7 @@ def open_dataset(path: Location) -> SliceStore:
         about=description.about if description else LGG,
         covariates=files.covariates,
         spacings=table.spacings,
+        described=description is not None,
     )
 
 
@@ -300,7 +316,7 @@ def _find(folder: Path, description: Description | None) -> tuple[Path, Files]:
 
 
 def _item_of(files: SliceFile) -> Item:
-    return Item(files.name, files.patient, (files.image,), files.mask)
+    return Item(files.name, files.patient, (files.image,), files.mask, files.image.parent.name)
 
 
 def _signature(root: Path, items: Sequence[Item]) -> str:
@@ -363,10 +379,7 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
         _check_masks(decoded, description)
         if description is None:
             _check_sizes(decoded)
-        # A slice of the LGG dataset has its patient in its name.
-        names = [
-            f"{one.patient}/{one.name}" if description else one.name for one in decoded.slices
-        ]
+        names = [_whole_name(one, described=description is not None) for one in decoded.slices]
         lines = "".join(f"{name} {h}\n" for name, h in zip(names, decoded.hashes, strict=True))
         table = _Table(
             fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
@@ -380,6 +393,17 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
         write_text(aside / _TABLE, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
         shutil.rmtree(folder, ignore_errors=True)
     return table
+
+
+def _whole_name(item: Slice, *, described: bool) -> str:
+    """Return the name of a slice with its patient and its scan, as far as it does not tell them.
+
+    A slice of the LGG dataset is called after its folder.
+    """
+    parts = [item.patient] if described else []
+    if not item.name.startswith(f"{item.scan}_") and item.scan not in ("", *parts):
+        parts.append(item.scan)
+    return "/".join([*parts, item.name])
 
 
 def _first_bytes(items: Sequence[Item]) -> int:
@@ -409,14 +433,19 @@ def _read_lgg(items: Sequence[Item]) -> Decoded:
     """Decode a slice of the LGG layout."""
     (item,) = items
     image, mask = read_slice(_slice_file(item))
-    return [(Slice(item.name, item.patient, int(mask.sum())), np.dstack([image, mask]), None)]
+    found = Slice(item.name, item.patient, int(mask.sum()), item.scan)
+    return [(found, np.dstack([image, mask]), None)]
 
 
 def _read_described(items: Sequence[Item], description: Description) -> Decoded:
     """Decode all slices of a patient of a described dataset."""
     return [
-        (Slice(name, items[0].patient, int(mask.sum())), np.dstack([image, mask]), spacing)
-        for name, image, mask, spacing in read_patient(items, description)
+        (
+            Slice(one.name, items[0].patient, int(one.mask.sum()), one.scan),
+            np.dstack([one.image, one.mask]),
+            one.spacing,
+        )
+        for one in read_patient(items, description)
     ]
 
 

@@ -85,8 +85,20 @@ def split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
 
     Raises:
         ConfigError: If its file says what does not fit, or there is no such rotation.
-        DataError: If its file is missing, there are too few patients, or a part has no tumour.
+        DataError: If its file is missing, there are too few patients, a part has no tumour, or
+            every training slice has, and a share of them is asked for.
     """
+    split = _split_of(experiment, slices)
+    share = experiment.data.tumour_share
+    if share is not None and all(slices[n].tumour_pixels for n in split.indices(slices, "train")):
+        raise DataError(
+            f"rotation {split.rotation}: data.tumour_share is {share:g}, but every slice of train "
+            "holds tumour: leave the key out"
+        )
+    return split
+
+
+def _split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
     data, rotation, inner = experiment.data, experiment.fold, experiment.inner_fold
     if data.split == "patient":
         return split_by_patient(slices, rotation, data.split_seed, inner)
@@ -178,7 +190,7 @@ def _split_by_site(slices: tuple[Slice, ...], rotation: int, seed: int, inner: i
 
 def _split_by_slice(slices: tuple[Slice, ...], rotation: int, seed: int, inner: int) -> Split:
     """The split of copied notebooks: slices are dealt out whatever patient they belong to."""
-    has_tumour = np.array([item.tumour_pixels > 0 for item in slices]).astype(int)
+    has_tumour = _has_tumour(slices, NUM_FOLDS)
     folder = StratifiedKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=seed)
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     names = _names(slices)
@@ -248,8 +260,11 @@ def _checked(slices: tuple[Slice, ...], parts: Mapping[str, list[str]], **about:
     except ValidationError as error:
         raise DataError(f"rotation {rotation}: {_reason(error)}") from error
     for part in PARTS:
-        if not any(slices[index].tumour_pixels for index in split.indices(slices, part)):
+        indices = split.indices(slices, part)
+        if not any(slices[index].tumour_pixels for index in indices):
             raise DataError(f"rotation {rotation}: no slice of {part} holds tumour")
+        if part == "train" and len(indices) < 2:
+            raise DataError(f"rotation {rotation}: train has one slice; it needs two at least")
     return split
 
 
@@ -267,13 +282,28 @@ def _fold_patients(slices: tuple[Slice, ...], count: int, seed: int) -> dict[str
     num_patients = len(set(groups.tolist()))
     if num_patients < count:
         raise DataError(f"{num_patients} patients; the {count} folds need at least as many")
-    has_tumour = np.array([item.tumour_pixels > 0 for item in slices]).astype(int)
+    has_tumour = _has_tumour(slices, count)
     folder = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     fold_of: dict[str, int] = {}
     for fold, (_, members) in enumerate(folder.split(groups, has_tumour, groups)):
         fold_of |= {str(groups[member]): fold for member in members}
     order = dict.fromkeys(item.patient for item in slices)
     return {patient: fold_of[patient] for patient in order}
+
+
+def _has_tumour(slices: tuple[Slice, ...], count: int) -> NDArray[np.int64]:
+    """Return 1 for each slice with tumour and 0 for the others, as scikit-learn can stratify.
+
+    Raises:
+        DataError: If there are fewer slices than folds both with tumour and without.
+    """
+    found = np.array([item.tumour_pixels > 0 for item in slices]).astype(np.int64)
+    if max(np.bincount(found)) < count:
+        raise DataError(
+            f"{found.sum()} slices with tumour and {(found == 0).sum()} without; the {count} "
+            "folds need as many of one kind at least"
+        )
+    return found
 
 
 def _part_of(fold: int, rotation: int, inner: int) -> str:

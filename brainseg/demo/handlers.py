@@ -17,6 +17,7 @@ from brainseg.errors import BrainsegError, DataError
 from brainseg.inference.predictor import Prediction, Predictor
 from brainseg.inference.readers import MASK_ENDING, read_user_image, read_user_mask
 from brainseg.model.device import Compute
+from brainseg.model.model_file import ModelHeader
 
 MAX_SLICES = 200
 MAX_PIXELS = 12 * 2**20
@@ -57,8 +58,8 @@ class Handlers:
         if not image:
             return render("alert", ["There is no slice yet: upload one, or take an example."])
         try:
-            channels = self._channels(first, second)
-            item = _read(Path(image), Path(mask) if mask else None, channels)
+            header = self._header(first, second)
+            item = _read(Path(image), Path(mask) if mask else None, header)
             return self._render(self._predict(_as_bytes([item]), first, second)[0])
         except BrainsegError as error:
             return render("alert", [str(error)])
@@ -79,7 +80,7 @@ class Handlers:
         """
         try:
             items, problems = _read_patient(
-                [Path(file) for file in files or []], self._channels(first, second)
+                [Path(file) for file in files or []], self._header(first, second)
             )
             items = self._predict(_as_bytes(items), first, second)
         except BrainsegError as error:
@@ -110,8 +111,8 @@ class Handlers:
     def _chosen(self, first: str, second: str) -> list[str]:
         return [name for name in dict.fromkeys((first, second)) if name in self.models]
 
-    def _channels(self, first: str, second: str) -> tuple[str, ...]:
-        """Return the channels that a slice must have.
+    def _header(self, first: str, second: str) -> ModelHeader:
+        """Return the first model's header: it names the channels that a slice must have.
 
         Raises:
             DataError: If the two models were trained on slices of different channels.
@@ -120,7 +121,7 @@ class Handlers:
         if len(kinds) != 1:
             names = " and ".join(", ".join(kind) for kind in sorted(kinds))
             raise DataError(f"the two models take slices of different channels: {names}")
-        return kinds.pop()
+        return self.models[self._chosen(first, second)[0]].header
 
     def _predict(
         self, items: list[PredictedSlice], first: str, second: str
@@ -145,13 +146,13 @@ def _as_bytes(items: Sequence[PredictedSlice]) -> list[PredictedSlice]:
     return [replace(item, image=image) for item, image in zip(items, images, strict=True)]
 
 
-def _read(image: Path, mask: Path | None, channels: Sequence[str]) -> PredictedSlice:
-    pixels = read_user_image(image, channels)
+def _read(image: Path, mask: Path | None, header: ModelHeader) -> PredictedSlice:
+    pixels = read_user_image(image, header.channels, rescales=header.rescales)
     return PredictedSlice(image.name, pixels, read_user_mask(mask, pixels) if mask else None, {})
 
 
 def _read_patient(
-    paths: Sequence[Path], channels: Sequence[str]
+    paths: Sequence[Path], header: ModelHeader
 ) -> tuple[list[PredictedSlice], list[str]]:
     """Read slices in natural order; return a sentence for each that cannot be used."""
     masks = {path.stem: path for path in paths if path.stem.endswith(MASK_ENDING)}
@@ -165,11 +166,11 @@ def _read_patient(
     num_pixels = 0
     for path in images:
         try:
-            items.append(_read(path, masks.get(path.stem + MASK_ENDING), channels))
+            items.append(_read(path, masks.get(path.stem + MASK_ENDING), header))
         except DataError as error:
             problems.append(str(error))
             continue
-        num_pixels += items[-1].image.size // len(channels)
+        num_pixels += items[-1].image.size // len(header.channels)
         if num_pixels > MAX_PIXELS:
             raise DataError(f"more than {MAX_PIXELS:,} pixels together: upload fewer slices")
     if not items:

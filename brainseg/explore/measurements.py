@@ -146,6 +146,7 @@ def _measure(data: SliceStore, index: int) -> _Measured:
     row = {
         "name": item.name,
         "patient": item.patient,
+        "scan": item.scan or item.patient,
         "tumour_pixels": item.tumour_pixels,
         "x": np.nan,
         "y": np.nan,

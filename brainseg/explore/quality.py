@@ -44,8 +44,9 @@ def check_quality(
     )
     first = slices.groupby("digest")["name"].transform("first")
     tumour = slices["tumour_pixels"]
-    before = tumour.groupby(owner).cummax() > 0
-    after = tumour[::-1].groupby(owner).cummax() > 0
+    volume = [owner, slices["scan"]]
+    before = tumour.groupby(volume).cummax() > 0
+    after = tumour[::-1].groupby(volume).cummax() > 0
     complete = patients.loc[patients["missing"] == "", "patient"]
     incomplete = owner[(slices["missing"] != "") & owner.isin(complete)]
     checks: dict[str, Sequence[str]] = {
@@ -120,11 +121,12 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _gaps_in_numbers(slices: pd.DataFrame) -> list[str]:
-    """Return patients whose slices' names do not end in consecutive numbers."""
+    """Return patients, a scan of whom has slices whose names do not end in consecutive numbers."""
     numbers = slices["name"].str.extract(r"(\d+)$")[0].fillna(-1).astype(int)
-    own = numbers.groupby(slices["patient"], sort=False).agg(["min", "max", "size", "nunique"])
+    scans = numbers.groupby([slices["patient"], slices["scan"]], sort=False)
+    own = scans.agg(["min", "max", "size", "nunique"])
     is_whole = (own["max"] - own["min"] + 1 == own["size"]) & (own["nunique"] == own["size"])
-    return list(own.index[~is_whole])
+    return list(dict.fromkeys(patient for patient, _ in own.index[~is_whole]))
 
 
 def _bright_backgrounds(found: Measurements) -> list[str]:

@@ -2,7 +2,7 @@
 
 The plain prediction is the experiment's own. Four kinds of post-processing are counted beside it,
 each alone, unless the experiment has it: the mean over flipped views, the threshold with the best
-validation score, and the largest component of each slice or of each patient's volume.
+validation score, and the largest component of each slice or of each volume.
 Settings are chosen on the validation part; the test part is evaluated once.
 
 Everything is counted at the slice's own size, against the original mask: the network's logits are
@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ NUM_BINS = 20
 _THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 _LEVELS = 256
 Row = dict[str, Any]
+Owner = TypeVar("Owner", str, tuple[str, str])
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def evaluate_masks(
         levels=[],
         true=true,
         outlines=_outlines(data, indices, predicted, true, spacing),
-        lesions=_lesions([data.slices[index].patient for index in indices], predicted, true),
+        lesions=_lesions([data.slices[index] for index in indices], predicted, true),
         bins=np.zeros((NUM_BINS, 3)),
     )
 
@@ -256,7 +257,7 @@ def _evaluate_part(
     masks: list[Mask] = []
     bins = np.zeros((NUM_BINS, 3))
     maps = zip(slices, indices, predictor.part_logits(data, indices), strict=True)
-    for _, members in itertools.groupby(maps, key=lambda item: item[0].patient):
+    for _, members in itertools.groupby(maps, key=lambda item: item[0].volume):
         own = list(members)
         true = [data.mask(index) > 0 for _, index, _ in own]
         alone, flips = zip(*(torch.from_numpy(pair) for *_, pair in own), strict=True)
@@ -279,7 +280,7 @@ def _evaluate_part(
         levels,
         masks,
         _outlines(data, indices.tolist(), predicted, masks, experiment.data.spacing_mm),
-        _lesions([item.patient for item in slices], predicted, masks),
+        _lesions(slices, predicted, masks),
         bins,
     )
 
@@ -300,7 +301,7 @@ def _outlines(
 def _post_process(
     alone: Sequence[torch.Tensor], flips: Sequence[torch.Tensor], experiment: Experiment
 ) -> dict[str, list[Mask]]:
-    """Return a patient's masks as the experiment predicts them, and with each step it has not.
+    """Return a volume's masks as the experiment predicts them, and with each step it has not.
 
     Args:
         alone: Logits (H, W) of each slice.
@@ -318,25 +319,27 @@ def _post_process(
 
 
 def _masks(logits: Sequence[torch.Tensor], threshold: float, experiment: Experiment) -> list[Mask]:
-    """Return a patient's masks at a threshold."""
+    """Return a volume's masks at a threshold."""
     found = [is_tumour(one, threshold).numpy() for one in logits]
     return keep_components(found, [""] * len(found), experiment.largest_component)
 
 
 def _lesions(
-    patients: Sequence[str], predicted: Sequence[Mask], true: Sequence[Mask]
+    slices: Sequence[Slice], predicted: Sequence[Mask], true: Sequence[Mask]
 ) -> dict[str, LesionCounts]:
-    return {
-        patient: count_lesions([predicted[n] for n in own], [true[n] for n in own])
-        for patient, own in _positions(patients).items()
-    }
+    """Return patient -> the lesions of all volumes."""
+    found: dict[str, LesionCounts] = {}
+    for (patient, _), own in _positions([item.volume for item in slices]).items():
+        counts = count_lesions([predicted[n] for n in own], [true[n] for n in own])
+        found[patient] = found[patient] + counts if patient in found else counts
+    return found
 
 
-def _positions(patients: Sequence[str]) -> dict[str, list[int]]:
-    """Return the positions of each patient's slices."""
-    found: dict[str, list[int]] = {}
-    for position, patient in enumerate(patients):
-        found.setdefault(patient, []).append(position)
+def _positions(owners: Sequence[Owner]) -> dict[Owner, list[int]]:
+    """Return the positions of each owner's slices."""
+    found: dict[Owner, list[int]] = {}
+    for position, owner in enumerate(owners):
+        found.setdefault(owner, []).append(position)
     return found
 
 

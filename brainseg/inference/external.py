@@ -13,7 +13,7 @@ folder is named after the patient.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,20 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
             size or more than two values; `problems` lists every file and slice.
     """
     images, volumes = _find(folder)
-    own: dict[str, list[int]] = defaultdict(list)
+    own: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(data.slices):
-        own[item.patient].append(index)
+        own[item.volume].append(index)
+    scans = Counter(patient for patient, _ in own)
     shared = _shared_names(data)
     masks: dict[int, Mask] = {}
     problems: list[str] = []
     used: set[Path] = set()
     wanted = set(indices)
-    for patient, members in own.items():
+    for (patient, _), members in own.items():
         needed = [index for index in members if index in wanted]
         keys = {_of_volume(data.slices[index].name) for index in members} - shared
-        names = [patient, *keys] if len(keys) == 1 else [patient]
+        names = [patient] if scans[patient] == 1 else []
+        names += keys if len(keys) == 1 else []
         volume = next((volumes[name] for name in names if name in volumes), ())
         if volume:
             used.update(volume)

@@ -53,7 +53,7 @@ class OutlineScores:
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """Components of a patient's true and predicted masks in three dimensions.
+    """Components of true and predicted masks in three dimensions.
 
     Attributes:
         found: True ones that share a voxel with the prediction.
@@ -64,6 +64,12 @@ class LesionCounts:
     found: int
     missed: int
     invented: int
+
+    def __add__(self, other: LesionCounts) -> LesionCounts:
+        """Return the lesions of two volumes."""
+        return LesionCounts(
+            self.found + other.found, self.missed + other.missed, self.invented + other.invented
+        )
 
 
 def compare_outlines(
@@ -100,10 +106,10 @@ def _measure(
 
 
 def count_lesions(predicted: Sequence[Mask], true: Sequence[Mask]) -> LesionCounts:
-    """Count the lesions of one patient.
+    """Count the lesions of one volume.
 
     Args:
-        predicted: bool (H, W) of each of the patient's slices, in their order. Slices of
+        predicted: bool (H, W) of each of the volume's slices, in their order. Slices of
             different sizes are laid on each other at their upper left corners.
         true: bool (H, W) of each of them.
     """
@@ -114,24 +120,24 @@ def count_lesions(predicted: Sequence[Mask], true: Sequence[Mask]) -> LesionCoun
     return LesionCounts(met[1], numbers[1] - met[1], numbers[0] - met[0])
 
 
-def keep_components(masks: Sequence[Mask], patients: Sequence[str], largest_in: str) -> list[Mask]:
-    """Return masks with the largest component alone of each slice or each patient's volume.
+def keep_components(masks: Sequence[Mask], volumes: Sequence[str], largest_in: str) -> list[Mask]:
+    """Return masks with the largest component alone of each slice or each volume.
 
     Args:
-        masks: bool (H, W) of each slice; those of a patient in their order.
-        patients: The patient of each slice.
+        masks: bool (H, W) of each slice; those of a volume in their order.
+        volumes: The volume of each slice.
         largest_in: `none` keeps everything, else `slice` or `volume`, as in an experiment's
             `largest_component`.
     """
     kept = list(masks)
     if largest_in == "none":
         return kept
-    volumes: dict[object, list[int]] = {}
-    for position, patient in enumerate(patients):
-        volumes.setdefault(position if largest_in == "slice" else patient, []).append(position)
-    for positions in volumes.values():
-        volume = _keep_largest([masks[n] for n in positions])
-        for position, mask in zip(positions, volume, strict=True):
+    members: dict[object, list[int]] = {}
+    for position, volume in enumerate(volumes):
+        members.setdefault(position if largest_in == "slice" else volume, []).append(position)
+    for positions in members.values():
+        largest = _keep_largest([masks[n] for n in positions])
+        for position, mask in zip(positions, largest, strict=True):
             kept[position] = mask
     return kept
 
@@ -153,7 +159,7 @@ def _keep_largest(masks: Sequence[Mask]) -> list[Mask]:
 
 
 def _stack(masks: Sequence[Mask]) -> Mask:
-    """Return masks of a patient's slices as a volume, bool (slices, H, W)."""
+    """Return masks of a volume's slices as an array, bool (slices, H, W)."""
     height, width = (max(mask.shape[axis] for mask in masks) for axis in (0, 1))
     volume = np.zeros((len(masks), height, width), dtype=bool)
     for of_slice, mask in zip(volume, masks, strict=True):

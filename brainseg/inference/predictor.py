@@ -136,10 +136,10 @@ class Predictor:
             tta: Whether to average the probabilities over the slice and its three flips
                 (test-time augmentation by mirroring, as in nnU-Net, Isensee et al. 2021); None
                 takes the experiment's `flips`.
-            patients: The patient of each slice. A patient's slices, in the given order, are the
-                volume that neighbours, intensities and crop are taken from. None is allowed for
-                one slice, which is then a volume of its own, and for networks that see each slice
-                alone.
+            patients: The patient of each slice, or the scan, where a patient has several. Slices
+                of one name, in the given order, are the volume that neighbours, intensities, crop
+                and largest component are taken from. None is allowed for one slice, which is then
+                a volume of its own, and for networks that see each slice alone.
 
         Raises:
             CheckpointError: If the network gives values that are infinite or NaN.

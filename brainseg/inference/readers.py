@@ -47,13 +47,20 @@ class Scan:
         path: An image of one slice, or a volume.
         mask: The file of its true mask, or None.
         name: The path of its results, without suffix, relative to the folder of results.
-        patient: The name of the file's folder; of a volume, its own.
+        patient: The name of the file's folder; of a volume, its own. Where files of others have
+            the same, with the path before it.
     """
 
     path: Path
     mask: Path | None
     name: Path
     patient: str
+
+    @property
+    def volume(self) -> Path:
+        """What slices of one volume share: the file, or the folder of an image."""
+        whole = _whole(self.path)
+        return whole if self.is_volume else whole.parent
 
     @property
     def is_volume(self) -> bool:
@@ -88,10 +95,11 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
         paths: Files, and folders that are searched with all folders below them.
 
     Returns:
-        The files, and a sentence for each path that cannot be used.
+        The files, each once, and a sentence for each path that cannot be used.
     """
     scans: dict[Path, Scan] = {}
     problems: list[str] = []
+    seen: set[Path] = set()
     for path in paths:
         found = list(_scans_of(path, problems))
         if not found:
@@ -104,10 +112,38 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
                     "UTF-8, which no table can hold: rename it"
                 )
                 continue
+            if (again := _whole(scan.path)) in seen:
+                continue
+            seen.add(again)
             other = scans.setdefault(scan.name, scan)
-            if other.path.resolve() != scan.path.resolve():
+            if other is not scan:
                 problems.append(f"{scan.path}: would overwrite the results of {other.path}")
-    return list(scans.values()), problems
+    found = sorted(scans.values(), key=lambda scan: natural_key(str(_whole(scan.path))))
+    return _tell_apart(found), problems
+
+
+def _whole(path: Path) -> Path:
+    """Return the path of a file without links to folders; the file itself may be a link."""
+    return path.parent.resolve() / path.name
+
+
+def _tell_apart(scans: Sequence[Scan]) -> list[Scan]:
+    """Put the path before the names of patients that other folders, or volumes, have too.
+
+    Folders that differ in the date of a TCGA name are of one patient.
+    """
+    owners: dict[str, set[Path]] = {}
+    for scan in scans:
+        dated = not scan.is_volume and scan.patient != scan.volume.name
+        owners.setdefault(scan.patient, set()).add(Path() if dated else scan.volume)
+    return [
+        scan
+        if len(owners[scan.patient]) == 1
+        else replace(
+            scan, patient=str(scan.path.parent / (scan.patient if scan.is_volume else ""))
+        )
+        for scan in scans
+    ]
 
 
 def describe_skipped(paths: Iterable[Path]) -> list[str]:
@@ -131,25 +167,28 @@ def read_batches(
     size: int,
     problems: list[str],
     channels: Sequence[str] = CHANNELS,
+    *,
+    rescales: bool = False,
 ) -> Iterator[list[tuple[Scan, Slices]]]:
     """Yield groups of files that hold at least `size` slices; the last may hold fewer.
 
-    Files of one patient that follow each other are in one group.
+    Files of one volume that follow each other are in one group.
 
     Args:
         scans: The files.
         size: The number of slices.
         problems: A sentence is appended for each file that cannot be used.
         channels: Names of the channels that the network was trained with.
+        rescales: Whether values that are not bytes are rescaled, or refused.
     """
     batch: list[tuple[Scan, Slices]] = []
     for scan in scans:
-        is_new = not batch or batch[-1][0].patient != scan.patient
+        is_new = not batch or batch[-1][0].volume != scan.volume
         if is_new and sum(len(slices.images) for _, slices in batch) >= size:
             yield _rescaled(batch)
             batch = []
         try:
-            batch.append((scan, read_scan(scan, channels)))
+            batch.append((scan, read_scan(scan, channels, rescales=rescales)))
         except DataError as error:
             problems.append(f"{scan.path.parent}/{error}")
     if batch:
@@ -157,9 +196,9 @@ def read_batches(
 
 
 def _rescaled(batch: Sequence[tuple[Scan, Slices]]) -> list[tuple[Scan, Slices]]:
-    """Turn values of 16 bits into bytes, those of a patient together, as the slice store does."""
+    """Turn values of 16 bits into bytes, those of a volume together, as the slice store does."""
     found = []
-    for _, group in itertools.groupby(batch, key=lambda item: item[0].patient):
+    for _, group in itertools.groupby(batch, key=lambda item: item[0].volume):
         own = list(group)
         images = iter(to_bytes([image for _, slices in own for image in slices.images]))
         for scan, slices in own:
@@ -167,12 +206,13 @@ def _rescaled(batch: Sequence[tuple[Scan, Slices]]) -> list[tuple[Scan, Slices]]
     return found
 
 
-def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS) -> Slices:
+def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS, *, rescales: bool = False) -> Slices:
     """Check and decode a file and its true mask.
 
     Args:
         scan: The file.
         channels: Names of the channels that it must have.
+        rescales: Whether values that are not bytes are rescaled, or refused.
 
     Raises:
         DataError: If either cannot be used.
@@ -180,13 +220,13 @@ def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS) -> Slices:
     if scan.is_volume:
         volume = open_volume(scan.path)
         _check_size(scan.path.name, *volume.shape[1:])
-        data = volume.read_slices(channels)
+        data = volume.read_slices(channels, rescales=rescales)
         if scan.mask is None:
             return Slices(list(data), None, volume)
         masks = open_volume(scan.mask).read_mask(data)
         _check_filled(scan.mask.name, masks)
         return Slices(list(data), list(masks), volume)
-    image = read_user_image(scan.path, channels)
+    image = read_user_image(scan.path, channels, rescales=rescales)
     return Slices([image], [read_user_mask(scan.mask, image)] if scan.mask else None)
 
 
@@ -198,20 +238,23 @@ def count_slices(scan: Scan) -> int:
         return 1
 
 
-def read_user_image(path: Path, channels: Sequence[str] = CHANNELS) -> NDArray[Any]:
+def read_user_image(
+    path: Path, channels: Sequence[str] = CHANNELS, *, rescales: bool = False
+) -> NDArray[Any]:
     """Check the header of an image file, then decode it.
 
     Args:
         path: The file.
         channels: Names of the channels that it must have.
+        rescales: Whether values of 16 bits, which the caller rescales, are allowed.
 
     Returns:
-        uint8 (H, W, C), with other channels than the LGG dataset's perhaps uint16.
+        uint8 (H, W, C), perhaps uint16 if that is allowed.
 
     Raises:
         DataError: If it is not an image, is too large, or has other channels or types.
     """
-    if tuple(channels) == CHANNELS:
+    if not rescales:
         image = read_image(path)
         _check_size(path.name, *image.shape[:2])
         return image
@@ -274,7 +317,7 @@ def _scan(path: Path, name: Path) -> Scan:
         path=path,
         mask=next((mask for mask in masks if mask.exists()), None),
         name=name.with_name(stem),
-        patient=stem if is_volume else patient_of(path.resolve().parent.name),
+        patient=stem if is_volume else patient_of(path.parent.resolve().name),
     )
 
 

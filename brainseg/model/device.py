@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 
 import torch
@@ -44,10 +45,14 @@ class Compute:
 
 
 def fix_algorithms(device: torch.device) -> None:
-    """Let cuDNN use only algorithms that give the same bits each time."""
+    """Let a GPU use only algorithms that give the same bits each time, where there are such."""
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        # Bilinear upsampling has a second, deterministic gradient. What has none, warns.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def build_scaler(device: torch.device) -> torch.amp.GradScaler:

@@ -65,6 +65,8 @@ class ModelHeader(BaseModel):
         best: Stage, epoch and val loss of the weights.
         metrics: Scores by name: `val_...` and, after the test, `test_...`.
         channels: Names of the channels of the dataset's images, which prediction expects.
+        described: Whether a `dataset.yaml` described the dataset, whose values may be other than
+            bytes; None in files of earlier versions.
         versions: Versions of Python and of the packages that determine the numbers.
     """
 
@@ -78,7 +80,13 @@ class ModelHeader(BaseModel):
     best: dict[str, float]
     metrics: dict[str, float]
     channels: Names = CHANNELS
+    described: bool | None = None
     versions: dict[str, str] = Field(default_factory=versions)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether values that are not bytes are rescaled, as in training, or else refused."""
+        return self.channels != CHANNELS if self.described is None else self.described
 
 
 def save_model(path: Path, weights: Tensors, header: ModelHeader) -> None:

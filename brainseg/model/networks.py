@@ -272,6 +272,8 @@ def calibrate_encoder(
 ) -> None:
     """Set the encoder's BatchNorm statistics to those of the training slices (Li et al. 2016).
 
+    A network without an encoder, or without BatchNorm in it, stays as it is.
+
     The statistics of ImageNet are not those of MRI. A decoder that was trained on a frozen encoder
     with them would fail once the encoder is unfrozen and its statistics change.
 
@@ -280,8 +282,13 @@ def calibrate_encoder(
         batches: Images of training slices, uint8 (B, H, W, 3), in random order.
         device: Device to compute on.
     """
-    encoder: torch.nn.Module = model.encoder  # type: ignore[assignment]
-    norms = _batchnorms(encoder)
+    encoder = getattr(model, "encoder", None)
+    norms = _batchnorms(encoder) if isinstance(encoder, torch.nn.Module) else []
+    if not norms:
+        return
+    # A network of the user's may change the slices before its encoder sees them.
+    forward = encoder if isinstance(model, smp.base.SegmentationModel) else model
+    assert forward is not None
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -289,7 +296,7 @@ def calibrate_encoder(
         norm.momentum = None  # the mean over all batches instead of a moving one
         norm.train()
     for images in batches:
-        encoder(normalise(images, device))
+        forward(normalise(images, device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -85,7 +85,8 @@ def train_epoch(
         scaler: Gradient scaler; a disabled one does nothing.
         batch_parts: Parts that each batch is processed in; their gradients add up to one step.
             More parts need less memory and give other numbers, since BatchNorm and the Dice loss
-            are computed for each part.
+            are computed for each part. No part has fewer than two slices, on one of which
+            BatchNorm could not train.
         before_step: Called with the number of each step, from 0, before its gradients.
         after_step: Called after each step.
     """
@@ -95,7 +96,8 @@ def train_epoch(
     for step, (batch, batch_masks, _) in enumerate(batches):
         before_step(step)
         optimizer.zero_grad(set_to_none=True)
-        parts = zip(batch.chunk(batch_parts), batch_masks.chunk(batch_parts), strict=True)
+        count = max(1, min(batch_parts, len(batch) // 2))
+        parts = zip(batch.tensor_split(count), batch_masks.tensor_split(count), strict=True)
         for images, masks in parts:
             target = masks.to(device, non_blocking=True)
             with mixed_precision(device):

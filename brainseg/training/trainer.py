@@ -154,7 +154,7 @@ class Training:
             self._model.load_state_dict(state.model)
             for row in self._history:
                 yield EpochReport(row, self._num_epochs, replayed=True)
-        elif self._experiment.model.calibrate_encoder and hasattr(self._model, "encoder"):
+        elif self._experiment.model.calibrate_encoder:
             images = (batch[0] for batch in self._train_batches.epoch(0, 0))
             calibrate_encoder(self._model, images, self._device)
         last_stage, last_epoch = (state.stage, state.epoch) if state else (0, 0)
@@ -181,6 +181,7 @@ class Training:
             fingerprint=self._data.fingerprint,
             synthetic=self._data.synthetic,
             channels=self._data.channels,
+            described=self._data.described,
             weights=describe_weights(self._experiment.model),
             best=self._best(),
             metrics={k: v for k, v in self._best_row().items() if k.startswith("val_")},

@@ -67,6 +67,20 @@ def test_each_variant_is_given_the_weights_of_its_encoder(
         resolve(args, print)
 
 
+def test_variants_of_which_a_gpu_would_keep_some_are_refused(
+    phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brainseg.data.resident.LARGEST", 1_000_000)
+    variants = {"small": {"data.size": 32}, "large": {"data.size": 64}}
+    (tmp_path / "grid.yaml").write_text(json.dumps({"description": "two", "variants": variants}))
+    flags = ["--grid", str(tmp_path / "grid.yaml"), "--data", str(phantom_root), "--plan"]
+    flags += ["--set", "model.encoder=mobilenet_v2", "--set", "model.encoder_weights=none"]
+    resolve(parse_options(flags), print)
+    resolve(parse_options([*flags, "--set", "data.resident=always"]), print)
+    with pytest.raises(ConfigError, match=r"data\.resident is auto.* always or never"):
+        resolve(parse_options([*flags, "--set", "data.resident=auto"]), print)
+
+
 def test_a_trial_is_open_until_it_has_ended_and_again_on_request(study: Study) -> None:
     jobs = study.jobs()
     assert study.open_jobs(jobs, retry_failed=False) == jobs

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from predictions import read_pixels, read_rows, run_predict
 
 from brainseg.config import Experiment
+from brainseg.data.about import CHANNELS
 from brainseg.data.description import FILE, find_files, read_description
+from brainseg.data.inputs import StoreInputs
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import open_dataset
 from brainseg.data.split import PARTS, split_of
 from brainseg.errors import DataError
 from brainseg.explore import __main__ as explore
-from brainseg.inference.evaluation import PLAIN, evaluate_model
+from brainseg.inference.evaluation import PLAIN, evaluate_masks, evaluate_model
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
 from brainseg.training.trainer import train_two_stage
@@ -172,6 +174,54 @@ def test_patients_that_are_corrected_in_a_manifest_are_other_data(tmp_path: Path
     manifest.write_text(rows.replace(",P9,", ",Q9,"))  # nothing but a name
     assert "Q9" in open_dataset(data.root).patients
     assert open_dataset(data.root).covariates["Q9"] == {"scanner": "A"}
+
+
+def test_the_order_of_a_manifests_lines_changes_nothing(tmp_path: Path) -> None:
+    data = open_dataset(_write(tmp_path / "data", _manifest))
+    manifest = data.root / "list.csv"
+    head, *lines = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([head, *reversed(lines)]) + "\n")
+    again = open_dataset(data.root)
+    assert again.slices == data.slices
+    assert again.fingerprint == data.fingerprint
+
+
+def test_two_scans_of_a_patient_are_two_volumes(tmp_path: Path, tiny: Experiment) -> None:
+    root = _write(tmp_path / "data", _jpegs)
+    for path in sorted((root / "P0_20200101").iterdir()):  # a second examination of P1
+        target = root / "P1_20210101" / f"later-{path.name}"
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    data = open_dataset(root)
+    own = [n for n, item in enumerate(data.slices) if item.patient == "P1"]
+    assert len(own) == 6
+    assert [data.slices[n].scan for n in own] == ["P1_20200101"] * 3 + ["P1_20210101"] * 3
+    keys = {"data.context": 1, "data.channels": ["red"], "data.size": 64}
+    inputs = StoreInputs(data, tiny.replaced(keys))
+    third, fourth = (inputs.image(n) for n in own[2:4])
+    assert np.array_equal(third[..., 2], third[..., 1])  # the first scan ends here
+    assert np.array_equal(fourth[..., 0], fourth[..., 1])
+    predicted = [data.mask(n) > 0 for n in own]
+    assert evaluate_masks(data, own, predicted).lesions["P1"].missed == 0
+    # The same files as one examination are other data.
+    for path in (root / "P1_20210101").iterdir():
+        path.rename(root / "P1_20200101" / path.name)
+    assert open_dataset(root).fingerprint != data.fingerprint
+
+
+def test_two_volumes_of_a_patient_are_rescaled_apart(tmp_path: Path) -> None:
+    root = _write(tmp_path / "data", _volumes, patient_pattern="(P.)x?")
+    for path in sorted(root.rglob("P0*")):
+        path.rename(path.with_name(path.name.replace("P0", "P1x")))
+    data = open_dataset(root)
+    own = [n for n, item in enumerate(data.slices) if item.patient == "P1"]
+    assert [data.slices[n].scan for n in own] == ["P1"] * 4 + ["P1x"] * 4
+    assert [max(data.image(n).max() for n in part) for part in (own[:4], own[4:])] == [255, 255]
+
+
+def test_a_star_stands_for_any_text_on_both_sides_of_a_placeholder(tmp_path: Path) -> None:
+    changes = {"images": "im*s/{patient}_{name}.p*g", "masks": "m*s/{patient}_{name}.png"}
+    assert len(open_dataset(_write(tmp_path / "data", _pairs, **changes)).slices) == 30
 
 
 def test_two_images_of_one_name_and_patient_are_refused(tmp_path: Path) -> None:
@@ -377,7 +427,20 @@ def _four_channels(root: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("write", [_sixteen_bits, _four_channels])
+def _named_as_lgg(root: Path) -> dict[str, Any]:
+    for patient in PATIENTS:
+        for number in range(3):
+            image, mask = _slice(patient, number, 3)
+            _save(root / patient / f"{number}.tif", image.astype(np.uint16) * 200)
+            _save(root / patient / f"{number}_mask.tif", mask)
+    return {
+        "images": "{patient}/{name}.tif",
+        "masks": "{patient}/{name}_mask.tif",
+        "channels": list(CHANNELS),
+    }
+
+
+@pytest.mark.parametrize("write", [_sixteen_bits, _four_channels, _named_as_lgg])
 def test_files_of_sixteen_bits_or_four_channels_are_predicted_as_the_study_scores_them(
     write: Write, tmp_path: Path, tiny: Experiment
 ) -> None:

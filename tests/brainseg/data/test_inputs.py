@@ -81,6 +81,22 @@ def test_percentiles_are_of_the_whole_volume(images: Images) -> None:
     assert np.abs(found - expected).max() <= 0.5
 
 
+def test_percentiles_0_and_100_are_the_least_and_the_greatest_value(images: Images) -> None:
+    keys = {"preprocess.intensities": "percentile", "preprocess.percentiles": [0, 100]}
+    inside = np.stack([_volume(images, **keys).image(n) for n in range(3)])[:, 6:26, 10:22]
+    assert (inside.min(), inside.max()) == (0, 255)
+
+
+def test_a_channel_may_be_named_more_than_once(images: Images) -> None:
+    flair = images[1][:, :, 1]
+    found = _volume(images, **{"data.channels": ["FLAIR"] * 3}).image(1)
+    assert all(np.array_equal(found[:, :, n], flair) for n in range(3))
+    four = [np.dstack([image, image[:, :, 0] + 1]) for image in images]
+    experiment = Experiment().replaced({"data.size": 32, "data.channels": ["a", "b", "b", "d"]})
+    again = Volume(four.__getitem__, 3, experiment, "abcd").image(1)
+    assert np.array_equal(again[:, :, 2], again[:, :, 1])
+
+
 def test_z_scores_are_of_the_foreground_of_the_volume(images: Images) -> None:
     volume = _volume(images, **{"preprocess.intensities": "zscore"})
     inside = np.stack([volume.image(n) for n in range(3)])[:, 6:26, 10:22].astype(float)

@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 from sklearn.model_selection import StratifiedGroupKFold
 
+from brainseg.config import Experiment
 from brainseg.data.slice_store import Slice, SliceStore
-from brainseg.data.split import PARTS, Split, assign_folds, split_by_patient
+from brainseg.data.split import PARTS, Split, assign_folds, split_by_patient, split_of
 from brainseg.errors import DataError
 
 
@@ -84,6 +85,22 @@ def test_fewer_patients_than_folds_are_refused() -> None:
     slices = tuple(Slice(f"s{n}", f"p{n}", n % 2) for n in range(9))
     with pytest.raises(DataError, match="9 patients"):
         assign_folds(slices, 44)
+
+
+def test_too_few_slices_of_either_kind_are_refused() -> None:
+    slices = tuple(Slice(f"s{n}", f"p{n}", n % 2) for n in range(18))
+    with pytest.raises(DataError, match="9 slices with tumour and 9 without; the 10 folds need"):
+        assign_folds(slices, 44)
+    leaky = Experiment().replaced({"data.split": "slice"})
+    with pytest.raises(DataError, match="9 slices with tumour and 9 without"):
+        split_of(leaky, slices)
+
+
+def test_a_share_of_tumour_needs_slices_without() -> None:
+    slices = tuple(Slice(f"s{n}", f"p{n % 20}", 1) for n in range(60))
+    share = Experiment().replaced({"data.tumour_share": 0.5})
+    with pytest.raises(DataError, match=r"tumour_share is 0\.5, but every slice of train holds"):
+        split_of(share, slices)
 
 
 def test_a_part_without_tumour_is_refused() -> None:

@@ -133,5 +133,33 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(data: SliceStore, tmp_pa
     assert len(scans) == 1
     assert "would overwrite the results" in problems[0]
     scans, problems = find_scans([tmp_path, tmp_path / "a"])
-    assert len(scans) == 3  # the folder above tells them apart
+    assert len(scans) == 2  # the folder above tells them apart; a/x.png is predicted once
     assert not problems
+
+
+def test_patients_of_one_name_are_told_apart_and_slices_come_in_natural_order(
+    data: SliceStore, tmp_path: Path
+) -> None:
+    picture = encode_picture(data.image(0))
+    for folder in ("siteA/01", "siteB/01", "siteB/02", "TCGA_CS_1_20000101", "TCGA_CS_1_20010101"):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in (10, 2):
+            (tmp_path / folder / f"{number}.png").write_bytes(picture)
+    for case in ("caseA", "caseB"):
+        (tmp_path / case).mkdir()
+        volume = nibabel.Nifti1Image(np.zeros((32, 32, 2, 3), np.uint8), np.eye(4))
+        nibabel.save(volume, tmp_path / case / "image.nii.gz")
+    scans, problems = find_scans([tmp_path])
+    assert not problems
+    images = [scan for scan in scans if not scan.is_volume]
+    assert [scan.path.stem for scan in images] == ["2", "10"] * 5
+    # Two examinations of a TCGA patient: one patient, two volumes.
+    assert list(dict.fromkeys(scan.patient for scan in scans)) == [
+        "TCGA_CS_1",
+        *(str(tmp_path / case / "image") for case in ("caseA", "caseB")),
+        *(str(tmp_path / site / "01") for site in ("siteA", "siteB")),
+        "02",
+    ]
+    assert len({scan.volume for scan in scans}) == 7
+    given = [tmp_path / "siteB/02" / name for name in ("10.png", "2.png", "10.png")]
+    assert [scan.path.name for scan in find_scans(given)[0]] == ["2.png", "10.png"]

@@ -66,6 +66,30 @@ def test_calibration_sets_the_statistics_of_the_slices_and_nothing_else() -> Non
     torch.testing.assert_close(after["encoder._bn0.running_mean"], expected, rtol=1e-3, atol=1e-4)
 
 
+class _Prepares(torch.nn.Module):
+    """A user's network, whose encoder does not take slices as they are."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, slices: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.encoder(slices[:, :2])
+        return found
+
+
+def test_calibration_takes_a_users_network_as_it_is() -> None:
+    images = [torch.randint(0, 90, (8, 32, 32, 3), dtype=torch.uint8)]
+    norm = torch.nn.BatchNorm2d(2)
+    calibrate_encoder(_Prepares(torch.nn.Sequential(norm)), images, CPU)
+    expected = normalise(images[0], CPU)[:, :2].mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected)
+    without = _Prepares(torch.nn.Conv2d(2, 1, 1))
+    calibrate_encoder(without, images, CPU)
+    assert without.training  # nothing to calibrate: nothing is touched
+    calibrate_encoder(torch.nn.Conv2d(3, 1, 1), images, CPU)
+
+
 def _momenta(config: ModelConfig) -> set[float]:
     norms = (m for m in build_model(config, seed=1).modules() if isinstance(m, BatchNorm2d))
     return {round(float(norm.momentum or 0), 6) for norm in norms}

@@ -42,3 +42,16 @@ def test_batches_in_parts_take_as_many_steps(data: SliceStore, tiny: Experiment)
         assert found.counts.shape == (16, 4)
         steps.append(next(iter(optimizer.state.values()))["step"].item())
     assert steps == [2, 2]
+
+
+def test_no_part_of_a_batch_is_a_single_slice(data: SliceStore, tiny: Experiment) -> None:
+    model = build_model(CONFIG, 0)
+    set_training(model, freeze_encoder=False)
+    optimizer, sizes = torch.optim.AdamW(model.parameters()), []
+    model.register_forward_pre_hook(lambda _, images: sizes.append(len(images[0])))
+    # 11 slices make a batch of 8 and one of 3, which has no two parts.
+    batches = Batches(data, np.arange(11), tiny, augmented=True).epoch(1, 1)
+    scaler = torch.amp.GradScaler("cuda", enabled=False)
+    found = train_epoch(model, batches, tiny, CPU, optimizer, scaler, batch_parts=4)
+    assert sizes == [2, 2, 2, 2, 3]
+    assert found.counts.shape == (11, 4)
