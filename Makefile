@@ -28,5 +28,6 @@ licences: ## the licence of each installed distribution, as its own metadata say
 golden: ## write the golden losses again; review the difference in git
 	BRAINSEG_WRITE_GOLDEN=1 pytest tests/brainseg/training/test_trainer.py -k golden
 
-tables: ## write the tables of docs/report.md again, from study/storage/schema.py
-	BRAINSEG_WRITE_TABLES=1 pytest tests/study/storage/test_schema.py -k documentation
+tables: ## write the tables of docs/report.md and docs/configuration.md again, from the code
+	BRAINSEG_WRITE_TABLES=1 pytest tests/study/storage/test_schema.py tests/brainseg/test_configuration_page.py \
+	    -k "documentation or page"

@@ -85,8 +85,9 @@ examples:
   python -m brainseg.export results/baseline/models/raw-resnet50.safetensors --onnx
   python -m brainseg.export model.safetensors --onnx brain.onnx --data data/kaggle_3m
 
-The ONNX file is compared with torch on slices and kept only if both agree. The command needs
-  pip install "brainseg[export]"
+The ONNX file is compared with torch on slices and kept only if both agree. The command needs,
+in the checkout,
+  pip install -e ".[export]"
 
 exit codes:
   0  the file is written

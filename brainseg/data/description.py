@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -38,6 +39,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _COUNTED = ("slices", "tumour_slices", "tumour_pixels", "missing")
 """Columns of a study's patients.csv that are counted and cannot be given."""
 
+Row = Mapping[str, Any]
 Pattern = Annotated[Line, Field(max_length=300)]
 Value = Annotated[int, Field(ge=-(2**31), lt=2**32)]
 
@@ -209,10 +211,23 @@ def describe_by(reference: str, root: object) -> Path:
     text = (
         f"# Written by --layout {Path(reference).name}. Complete it: docs/data.md.\n"
         f'name: {json.dumps(folder.name)}\nsource: ""\nlicence: ""\nmanifest: {MANIFEST}\n'
-        "channels: [pre-contrast, FLAIR, post-contrast]\n"
+        f"channels: {json.dumps(_name_channels(folder, lines, keys))}\n"
     )
     write_text(folder / FILE, text)
     return folder
+
+
+def _name_channels(folder: Path, rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+    """Return names for the channels of a manifest: its columns of files, or numbers."""
+    if "image" not in keys:
+        others = [key for key in keys if key not in ("mask", "patient")]
+        files = [key for key in others if all((folder / str(row[key])).is_file() for row in rows)]
+        return files or others
+    count = 1
+    with suppress(DataError):  # of a file that cannot be used, which opening the dataset names
+        values = read_values(folder / str(rows[0]["image"]))
+        count = values.shape[3] if values.ndim == 4 else 1
+    return [f"channel {number + 1}" for number in range(count)]
 
 
 def find_files(root: Path, description: Description) -> Files:

@@ -130,7 +130,7 @@ def _serve(args: argparse.Namespace) -> int:
             from brainseg.demo.page import build_empty_page, build_page, launch
         except ImportError as error:
             raise ConfigError(
-                f'the page needs Gradio ({error}): pip install "brainseg[demo]"'
+                f'the page needs Gradio ({error}): in the checkout, pip install -e ".[demo]"'
             ) from error
         if models:
             data = open_default(args.data)
@@ -164,8 +164,8 @@ examples:
 The page is shown on this machine only. To show it to other machines, set the environment variable
 {PASSWORD} and give --host 0.0.0.0; the user name is brainseg. Requests that name
 another host are refused, so that no other page in a browser can read this one. Behind a proxy,
-give the name in the address bar as --public-host. The command needs
-  pip install "brainseg[demo]"
+give the name in the address bar as --public-host. The command needs, in the checkout,
+  pip install -e ".[demo]"
 
 exit codes:
   0  ended by Ctrl-C

@@ -156,4 +156,6 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f'{name} is not installed: pip install "brainseg[export]"') from error
+        raise ConfigError(
+            f'{name} is not installed: in the checkout, pip install -e ".[export]"'
+        ) from error

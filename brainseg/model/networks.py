@@ -213,7 +213,7 @@ def _build_monai(name: str, channels: int) -> torch.nn.Module:
     except ImportError as error:
         raise ConfigError(
             f"model.architecture {name} is of MONAI, which is not installed: "
-            'pip install "brainseg[monai]"'
+            'in the checkout, pip install -e ".[monai]"'
         ) from error
     class_name, options = _MONAI[name]
     built = getattr(nets, class_name)(

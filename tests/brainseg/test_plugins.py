@@ -9,6 +9,7 @@ import pytest
 from brainseg import check
 from brainseg.cli import FINISHED, KNOWN_ERROR, USAGE
 from brainseg.config import Experiment, PreprocessConfig
+from brainseg.data.description import describe_by, read_description
 from brainseg.data.inputs import describe_preparation
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore, open_dataset
@@ -181,6 +182,11 @@ def find(root):
         yield {"image": image, "mask": image.parent / "seg.png", "patient": patient, "age": 40}
 
 
+def apart(root):
+    for row in find(root):
+        yield {"T2": row["image"], "mask": row["mask"], "patient": row["patient"], "age": 40}
+
+
 def nothing(root):
     return []
 """
@@ -207,7 +213,13 @@ def test_a_layout_from_a_file_becomes_a_list_that_needs_no_code(
     assert "patients    12" in capsys.readouterr().out
     dataset = open_dataset(Path("set"))
     assert dataset.covariates["p03"] == {"age": "40"}
+    assert dataset.channels == ("channel 1", "channel 2", "channel 3")
     Path("mine.py").write_text(LAYOUT)
+    for name in ("dataset.yaml", "manifest.csv"):
+        Path("set", name).unlink()
+    described = read_description(describe_by("./mine.py:apart", Path("set")))
+    assert described is not None
+    assert described.channel_names == ("T2",)  # not age, whose cells name no files
     assert explore.main([*command, "./mine.py:find"]) == USAGE
     assert "is there already" in capsys.readouterr().err
     assert explore.main(["--data", "none", "--layout", "./mine.py:find"]) == KNOWN_ERROR

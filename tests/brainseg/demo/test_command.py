@@ -119,4 +119,4 @@ def test_without_gradio_the_error_names_the_extra(
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     monkeypatch.delitem(__import__("sys").modules, "brainseg.demo.page", raising=False)
     assert demo.main([str(model_file), "--device", "cpu"]) == 2
-    assert 'pip install "brainseg[demo]"' in capsys.readouterr().err
+    assert 'in the checkout, pip install -e ".[demo]"' in capsys.readouterr().err

@@ -63,7 +63,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    pytest.importorskip("gradio", reason='needs pip install "brainseg[demo]"')
+    pytest.importorskip("gradio", reason='needs pip install -e ".[demo]"')
     api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
     if not CHROMIUM:
         pytest.skip("no chromium on this machine: apt-get install chromium")

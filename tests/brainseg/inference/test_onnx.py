@@ -22,7 +22,7 @@ CPU = Compute(device="cpu")
 @pytest.fixture(scope="module")
 def exported(model_file: Path, data: SliceStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package, reason='needs pip install "brainseg[export]"')
+        pytest.importorskip(package, reason='needs pip install -e ".[export]"')
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     arguments = [str(model_file), "--onnx", str(path), "--data", str(data.root)]
     assert export.main(arguments) == 0
