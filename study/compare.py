@@ -142,8 +142,8 @@ def _check_comparable(one: _Study, other: _Study) -> None:
         why = "one has generated phantoms, the other has real data"
     elif a.fingerprint != b.fingerprint:
         why = f"their datasets differ ({a.fingerprint[:12]}, {b.fingerprint[:12]})"
-    elif a.experiment.data.split != b.experiment.data.split:
-        why = f"their splits differ ({a.experiment.data.split}, {b.experiment.data.split})"
+    elif _split_of(a) != _split_of(b):
+        why = f"their splits differ ({_describe_splits(a, b)})"
     else:
         x, y = one.results.matrix, other.results.matrix
         shared = sorted(set(x.patients) & set(y.patients))
@@ -158,6 +158,21 @@ def _check_comparable(one: _Study, other: _Study) -> None:
             f"{one.name} and {other.name} cannot be compared: {why}. Compare two studies of one "
             "dataset with one split, scored by the same version of this program"
         )
+
+
+def _split_of(spec: StudySpec) -> tuple[str, int]:
+    """Return the kind of a split, or the hash of its file, and its seed."""
+    data = spec.experiment.data
+    return spec.files.get(data.split, data.split), data.split_seed
+
+
+def _describe_splits(one: StudySpec, other: StudySpec) -> str:
+    a, b = one.experiment.data, other.experiment.data
+    if a.split != b.split:
+        return f"{a.split}, {b.split}"
+    if a.split_seed != b.split_seed:
+        return f"data.split_seed {a.split_seed}, {b.split_seed}"
+    return f"{a.split} was changed in between"
 
 
 def _indices(matrix: ScoreMatrix, patients: Sequence[str]) -> list[int]:
@@ -205,7 +220,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
             for name in x.measures
             if a == b or not name.endswith("_mm")
         },
-        num_trials=len(trials),
+        num_trials=sum(row["status"] != EXTERNAL for row in trials),
         missing=tuple(
             trial_name(row["variant"], row["fold"], row["seed"])
             for row in trials

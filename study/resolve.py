@@ -32,6 +32,7 @@ from study.external import ExternalVariant, score_external
 from study.spec.grid import LEAKY, WINNER, Changes
 from study.spec.request import Say, build_spec, load_base
 from study.spec.resources import Cluster, TrialResources, share_cluster
+from study.spec.search_space import VARIANT
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import (
@@ -200,11 +201,13 @@ def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
     starts = None if folder is None else _recorded_starts(folder, source.name)
     if starts is None:
         starts = tuple(_read_starts(source, where, spec, say))
-    room = max(0, spec.search.candidates - max(len(one.variants) for one in spec.searches))
-    each = " for each search" * (len(spec.searches) > 1)
-    say(f"Warm start: {min(room, len(starts))} candidates of {source.name}{each}")
-    if room < len(starts):
-        say(f"Note: {where}: {len(starts) - room} more do not fit into --search N; raise N")
+    for one in spec.searches:
+        own = sum(start[VARIANT] in one.variants for start in starts)
+        room = max(0, spec.search.candidates - len(one.variants))
+        group = f" for {one.search.group}" if one.search and one.search.group else ""
+        say(f"Warm start: {min(room, own)} candidates of {source.name}{group}")
+        if room < own:
+            say(f"Note: {where}: {own - room} more{group} do not fit into --search N; raise N")
     search = spec.search.model_copy(update={"warm_start": source.name, "starts": starts})
     return spec.model_copy(update={"search": search})
 

@@ -84,7 +84,7 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
 _COMPONENTS = {
     "none": "",
     "slice": " Afterwards, keep the largest component of each slice.",
-    "volume": " Afterwards, keep the largest component of each patient's volume.",
+    "volume": " Afterwards, keep the largest component of each volume.",
 }
 
 

@@ -181,7 +181,8 @@ def compare(
     order = _order(matrix, ranked, shared)
     ranks = _rank_probabilities(matrix, ranked, shared, draws)
     scored = [matrix.variants[v] for v in order if matrix.tested[v].any()]
-    pairs = [_pair(matrix, a, b, draws, rng) for a, b in itertools.combinations(scored, 2)]
+    couples = list(itertools.combinations(scored, 2))
+    pairs = [_pair(matrix, a, b, draws, rng, len(couples)) for a, b in couples]
     corrected = correct_by_holm([pair.p for pair in pairs])
     return Comparison(
         variants=tuple(_variant(matrix, v, draws, ranks.get(v, ())) for v in order),
@@ -229,11 +230,14 @@ def _rank_probabilities(
     widened = draws.widen(means(draws), means(draws.observed())[0], num_patients)
     # Equal means can differ in their last bits; rounding makes them ties.
     widened = widened[~np.isnan(widened).any(axis=1)].round(12)
-    better = (widened[:, None, :] > widened[:, :, None]).sum(axis=2)
-    equal = (widened[:, None, :] == widened[:, :, None]).sum(axis=2)
-    rank = np.arange(len(ranked))[:, None, None]
-    shares = (((rank >= better) & (rank < better + equal)) / equal).mean(axis=1)
-    return {v: tuple(map(float, shares[:, k])) for k, v in enumerate(ranked)}
+    found = {}
+    rank = np.arange(len(ranked))[:, None]
+    for k, v in enumerate(ranked):  # one at a time: all together would fill the memory
+        better = (widened > widened[:, k : k + 1]).sum(axis=1)
+        equal = (widened == widened[:, k : k + 1]).sum(axis=1)
+        shares = (((rank >= better) & (rank < better + equal)) / equal).mean(axis=1)
+        found[v] = tuple(map(float, shares))
+    return found
 
 
 def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]) -> VariantScores:
@@ -251,7 +255,12 @@ def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]
 
 
 def _pair(
-    matrix: ScoreMatrix, first: str, second: str, draws: Draws, rng: np.random.Generator
+    matrix: ScoreMatrix,
+    first: str,
+    second: str,
+    draws: Draws,
+    rng: np.random.Generator,
+    num_pairs: int,
 ) -> Pair:
     a, b = matrix.index(first), matrix.index(second)
     values = matrix.dice[a] - matrix.dice[b]
@@ -263,7 +272,7 @@ def _pair(
         difference=estimate_mean(values, draws, (-1, 1)),
         share_better=_share_better(values, draws),
         improvement=_mean((np.sign(values) + 1) / 2) if len(differences) else np.nan,
-        p=sign_flip_test(differences, rng),
+        p=sign_flip_test(differences, rng, num_pairs),
         p_holm=np.nan,
         patients_needed=patients_needed(differences),
     )
@@ -365,15 +374,17 @@ def _mean(values: Floats) -> float:
     return float(average_seeds(values).mean())
 
 
-def sign_flip_test(differences: Floats, rng: np.random.Generator) -> float:
+def sign_flip_test(differences: Floats, rng: np.random.Generator, num_tests: int = 1) -> float:
     """Return the two-sided p-value of the hypothesis that the mean difference is 0 (Fisher 1935).
 
     Under it each patient's difference is as likely to have the other sign. All 2^n flips are tried
-    for up to 13 patients, else 9,999 random ones.
+    for up to 13 patients, else 9,999 random ones, or 100 for each test if these are more: with
+    fewer, no corrected p-value could be below 0.05.
 
     Args:
         differences: (P,), each patient's difference averaged over seeds.
         rng: Generator of the random flips.
+        num_tests: How many p-values are corrected together.
 
     Returns:
         The p-value; 1 with one patient, NaN without patients.
@@ -385,16 +396,20 @@ def sign_flip_test(differences: Floats, rng: np.random.Generator) -> float:
         lambda sample, axis: sample.mean(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=_NUM_FLIPS,
+        n_resamples=_num_flips(num_tests),
         batch=1_000,
         rng=rng,
     )
     return float(test.pvalue)
 
 
-def smallest_p(num_patients: int) -> float:
+def smallest_p(num_patients: int, num_tests: int = 1) -> float:
     """Return the smallest p-value that `sign_flip_test` can give with this many patients."""
-    return max(2.0 ** (1 - num_patients), 2 / (_NUM_FLIPS + 1))
+    return max(2.0 ** (1 - num_patients), 2 / (_num_flips(num_tests) + 1))
+
+
+def _num_flips(num_tests: int) -> int:
+    return max(_NUM_FLIPS, 100 * num_tests - 1)
 
 
 def correct_by_holm(p_values: Sequence[float]) -> Floats:

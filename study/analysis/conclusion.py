@@ -42,6 +42,7 @@ def conclude(
     rankings: Sequence[Ranking] = (),
     leaks: Sequence[Leak] = (),
     external: Collection[str] = (),
+    chosen_on: Mapping[str, Sequence[str]] | None = None,
 ) -> Conclusion:
     """Put a comparison into words.
 
@@ -53,8 +54,12 @@ def conclude(
         rankings: The variants' ranks by other metrics and in other ways.
         leaks: What leaky variants, which are not ranked, gain over honest ones.
         external: Variants that other tools trained.
+        chosen_on: By whom the settings of some `variants` were chosen before this study, if its
+            grid says it: patients that `judged` candidates, and those that only `trained` them.
     """
     sentence = _sentence(matrix, comparison) + _seen_by_search(matrix, searched)
+    if chosen_on:
+        sentence += _seen_by_choice(matrix, chosen_on)
     for leak in leaks:
         if leak.difference:
             gain = _format(leak.difference.difference)
@@ -203,6 +208,19 @@ def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequenc
     )
 
 
+def _seen_by_choice(matrix: ScoreMatrix, chosen_on: Mapping[str, Sequence[str]]) -> str:
+    """Say how many test patients an earlier search chose by, as the grid tells."""
+    names = [name for name in chosen_on["variants"] if name in matrix.variants]
+    patients, judges = set(matrix.patients), set(chosen_on["judged"])
+    judged, used = len(judges & patients), len((set(chosen_on["trained"]) - judges) & patients)
+    if not names or not judged + used:
+        return ""
+    return (
+        f" The settings of {_join(names)} were chosen on {judged} of these patients, and their "
+        f"candidates trained on {used}. Only {len(patients) - judged - used} are new to them."
+    )
+
+
 def _verdict(pairs: Sequence[Pair]) -> Iterator[str]:
     """Yield what the pairs of the first variant show, a sentence each."""
     shown = [pair for pair in pairs if is_shown(pair)]
@@ -291,7 +309,7 @@ def _missing(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:
 def _too_few(matrix: ScoreMatrix, comparison: Comparison) -> list[str]:
     caveats = []
     sizes = [pair.num_patients for pair in comparison.pairs if pair.num_patients]
-    if sizes and len(sizes) * smallest_p(max(sizes)) >= LEVEL:
+    if sizes and len(sizes) * smallest_p(max(sizes), len(sizes)) >= LEVEL:
         caveats.append(
             f"With {_count(max(sizes), 'patient')} and {_count(len(sizes), 'pair')} of variants "
             f"no corrected p-value can be below {LEVEL}: no difference, however large, can be "

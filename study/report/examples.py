@@ -28,6 +28,7 @@ from brainseg.inference.overlay import (
 from brainseg.storage.files import write_bytes, write_csv
 from study.analysis.scores import dice_by_patient, read_slices
 from study.report.results import WORST_PATIENT, WORST_SLICE
+from study.spec.grid import LEAKY
 from study.spec.trial_job import TrialJob
 from study.storage.probability_maps import LEVELS, load_probabilities
 from study.storage.schema import EXAMPLES, SLICES, Row, read_table
@@ -85,9 +86,15 @@ def _choose(slices: pd.DataFrame, files: Mapping[_Key, str]) -> list[Row]:
         order = _worst_first(own)
         for kind, position in (("best", -1), ("median", len(order) // 2), ("worst", 0)):
             rows.append(_describe(kind, 1, order.iloc[position], files))
+    # Leaky variants choose nothing: they test patients that no honest one may have tested.
+    honest = slices[~slices["variant"].astype(str).str.startswith(LEAKY)].assign(
+        patient=lambda own: own["patient"].cat.remove_unused_categories(),
+        variant=lambda own: own["variant"].cat.remove_unused_categories(),
+    )
+    first = first[~first["variant"].astype(str).str.startswith(LEAKY)]
     for kind, keys in (
-        (WORST_PATIENT, _worst_patients(slices)),
-        (WORST_SLICE, _worst_slices(slices)),
+        (WORST_PATIENT, _worst_patients(honest)),
+        (WORST_SLICE, _worst_slices(honest)),
     ):
         for rank, (patient, name) in enumerate(keys, start=1):
             shown = first[(first["patient"] == patient) & (first["slice"] == name)]
@@ -148,7 +155,7 @@ def _draw_all(
         maps = load_probabilities(path, "test")
         threshold = job.experiment.threshold * LEVELS
         found = [np.asarray(levels >= threshold) for levels in maps.levels]
-        masks = keep_components(found, maps.patients, job.experiment.largest_component)
+        masks = keep_components(found, maps.volumes, job.experiment.largest_component)
         for position, key in enumerate(zip(maps.patients, maps.slices, strict=True)):
             if key in wanted:
                 image = data.image(index_of[key])

@@ -157,8 +157,8 @@ def _limits(results: StudyResults, row: Row) -> Iterator[str]:
         if errors.variant == variant:
             yield (
                 f"False alarms on {format_estimate(errors.false_alarms)} of tumour-free slices; "
-                f"{format_estimate(errors.missed)} of tumour slices missed (shares, means over "
-                "patients)."
+                f"no true pixel found on {format_estimate(errors.missed)} of tumour slices "
+                "(shares, means over patients)."
             )
     for item in results.calibrations:
         if item.variant == variant:

@@ -98,6 +98,7 @@ class StudyResults:
             self.rankings,
             self.leaks,
             self.external,
+            self.about.get("chosen_on"),
         )
 
     @cached_property

@@ -437,7 +437,7 @@ def _groups(results: StudyResults) -> Iterator[Block]:
             "variant": item.variant,
             "tumour-free slices with a false alarm": format_estimate(item.false_alarms),
             "false pixels per tumour-free slice": format_estimate(item.false_pixels, ".1f"),
-            "tumour slices missed": format_estimate(item.missed),
+            "tumour slices without a true pixel": format_estimate(item.missed),
         }
         for item in results.slice_errors
     ]

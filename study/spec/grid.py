@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment
+from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, Name
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import read_text, user_path
 from brainseg.storage.values import Checked, Line, cut, read_yaml, shown, validated
@@ -125,10 +125,25 @@ class SearchDefaults(Checked):
     warm_start: Line | None = None
 
 
+class ChosenOn(Checked):
+    """Patients by whom the settings of some variants were chosen, which the report then says.
+
+    Attributes:
+        variants: Names of these variants.
+        judged: Patients whose scores chose.
+        trained: Patients that candidates were trained on, which no score was taken of.
+    """
+
+    variants: Annotated[tuple[Name, ...], Field(min_length=1)]
+    judged: Annotated[tuple[Line, ...], Field(min_length=1)]
+    trained: tuple[Line, ...] = ()
+
+
 class _GridFile(Checked):
     """The keys of a grid file."""
 
     description: Text
+    chosen_on: ChosenOn | None = None
     published: Line | None = None
     defaults: _Defaults = _Defaults()
     search: SearchDefaults | None = None
@@ -152,6 +167,7 @@ class Grid:
         seeds: Seeds to run where the command line does not say.
         search: The search to run, if the grid has one.
         published: The published table to compare with, if there is one.
+        chosen_on: By whom the settings of some variants were chosen, if the grid says it.
         text: The content of a user's own file; empty for a grid that comes with the program.
     """
 
@@ -164,6 +180,7 @@ class Grid:
     seeds: int = 1
     search: SearchDefaults | None = None
     published: Published | None = None
+    chosen_on: ChosenOn | None = None
     text: str = ""
 
     def refuse_decided(self, changes: Changes) -> None:
@@ -211,6 +228,12 @@ class Grid:
                 f"grid {self.name}: all variants are leaky and none is ranked: add an honest one"
             )
         splits = sorted({one.data.split for _, one in seen if not one.is_leaky})
+        if len(splits) == 1 and splits != [base.data.split]:
+            raise ConfigError(
+                f"grid {self.name}: its variants set data.split to {splits[0]}, but the study's "
+                f"is {base.data.split}: give --split {splits[0]}, or take the key out of the "
+                "variants"
+            )
         if len(splits) > 1:
             raise ConfigError(
                 f"grid {self.name}: the variants have the splits {' and '.join(splits)}, which "
@@ -273,9 +296,19 @@ def _read_grid(path: Path) -> Grid:
             seeds=file.defaults.seeds,
             search=_checked_search(file.search, variants, factors, path),
             published=_read_published(file.published, path),
+            chosen_on=_checked_choice(file.chosen_on, variants),
         )
     except (ConfigError, DataError) as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _checked_choice(chosen: ChosenOn | None, variants: Mapping[str, Changes]) -> ChosenOn | None:
+    for name in chosen.variants if chosen else ():
+        if name not in variants:
+            raise ConfigError(
+                f"chosen_on names {name}, which is no variant; these are: {', '.join(variants)}"
+            )
+    return chosen
 
 
 def _multiply(file: _GridFile, shared: Changes) -> tuple[dict[str, Changes], dict[str, Levels]]:

@@ -41,6 +41,7 @@ _NETWORK_KEYS = {
     ),
 }
 _NEAR = 0.03
+_NUM_DRAWS = 200
 _MAX_NETWORKS = 1_000
 Number = Annotated[float, Field(ge=-1e9, le=1e9)]
 Whole = Annotated[int, Field(ge=-(10**9), le=10**9)]
@@ -371,7 +372,32 @@ def load_space(
                     "first candidates are the grid's variants, unchanged: widen the range, or "
                     f"give --set {key}=VALUE"
                 )
+    _check_draws(space, where)
     return space
+
+
+def _check_draws(space: SearchSpace, where: str) -> None:
+    """Draw candidates at random, so that values that do not go together are told before the start.
+
+    Raises:
+        ConfigError: With such a candidate's values.
+    """
+    import optuna  # takes a second, and most commands do not search
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(_NUM_DRAWS):
+        trial = study.ask()
+        space.suggest(trial)
+        try:
+            space.experiment(trial.params)
+        except ConfigError as error:
+            drawn = ", ".join(f"{key} {value}" for key, value in trial.params.items())
+            raise ConfigError(
+                f"{where}: a candidate can be drawn that cannot be trained "
+                f"({str(error).removeprefix('--set: ')}): {drawn}. Narrow the ranges, or give a "
+                "key a when"
+            ) from error
 
 
 def parse_space(source: Path | Mapping[str, Any], where: str) -> dict[str, Range]:

@@ -18,6 +18,7 @@ from study.spec.grid import (
     PER_VARIANT,
     Candidates,
     Changes,
+    ChosenOn,
     Folds,
     Grid,
     InnerFolds,
@@ -117,6 +118,7 @@ class StudySpec(BaseModel):
         variants: Name of a variant -> the keys in which it differs from `experiment`.
         factors: Variant -> factor -> its level, for variants that combine levels.
         published: The published table to compare with, if the grid names one.
+        chosen_on: By whom the settings of some variants were chosen, if the grid says it.
         metric: What trials report to Tune.
         mode: `max`: higher is better.
         folds: Rotations 0 to folds - 1 of the ten folds; may only grow.
@@ -145,6 +147,7 @@ class StudySpec(BaseModel):
     variants: dict[str, Changes]
     factors: dict[str, Levels] = {}
     published: Published | None = None
+    chosen_on: ChosenOn | None = None
     metric: str = METRIC
     mode: str = MODE
     folds: Folds = 1
@@ -184,6 +187,7 @@ class StudySpec(BaseModel):
             variants=grid.variants,
             factors=grid.factors,
             published=grid.published,
+            chosen_on=grid.chosen_on,
             **fields,
         )
 
@@ -383,6 +387,9 @@ class StudySpec(BaseModel):
         if self.search:
             added = [name for name in now if name not in before]
             lines += [f"variant {name} is new, and the search chose without it" for name in added]
+            if not lines and list(before) != list(now):
+                order = ", ".join(before)
+                lines.append(f"the search draws among the variants in this order: {order}")
         return lines
 
     def _changed_predictions(self, other: StudySpec) -> list[str]:

@@ -33,6 +33,7 @@ from study.storage.schema import (
     Table,
     read_table,
 )
+from study.storage.study_folder import read_split
 from study.storage.trial_folder import TrialFolder, candidate_folder, read_params
 
 TOP = 5
@@ -282,6 +283,11 @@ def _to_grid(
         "variants": variants,
         "shared": shared,
     }
+    if "winner" in variants and (splits := read_split(study).get("search")):
+        judged = {name for split in splits for name in split["val"]}
+        trained = {name for split in splits for name in split["train"]} - judged
+        chosen = {"variants": ["winner"], "judged": sorted(judged), "trained": sorted(trained)}
+        tree["chosen_on"] = chosen
     of = f" of {spec.search.group}" if spec.search.group else ""
     text = json.dumps(spec.search.model_dump(mode="json")["space"], sort_keys=True)
     first = spec.experiment.seed  # which no grid decides

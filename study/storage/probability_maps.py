@@ -49,12 +49,14 @@ class PartMaps:
     Attributes:
         slices: N names.
         patients: N names.
+        volumes: N names of the scans that the slices are of, which largest components look at.
         levels: N times uint8 (H, W), the whole part of 64 p; 32 is p = 0.5.
         true: N times bool (H, W).
     """
 
     slices: list[str]
     patients: list[str]
+    volumes: list[str]
     levels: list[NDArray[np.uint8]]
     true: list[NDArray[np.bool_]]
 
@@ -66,6 +68,7 @@ def save_probabilities(path: Path, evaluation: Evaluation) -> None:
         part = getattr(evaluation, name)
         arrays[f"{name}_slices"] = np.array([item.name for item in part.slices])
         arrays[f"{name}_patients"] = np.array(part.patients)
+        arrays[f"{name}_volumes"] = np.array(["/".join(item.volume) for item in part.slices])
         arrays[f"{name}_shapes"] = np.array([mask.shape for mask in part.true], np.int32)
         levels = np.concatenate([one.ravel() for one in part.levels])
         arrays[f"{name}_levels"] = levels // (256 // LEVELS)
@@ -85,13 +88,16 @@ def load_probabilities(path: Path, part: str) -> PartMaps:
         with np.load(regular_file(path), allow_pickle=False) as file:
             levels, shapes = file[f"{part}_levels"], file[f"{part}_shapes"]
             names = [file[f"{part}_{key}"].tolist() for key in ("slices", "patients")]
+            # Studies before 2026-11-28 took a patient's scans for one volume.
+            has_volumes = f"{part}_volumes" in file
+            names.append(file[f"{part}_volumes"].tolist() if has_volumes else names[1])
             bits = np.unpackbits(file[f"{part}_true"], count=levels.size).astype(bool)
         ends = np.cumsum(shapes.prod(axis=1))[:-1]
         maps = [
             [one.reshape(shape) for one, shape in zip(np.split(flat, ends), shapes, strict=True)]
             for flat in (levels, bits)
         ]
-        if not len(names[0]) == len(names[1]) == len(shapes):
+        if {len(own) for own in names} != {len(shapes)}:
             raise ValueError(f"{len(names[0])} names of {len(shapes)} slices")
     except _DAMAGES as error:
         reason = " ".join(str(error).split())[:200]
@@ -139,7 +145,7 @@ def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
         # A level stands for the middle of its step.
         lowest = (experiment.threshold * LEVELS - 0.5) * len(members)
         found = [np.asarray(total >= lowest) for total in totals]
-        masks = keep_components(found, first.patients, experiment.largest_component)
+        masks = keep_components(found, first.volumes, experiment.largest_component)
         counts = np.concatenate(
             [count_pixels(m[None], t[None]) for m, t in zip(masks, first.true, strict=True)]
         )

@@ -160,6 +160,13 @@ class TrialFolder:
         rows = read_table(self._history, HISTORY)
         return [{k: float(v) for k, v in row.items()} for row in rows]
 
+    def count_history(self) -> int:
+        """Return the epochs in history.csv; 0 if there is none, or it is damaged."""
+        try:
+            return len(self.read_history())
+        except DataError:
+            return 0
+
     def write_history(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write one row per epoch; it is committed together with the epoch's checkpoint."""
         write_csv(self._history, history)

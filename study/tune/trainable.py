@@ -197,12 +197,15 @@ def _report(
     caught: list[warnings.WarningMessage],
 ) -> History:
     history: History = []
+    known = folder.count_history()
     for reports in epochs:
         report = reports[0]
         if job.candidate is not None:
             report = average(reports, max((row["val_dice"] for row in history), default=-1.0))
         history.append(report.row)
-        retry_storage(lambda: folder.write_history(history), "history.csv")
+        # What is replayed is there already: cut short, it would be of fewer epochs until the end.
+        if not report.replayed or len(history) > known:
+            retry_storage(lambda: folder.write_history(history), "history.csv")
         curves.write(report)
         if not report.replayed:
             folder.commit()
@@ -210,6 +213,7 @@ def _report(
         caught.clear()
         seen = {"epochs": report.epochs, "replayed": report.replayed, "notes": notes}
         tune.report({**report.row, **seen, "epoch": int(report.row["step"])})
+    retry_storage(lambda: folder.write_history(history), "history.csv")
     return history
 
 

@@ -130,6 +130,21 @@ def test_a_leaky_split_is_not_compared_with_an_honest_one(
     assert "splits differ (patient, slice)" in capsys.readouterr().err
 
 
+def test_splits_of_one_kind_may_differ_too(
+    small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = json.loads((other / "study.json").read_text())["experiment"]
+    experiment["data"]["split_seed"] += 1
+    _edit(other, experiment=experiment)
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert "splits differ (data.split_seed 44, 45)" in capsys.readouterr().err
+    for number, study in enumerate((small, other)):
+        experiment["data"] |= {"split_seed": 44, "split": "my.yaml"}
+        _edit(study, experiment=experiment, files={"my.yaml": f"{number}" * 64})
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
+    assert "splits differ (my.yaml was changed in between)" in capsys.readouterr().err
+
+
 def test_studies_without_a_shared_patient_are_refused(
     small: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from study.resolve import Study, allocate, resolve, write_facts
 from study.run import main
 from study.spec.resources import Node, TrialResources
 from study.storage.leaderboard import ranked
-from study.storage.study_folder import check_folder, read_spec, read_study
+from study.storage.study_folder import check_folder, read_spec, read_split, read_study
 from study.storage.trial_folder import TrialFolder, candidate_folder
 
 FLAGS = ["--grid", "lite", "--plan", "--set", "model.encoder_weights=none", "--folds", "2"]
@@ -236,6 +236,30 @@ def test_candidates_that_do_not_fit_are_named_and_left_out(
     assert f"does not fit: stages.1.learning_rate: found {max(rates)}" in said
 
 
+def test_each_search_says_how_many_it_takes(
+    searched: Path, phantom_root: Path, tmp_path: Path
+) -> None:
+    space = "  space: {stages.1.learning_rate: {low: 0.00001, high: 0.003, log: true}}\n"
+    text = (
+        f"description: x\nshared: {{model.encoder: tu-tf_efficientnet_lite0}}\n"
+        f"search:\n  per: variant\n  candidates: 3\n{space}"
+        "variants:\n  a: {}\n  b: {preprocess.filters: [median, clahe]}\n"
+    )
+    (tmp_path / "grid.yaml").write_text(text)
+    said: list[str] = []
+    flags = ["--grid", str(tmp_path / "grid.yaml"), "--warm-start", str(searched)]
+    study = resolve(_args(phantom_root, tmp_path / "here", *flags), said.append)
+    assert study.spec.search is not None
+    own = [
+        sum(start["variant"] == name for start in study.spec.search.starts) for name in ("a", "b")
+    ]
+    for name, count in zip(("a", "b"), own, strict=True):
+        taken = f"Warm start: {min(2, count)} candidates of {searched.name} for {name}"
+        assert taken in said
+        more = f"{count - 2} more for {name} do not fit into --search N; raise N"
+        assert any(more in line for line in said) == (count > 2)
+
+
 def test_the_winner_and_what_it_changes_are_planned_as_a_grid(
     searched: Path, phantom_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +268,13 @@ def test_the_winner_and_what_it_changes_are_planned_as_a_grid(
     out = capsys.readouterr().out
     assert "protocol" in out
     assert "4, 4 of them to run" in out  # two variants on the study's two folds
+    flags = ["--grid", grid, "--data", str(phantom_root), "--plan"]
+    spec = resolve(parse_options(flags), print).spec
+    split = read_split(searched)["search"][0]
+    assert spec.chosen_on is not None
+    assert spec.chosen_on.variants == ("winner",)
+    assert spec.chosen_on.judged == tuple(sorted(split["val"]))
+    assert spec.chosen_on.trained == tuple(sorted(split["train"]))
 
 
 @pytest.mark.parametrize(

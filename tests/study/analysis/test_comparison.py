@@ -331,6 +331,15 @@ def test_sign_flips_by_hand() -> None:
     assert np.isnan(sign_flip_test(np.array([]), _rng()))
 
 
+def test_many_pairs_get_as_many_flips_as_a_corrected_p_value_needs() -> None:
+    differences = 1 + 0.01 * _rng().standard_normal(110)
+    for num_pairs in (1, 276):
+        p = sign_flip_test(differences, _rng(), num_pairs)
+        assert p == pytest.approx(smallest_p(110, num_pairs))
+        assert num_pairs * p < 0.05
+    assert smallest_p(110, 100) == smallest_p(110)  # up to 100 pairs nothing changes
+
+
 @pytest.mark.parametrize("num_patients", [2, 5, 13, 14, 30])
 def test_the_smallest_p_value(num_patients: int) -> None:
     same_sign = 1 + 0.01 * _rng().standard_normal(num_patients)

@@ -169,6 +169,17 @@ def test_test_patients_that_the_search_used_are_counted() -> None:
     assert "search" not in conclude(grid, compare(grid), searched=searched).sentence
 
 
+def test_test_patients_that_chose_settings_before_the_study_are_counted() -> None:
+    matrix = replace(matrix_of(_draw(2, 3, 12), 4), variants=("protocol", "winner"))
+    names = list(matrix.patients)
+    chosen = {"variants": ["winner"], "judged": [*names[:3], "of none"], "trained": names[2:10]}
+    found = conclude(matrix, compare(matrix), chosen_on=chosen).sentence
+    assert "The settings of winner were chosen on 3 of these patients" in found
+    assert "candidates trained on 7. Only 2 are new to them." in found
+    elsewhere = chosen | {"judged": ["of none"], "trained": []}
+    assert "chosen" not in conclude(matrix, compare(matrix), chosen_on=elsewhere).sentence
+
+
 def test_a_readers_first_questions_are_answered() -> None:
     dice = _draw(3, 3, 40, num_folds=10) + np.array([0.1, 0.1, 0])[:, None, None]
     answers = dict(_conclude(dice, 10).answers)

@@ -123,6 +123,20 @@ def test_each_variant_has_its_best_median_and_worst_slice(study: Path, data: Sli
         assert rows["preprocessed-lite0"]["seed"] == "45"  # the first that ended
 
 
+def test_leaky_variants_choose_no_worst_patient_or_slice(tmp_path: Path, data: SliceStore) -> None:
+    variants = {"raw": {}, "LEAKY-raw": {"data.split": "slice"}}
+    jobs = StudySpec(grid="leak", variants=variants, experiment=Experiment()).jobs()
+    for job, missed in zip(jobs, (None, _missed(data)), strict=True):
+        _finish(tmp_path, job, data, missed)
+    collect(tmp_path, jobs)
+    draw_examples(tmp_path, jobs, data)
+    for kind in ("worst slice", "worst patient"):
+        rows = _rows(tmp_path, kind)
+        assert [row["place"] for row in rows] == [str(n + 1) for n in range(len(rows))]
+        assert {row["variant"] for row in rows} == {"raw"}
+    assert {row["variant"] for row in _rows(tmp_path, "worst")} == set(variants)
+
+
 def test_at_most_two_of_the_worst_slices_are_of_one_patient(study: Path) -> None:
     rows = [row for row in _rows(study, "worst slice") if row["variant"] == "raw-lite0"]
     patients = [row["patient"] for row in rows]

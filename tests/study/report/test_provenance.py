@@ -89,6 +89,16 @@ def test_a_patient_in_two_parts_fails_one_check(small: Path) -> None:
     assert "FAILS" in {row.get("result") for row in _tables(_sections(small)["data"])[1].rows}
 
 
+def test_patients_that_a_split_leaves_out_fail_no_check(small: Path) -> None:
+    split = json.loads((small / "split.json").read_text())
+    rotation = {"rotation": 0, "train": [], "val": [], "test": []}
+    split["rotations"] += [rotation] * (10 - len(split["rotations"]))
+    (small / "split.json").write_text(json.dumps(split))
+    assert ("every patient is tested", False) in check_split(read_results(small))
+    (small / "split.json").write_text(json.dumps(split | {"split": "my_split.yaml"}))
+    assert "every patient is tested" not in dict(check_split(read_results(small)))
+
+
 def test_the_study_is_described_in_one_line(generated: Path) -> None:
     line = describe_study(read_results(generated).about)
     assert line.startswith("SYNTHETIC DATA (generated phantoms)")

@@ -173,6 +173,17 @@ def test_the_text_of_a_users_own_file_is_kept(tmp_path: Path) -> None:
     assert load_grid("lite").text == ""
 
 
+def test_a_choice_names_variants_of_the_grid(tmp_path: Path) -> None:
+    text = (
+        "description: x\nvariants: {a: {threshold: 0.4}}\nchosen_on: {variants: [b], judged: [p]}"
+    )
+    with pytest.raises(ConfigError, match="chosen_on names b, which is no variant; these are: a"):
+        _read(tmp_path, text)
+    found = _read(tmp_path, text.replace("[b]", "[a]")).chosen_on
+    assert found is not None
+    assert (found.judged, found.trained) == (("p",), ())
+
+
 def test_two_names_for_one_experiment_are_refused(tmp_path: Path) -> None:
     grid = _read(tmp_path, "description: x\nvariants: {a: , b: {threshold: 0.5}}")
     with pytest.raises(ConfigError, match="a and b are the same experiment"):
@@ -186,6 +197,12 @@ def test_variants_that_test_other_patients_are_refused(tmp_path: Path) -> None:
         _read(tmp_path, f"{text}}}").check_variants(Experiment())
     leak = f"description: x\nvariants: {{a: {{}}, {LEAKY}a: {{data.split: slice}}}}"
     _read(tmp_path, leak).check_variants(Experiment())
+    site = Experiment().replaced({"data.split": "site"})
+    load_grid("leak").check_variants(site)  # --split site holds for all honest variants
+    decided = "description: x\nvariants: {a: {data.split: patient}}"
+    _read(tmp_path, decided).check_variants(Experiment())
+    with pytest.raises(ConfigError, match=r"set data\.split to patient, but the study's is site"):
+        _read(tmp_path, decided).check_variants(site)
     alone = leak.replace("a: {}, ", "")
     with pytest.raises(ConfigError, match="all variants are leaky"):
         _read(tmp_path, alone).check_variants(Experiment())

@@ -134,6 +134,10 @@ def test_a_variant_neither_changes_nor_joins_a_search_that_chose_without_it(
     assert line.endswith('-> {"threshold": 0.4}')
     more = spec.model_copy(update={"variants": {**spec.variants, "more": {"threshold": 0.4}}})
     assert spec.differences(more) == ["variant more is new, and the search chose without it"]
+    swapped = dict(reversed(spec.variants.items()))
+    (line,) = spec.differences(spec.model_copy(update={"variants": swapped}))
+    assert line == f"the search draws among the variants in this order: {', '.join(spec.variants)}"
+    assert SPEC.differences(_with(variants=dict(reversed(SPEC.variants.items())))) == []
 
 
 def test_files_of_a_study_may_be_added_and_not_change() -> None:

@@ -55,6 +55,7 @@ def test_probabilities_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     maps = load_probabilities(tmp_path / "one.npz", "test")
     assert (maps.slices, maps.patients) == (["a_1", "b_1"], ["a", "b"])
+    assert maps.volumes == ["a/", "b/"]
     assert np.array_equal(maps.true, TRUE)
     assert np.array_equal(
         np.stack(maps.levels) >= LEVELS // 2, np.stack(evaluation.test.levels) >= 128

@@ -81,12 +81,25 @@ def test_inner_folds_train_in_turn_as_they_would_alone(
 
 @pytest.mark.slow
 def test_a_candidate_goes_on_after_its_last_epoch_with_the_same_numbers(
-    job: TrialJob, data: SliceStore, reported: list[dict[str, Any]], tmp_path: Path
+    job: TrialJob,
+    data: SliceStore,
+    reported: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_job(to_config(job))
     quiet = [row["val_loss"] for row in reported]
     reported.clear()
     other = _in(tmp_path / "other", job)
+    # Epochs that are replayed do not shorten what is there.
+    _folder(other).write_history(_folder(job).read_history())
+    seen: list[int] = []
+
+    def report(row: dict[str, Any]) -> None:
+        reported.append(row)
+        seen.append(len(_folder(other).read_history()))
+
+    monkeypatch.setattr("ray.tune.report", report)
     checkpoints = _folder(other).checkpoints
     checkpoints.mkdir()
     for experiment in other.experiments:
@@ -95,6 +108,7 @@ def test_a_candidate_goes_on_after_its_last_epoch_with_the_same_numbers(
     run_job(to_config(other))
     assert [row["replayed"] for row in reported] == [True, False]
     assert [row["val_loss"] for row in reported] == quiet
+    assert seen == [2, 2]
 
 
 def test_the_test_part_is_never_opened(
