@@ -13,6 +13,7 @@ import pandas as pd
 
 from brainseg.storage.files import write_bytes
 from study.analysis.bootstrap import Estimate
+from study.analysis.comparison import Comparison, Pair
 from study.report.results import StudyResults
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH = 7.2
 _DOTS_PER_INCH = 144
 _MOST_NAMES = 40
+_MOST_PAIRS, _MOST_OF_BEST = 60, 200
+
+
+def shown_pairs(comparison: Comparison) -> tuple[Pair, ...]:
+    """Return the pairs that a figure has room for: up to 60, or those of the best variant."""
+    pairs = comparison.pairs
+    if len(pairs) <= _MOST_PAIRS:
+        return pairs
+    return tuple(pair for pair in pairs if pair.first == pairs[0].first)[:_MOST_OF_BEST]
 
 
 class FigureWriter:
@@ -90,7 +100,8 @@ class FigureWriter:
     def differences(self) -> str:
         """Draw the paired differences of all variants and, below them, the factors' effects."""
         comparison = self._results.comparison
-        rows = [(f"{p.first} - {p.second}", p.difference, _COLOURS[0]) for p in comparison.pairs]
+        pairs = shown_pairs(comparison)
+        rows = [(f"{p.first} - {p.second}", p.difference, _COLOURS[0]) for p in pairs]
         rows += [(effect.name, effect.difference, _COLOURS[1]) for effect in comparison.effects]
         with self._draw("differences", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
             _draw_forest(axis, rows)

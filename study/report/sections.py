@@ -23,8 +23,9 @@ from brainseg.document import (
     format_p,
 )
 from brainseg.inference.mask_metrics import TOLERANCE, TOLERANCE_MM
+from study.analysis.comparison import Comparison
 from study.analysis.variance import MEANINGS
-from study.report.figures import FigureWriter
+from study.report.figures import FigureWriter, shown_pairs
 from study.report.results import (
     WIDE,
     WORST_PATIENT,
@@ -221,6 +222,13 @@ def _count_whole_errors(slices: pd.DataFrame, variant: str) -> tuple[str, str]:
     return f"{(true & ~found).sum():,}", f"{(found & ~true).sum():,}"
 
 
+def _left_out(comparison: Comparison) -> str:
+    shown, pairs = shown_pairs(comparison), comparison.pairs
+    if len(shown) == len(pairs):
+        return ""
+    return f" Only pairs of {shown[0].first} are drawn; the table has all {len(pairs):,}."
+
+
 def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
     comparison = results.comparison
     if comparison.pairs:
@@ -230,7 +238,8 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "interval, beside a line at no difference",
             "Right of the line, the first variant scored better. If an interval crosses the line, "
             "the comparison is inconclusive."
-            + (" Effects of factors are orange." if comparison.effects else ""),
+            + (" Effects of factors are orange." if comparison.effects else "")
+            + _left_out(comparison),
         )
         rows = [
             {

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from study.report.figures import FigureWriter
+import numpy as np
+from matrices import matrix_of
+
+from study.analysis.comparison import compare
+from study.report.figures import FigureWriter, shown_pairs
 from study.report.results import read_results
 
 NAMES = (
@@ -28,6 +33,16 @@ def test_a_figure_drawn_again_has_the_same_bytes(small: Path) -> None:
     before = [path.read_bytes() for path in paths]
     writer.differences()
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_of_many_pairs_those_of_the_best_variant_are_drawn() -> None:
+    dice = np.random.default_rng(0).uniform(0.4, 0.9, (8, 1, 6))
+    comparison = compare(matrix_of(dice))
+    assert shown_pairs(comparison) == comparison.pairs  # 28
+    many = replace(comparison, pairs=comparison.pairs * 3)
+    best = comparison.variants[0].variant
+    assert {pair.first for pair in shown_pairs(many)} == {best}
+    assert {pair.second for pair in shown_pairs(many)} == set("abcdefgh") - {best}
 
 
 def test_a_variant_keeps_its_colour_in_every_figure(generated: Path) -> None:
