@@ -20,7 +20,7 @@ from brainseg.document import (
     format_number,
     to_markdown,
 )
-from brainseg.storage.files import write_text
+from brainseg.storage.files import hide_home, write_text
 from study.report.provenance import describe_licence, describe_study
 from study.report.results import StudyResults, format_estimate
 from study.spec.grid import LEAKY
@@ -69,10 +69,16 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
             f"{float(row['best_epoch']):.0f}.",
         ]
     )
+    code = [*experiment.preprocess.own_filters]
+    if experiment.model.architecture in results.about["files"]:
+        code.append(experiment.model.architecture)
+    if code:
+        note = f"# runs {', '.join(map(hide_home, code))}, if you trust it\n{note}"
+    allowed = ", allow_code=True" if code else ""
     yield Listing(
         "In Python:",
         "from brainseg import Predictor\n\n"
-        f'{note}masks = Predictor.load("{variant}.safetensors").masks({arguments})',
+        f'{note}masks = Predictor.load("{variant}.safetensors"{allowed}).masks({arguments})',
     )
 
 
