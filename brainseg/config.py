@@ -105,8 +105,8 @@ class PreprocessConfig(_Section):
     """Deterministic changes of slices, the same in training and prediction.
 
     Attributes:
-        intensities: `none`; `percentile` rescales each channel of a patient's volume from its
-            `percentiles` over the foreground to 0 to 255; `zscore` gives each channel of the
+        intensities: `none`; `percentile` rescales each channel of a volume (a patient's scan) from
+            its `percentiles` over the foreground to 0 to 255; `zscore` gives each channel of the
             foreground mean 0 and standard deviation 1 (both as in Buda et al. 2019).
         percentiles: The two percentiles, 0 to 100.
         filters: Names of filters in the order in which they are applied: `median`, `clahe`,
@@ -120,7 +120,7 @@ class PreprocessConfig(_Section):
         unsharp_amount: Share of the difference to a blurred slice that `unsharp` adds, 0 to 10.
         unsharp_sigma: Standard deviation of that blur, 0.5 to 20 pixels.
         crop: `none`; `brain` cuts slices to the smallest square around the foreground of the
-            patient's volume, before they are resized.
+            volume, before they are resized.
     """
 
     intensities: Literal["none", "percentile", "zscore"] = "none"
@@ -367,7 +367,7 @@ class Experiment(_Section):
         flips: Whether prediction and test average each slice's probabilities over the slice and
             its three flips. Validation after each epoch sees the slice alone.
         largest_component: Where prediction and test keep the largest connected component of a
-            mask alone: in each slice, or in the volume that a patient's slices make.
+            mask alone: in each slice, or in the volume that a scan's slices make.
         seed: Seed of initial weights, order, augmentation and dropout, 0 to 2**32 - 1.
         fold: Rotation, 0 to 9, that chooses the tested fold; 0 is the published split.
         inner_fold: Rotation, 0 to 8, that chooses the folds that validate among those that are not

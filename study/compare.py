@@ -161,16 +161,17 @@ def _check_comparable(one: _Study, other: _Study) -> None:
 
 
 def _split_of(spec: StudySpec) -> tuple[str, int]:
-    """Return the kind of a split, or the hash of its file, and its seed."""
+    """Return the kind of a split and its seed, or the hash of its file, which needs no seed."""
     data = spec.experiment.data
-    return spec.files.get(data.split, data.split), data.split_seed
+    digest = spec.files.get(data.split)
+    return (data.split, data.split_seed) if digest is None else (digest, 0)
 
 
 def _describe_splits(one: StudySpec, other: StudySpec) -> str:
     a, b = one.experiment.data, other.experiment.data
     if a.split != b.split:
         return f"{a.split}, {b.split}"
-    if a.split_seed != b.split_seed:
+    if a.split not in one.files:
         return f"data.split_seed {a.split_seed}, {b.split_seed}"
     return f"{a.split} was changed in between"
 
@@ -292,8 +293,17 @@ def _seen_by_searches(one: _Study, other: _Study, matrix: ScoreMatrix) -> list[s
     """Say which studies have a search that used some of these patients."""
     caveats = []
     for study in (one, other):
+        patients = set(matrix.patients)
+        if chosen := study.results.about.get("chosen_on"):
+            seen = len(patients & {*chosen["judged"], *chosen["trained"]})
+            caveats += [
+                f"The settings of {name} of {study.name} were chosen with {seen} of these "
+                "patients: its scores are too high by an unknown amount."
+                for name in chosen["variants"]
+                if seen
+            ]
         _, used = patients_of(study.results.split.get("search", ()))
-        seen = len(used & set(matrix.patients))
+        seen = len(used & patients)
         if seen:
             caveats.append(
                 f"The search of {study.name} used {seen} of these patients to choose settings: "

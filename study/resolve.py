@@ -18,7 +18,7 @@ from brainseg.data.patients import describe_patients
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.resident import LARGEST, keeps_resident, prepared_bytes
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
-from brainseg.data.split import count_rotations, split_of
+from brainseg.data.split import check_share, count_rotations, split_of
 from brainseg.errors import ConfigError, StorageError, StudyError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
@@ -170,7 +170,11 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     sync = _find_storage(args, data.synthetic)
     spec = _warm_start(spec, None if args.fresh else sync.folder, say)
     _check_splits(spec, data)
-    _check_resident(spec, data)
+    if args.fresh or not (sync.folder / "study.json").exists():
+        # What has begun cannot be changed, and goes on as it did.
+        _check_resident(spec, data)
+        for search in spec.searches:
+            search.search_space.check_draws()
     for network in spec.networks():
         StoreInputs(data, network)  # which names an unknown channel
     for job in spec.jobs()[: len(spec.variants)]:
@@ -425,10 +429,12 @@ def _check_splits(spec: StudySpec, data: SliceStore) -> None:
                 f"--folds {spec.folds}: data.split {experiment.data.split} has {count} rotations"
             )
         for fold in range(spec.folds):
-            split_of(experiment.replaced({"fold": fold}), data.slices)
+            rotation = experiment.replaced({"fold": fold})
+            check_share(rotation, data.slices, split_of(rotation, data.slices))
         for inner_fold in spec.inner_folds:
             changes = {"fold": 0, "inner_fold": inner_fold, **drawn}
-            split_of(experiment.replaced(changes), data.slices)
+            inner = experiment.replaced(changes)
+            check_share(inner, data.slices, split_of(inner, data.slices))
 
 
 def _check_resident(spec: StudySpec, data: SliceStore) -> None:

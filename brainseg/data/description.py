@@ -485,8 +485,18 @@ def _read_manifest(root: Path, description: Description) -> Files:
     used = {file for item in items for file in (*item.images, item.mask)} | {path}
     notes = describe_unused(root, used, _UNUSED)
     # As patterns are read: neighbouring slices and folds do not depend on the order of the lines.
-    items.sort(key=lambda item: natural_key(item.images[0].relative_to(root).as_posix()))
-    return Files(tuple(_together(items)), covariates, tuple(notes))
+    ordered = sorted(items, key=lambda i: natural_key(i.images[0].relative_to(root).as_posix()))
+    if _by_patient(items) != _by_patient(ordered):
+        notes.append(
+            f"the lines of {description.manifest} are not in the natural order of their files' "
+            "names, which is taken for the order of slices"
+        )
+    return Files(tuple(_together(ordered)), covariates, tuple(notes))
+
+
+def _by_patient(items: Sequence[Item]) -> list[Item]:
+    """Return the items with patients in alphabetical order, and those of each in their own."""
+    return sorted(items, key=lambda item: item.patient)
 
 
 def _inside(root: Path, name: str, where: str, problems: list[str]) -> Path:

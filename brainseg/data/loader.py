@@ -164,7 +164,7 @@ def _weigh(
 ) -> NDArray[np.float64] | None:
     """Return the probability of each slice, so that slices with tumour have a share.
 
-    `split_of` refuses a training part that has slices of one kind only.
+    `check_share` refuses a training part that has slices of one kind only.
     """
     if tumour_share is None:
         return None

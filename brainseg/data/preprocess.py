@@ -87,7 +87,7 @@ def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def rescale(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
-    """Rescale the values of one patient to bytes.
+    """Rescale the values of one scan to bytes.
 
     Each channel goes from its 0.5th to its 99.5th percentile over the values that are not 0.
 

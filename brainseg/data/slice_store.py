@@ -80,7 +80,7 @@ class Slice:
         name: Its name.
         patient: Its patient.
         tumour_pixels: Number of its tumour pixels.
-        scan: Which of the patient's examinations it is of; empty if the patient has one.
+        scan: Which of the patient's examinations it is of.
     """
 
     name: str
@@ -379,7 +379,7 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
         _check_masks(decoded, description)
         if description is None:
             _check_sizes(decoded)
-        names = [_whole_name(one, described=description is not None) for one in decoded.slices]
+        names = _whole_names(decoded.slices, described=description is not None)
         lines = "".join(f"{name} {h}\n" for name, h in zip(names, decoded.hashes, strict=True))
         table = _Table(
             fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
@@ -395,15 +395,21 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
     return table
 
 
-def _whole_name(item: Slice, *, described: bool) -> str:
-    """Return the name of a slice with its patient and its scan, as far as it does not tell them.
+def _whole_names(slices: Sequence[Slice], *, described: bool) -> list[str]:
+    """Return the names of slices with all that they do not tell of patient and scan.
 
-    A slice of the LGG dataset is called after its folder.
+    A slice of the LGG dataset is called after its folder; one of a described dataset has its
+    patient before its name, and its scan where the patient has several.
     """
-    parts = [item.patient] if described else []
-    if not item.name.startswith(f"{item.scan}_") and item.scan not in ("", *parts):
-        parts.append(item.scan)
-    return "/".join([*parts, item.name])
+    scans = Counter(patient for patient, _ in {item.volume for item in slices})
+    names = []
+    for item in slices:
+        parts = [item.patient, item.name] if described else [item.name]
+        needed = scans[item.patient] > 1 or not described
+        if needed and not item.name.startswith(f"{item.scan}_"):
+            parts.insert(-1, item.scan)
+        names.append("/".join(parts))
+    return names
 
 
 def _first_bytes(items: Sequence[Item]) -> int:

@@ -85,20 +85,8 @@ def split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
 
     Raises:
         ConfigError: If its file says what does not fit, or there is no such rotation.
-        DataError: If its file is missing, there are too few patients, a part has no tumour, or
-            every training slice has, and a share of them is asked for.
+        DataError: If its file is missing, there are too few patients, or a part has no tumour.
     """
-    split = _split_of(experiment, slices)
-    share = experiment.data.tumour_share
-    if share is not None and all(slices[n].tumour_pixels for n in split.indices(slices, "train")):
-        raise DataError(
-            f"rotation {split.rotation}: data.tumour_share is {share:g}, but every slice of train "
-            "holds tumour: leave the key out"
-        )
-    return split
-
-
-def _split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
     data, rotation, inner = experiment.data, experiment.fold, experiment.inner_fold
     if data.split == "patient":
         return split_by_patient(slices, rotation, data.split_seed, inner)
@@ -116,6 +104,20 @@ def _split_of(experiment: Experiment, slices: tuple[Slice, ...]) -> Split:
             f"data.split {data.split} has no inner rotation {inner}: it names its own val"
         )
     return _split_by_file(Path(data.split), slices, rotation, data.split_seed)
+
+
+def check_share(experiment: Experiment, slices: tuple[Slice, ...], split: Split) -> None:
+    """Refuse a share of slices with tumour where every training slice has tumour.
+
+    Raises:
+        DataError: With the rotation.
+    """
+    share = experiment.data.tumour_share
+    if share is not None and all(slices[n].tumour_pixels for n in split.indices(slices, "train")):
+        raise DataError(
+            f"rotation {split.rotation}: data.tumour_share is {share:g}, but every slice of train "
+            "holds tumour: leave the key out"
+        )
 
 
 def count_rotations(data: DataConfig, slices: tuple[Slice, ...]) -> int:

@@ -115,13 +115,16 @@ class Handlers:
         """Return the first model's header: it names the channels that a slice must have.
 
         Raises:
-            DataError: If the two models were trained on slices of different channels.
+            DataError: If the two models were trained on slices of different channels or types.
         """
-        kinds = {tuple(self.models[name].header.channels) for name in self._chosen(first, second)}
+        headers = [self.models[name].header for name in self._chosen(first, second)]
+        kinds = {tuple(header.channels) for header in headers}
         if len(kinds) != 1:
             names = " and ".join(", ".join(kind) for kind in sorted(kinds))
             raise DataError(f"the two models take slices of different channels: {names}")
-        return self.models[self._chosen(first, second)[0]].header
+        if len({header.rescales for header in headers}) > 1:
+            raise DataError("only one of the two models takes slices of 16 bits: choose one alone")
+        return headers[0]
 
     def _predict(
         self, items: list[PredictedSlice], first: str, second: str

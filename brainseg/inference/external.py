@@ -53,16 +53,18 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
     own: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(data.slices):
         own[item.volume].append(index)
-    scans = Counter(patient for patient, _ in own)
+    patients = Counter(patient for patient, _ in own)
+    scans = Counter(scan for _, scan in own)
     shared = _shared_names(data)
     masks: dict[int, Mask] = {}
     problems: list[str] = []
     used: set[Path] = set()
     wanted = set(indices)
-    for (patient, _), members in own.items():
+    for (patient, scan), members in own.items():
         needed = [index for index in members if index in wanted]
         keys = {_of_volume(data.slices[index].name) for index in members} - shared
-        names = [patient] if scans[patient] == 1 else []
+        names = [patient if patients[patient] == 1 else f"{patient}_{scan}"]
+        names += [scan] if scans[scan] == 1 else []
         names += keys if len(keys) == 1 else []
         volume = next((volumes[name] for name in names if name in volumes), ())
         if volume:
@@ -77,7 +79,7 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
             found = whole or _choose(images.get(name, []), patient, is_shared=name in shared)
             used.update(found)
             if index in wanted:
-                _read_image(found, data, index, masks, problems)
+                _read_image(found, data, index, masks, problems, names[0])
     everything = {path for paths in (*images.values(), *volumes.values()) for path in paths}
     for path in sorted(everything - used):
         problems.append(f"{path.relative_to(folder)}: belongs to no slice of {data.root}")
@@ -148,11 +150,12 @@ def _read_image(
     index: int,
     masks: dict[int, Mask],
     problems: list[str],
+    volume: str,
 ) -> None:
     item = data.slices[index]
     if len(paths) != 1:
         several = ", ".join(str(path) for path in paths)
-        expected = f"no mask; expected {item.name}.png or {item.patient}.nii.gz"
+        expected = f"no mask; expected {item.name}.png or {volume}.nii.gz"
         found = f"several masks: {several}" if paths else expected
         problems.append(f"patient {item.patient}, slice {item.name}: {found}")
         return

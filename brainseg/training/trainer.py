@@ -24,7 +24,7 @@ from brainseg.data.inputs import StoreInputs, name_channels
 from brainseg.data.loader import Batches
 from brainseg.data.resident import ResidentBatches, keeps_resident
 from brainseg.data.slice_store import SliceStore
-from brainseg.data.split import split_of
+from brainseg.data.split import check_share, split_of
 from brainseg.errors import DivergedError
 from brainseg.metrics import Counts, dice, summarise
 from brainseg.model.device import Compute, build_scaler, fix_algorithms
@@ -129,6 +129,7 @@ class Training:
         if checkpoints is not None:
             self._checkpoints = CheckpointFolder(checkpoints, experiment, data.fingerprint)
         self._split = split_of(experiment, data.slices)
+        check_share(experiment, data.slices, self._split)
         self._train_batches = self._batches("train", compute.workers)
         self._val_batches = self._batches("val", compute.workers)
         model = build_model(experiment.model, experiment.seed, experiment.input_channels)

@@ -56,7 +56,10 @@ Cell = frozenset[tuple[str, str]]
 
 _POWER = 0.8
 _MIN_SHARE = 0.5
-_NUM_FLIPS = 9_999
+_NUM_FLIPS, _MOST_FLIPS = 9_999, 399_999
+_FLIPS_AT_ONCE = 1_000
+_EXACT = 13
+"""Patients up to which all sign flips are tried."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,9 @@ def compare(
     order = _order(matrix, ranked, shared)
     ranks = _rank_probabilities(matrix, ranked, shared, draws)
     scored = [matrix.variants[v] for v in order if matrix.tested[v].any()]
-    couples = list(itertools.combinations(scored, 2))
-    pairs = [_pair(matrix, a, b, draws, rng, len(couples)) for a, b in couples]
+    pairs = [_pair(matrix, a, b, draws) for a, b in itertools.combinations(scored, 2)]
+    tested = [average_seeds(_differences(matrix, pair.first, pair.second)) for pair in pairs]
+    pairs = [replace(q, p=p) for q, p in zip(pairs, sign_flip_tests(tested, rng), strict=True)]
     corrected = correct_by_holm([pair.p for pair in pairs])
     return Comparison(
         variants=tuple(_variant(matrix, v, draws, ranks.get(v, ())) for v in order),
@@ -254,16 +258,15 @@ def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]
     return VariantScores(name, num_patients, scores, ranks)
 
 
-def _pair(
-    matrix: ScoreMatrix,
-    first: str,
-    second: str,
-    draws: Draws,
-    rng: np.random.Generator,
-    num_pairs: int,
-) -> Pair:
+def _differences(matrix: ScoreMatrix, first: str, second: str) -> Floats:
+    """Return the difference of two variants' Dice, (S, P)."""
     a, b = matrix.index(first), matrix.index(second)
-    values = matrix.dice[a] - matrix.dice[b]
+    return np.asarray(matrix.dice[a] - matrix.dice[b])
+
+
+def _pair(matrix: ScoreMatrix, first: str, second: str, draws: Draws) -> Pair:
+    """Return a pair without its p-values, which come from a test of all pairs together."""
+    values = _differences(matrix, first, second)
     differences = average_seeds(values)
     return Pair(
         first=first,
@@ -272,7 +275,7 @@ def _pair(
         difference=estimate_mean(values, draws, (-1, 1)),
         share_better=_share_better(values, draws),
         improvement=_mean((np.sign(values) + 1) / 2) if len(differences) else np.nan,
-        p=sign_flip_test(differences, rng, num_pairs),
+        p=np.nan,
         p_holm=np.nan,
         patients_needed=patients_needed(differences),
     )
@@ -374,17 +377,47 @@ def _mean(values: Floats) -> float:
     return float(average_seeds(values).mean())
 
 
-def sign_flip_test(differences: Floats, rng: np.random.Generator, num_tests: int = 1) -> float:
+def sign_flip_tests(differences: Sequence[Floats], rng: np.random.Generator) -> list[float]:
+    """Return the p-value of each of several paired comparisons, see `sign_flip_test`.
+
+    Their correction multiplies p-values by up to their number. For more than 100 of them there are
+    100 random flips for each, up to 399,999, so that a corrected p-value can be below 0.05; one
+    set of flips serves all that have more than 13 patients.
+
+    Args:
+        differences: (P,) each.
+        rng: Generator of the random flips.
+    """
+    num_flips = _num_flips(len(differences))
+    many = [n for n, own in enumerate(differences) if len(own) > _EXACT]
+    if num_flips == _NUM_FLIPS or not many:
+        return [sign_flip_test(own, rng) for own in differences]
+    padded = np.zeros((max(len(differences[n]) for n in many), len(many)))
+    for column, n in enumerate(many):
+        padded[: len(differences[n]), column] = differences[n]
+    observed, slack = padded.sum(axis=0), 1e-12 * np.abs(padded).sum(axis=0)
+    above, below = np.zeros(len(many), np.int64), np.zeros(len(many), np.int64)
+    for start in range(0, num_flips, _FLIPS_AT_ONCE):
+        shape = (min(_FLIPS_AT_ONCE, num_flips - start), len(padded))
+        sums = rng.choice([-1.0, 1.0], shape) @ padded
+        above += (sums >= observed - slack).sum(axis=0)
+        below += (sums <= observed + slack).sum(axis=0)
+    p = np.minimum(2 * (np.minimum(above, below) + 1) / (num_flips + 1), 1)
+    found = dict(zip(many, p.tolist(), strict=True))
+    return [
+        found[n] if n in found else sign_flip_test(own, rng) for n, own in enumerate(differences)
+    ]
+
+
+def sign_flip_test(differences: Floats, rng: np.random.Generator) -> float:
     """Return the two-sided p-value of the hypothesis that the mean difference is 0 (Fisher 1935).
 
     Under it each patient's difference is as likely to have the other sign. All 2^n flips are tried
-    for up to 13 patients, else 9,999 random ones, or 100 for each test if these are more: with
-    fewer, no corrected p-value could be below 0.05.
+    for up to 13 patients, else 9,999 random ones.
 
     Args:
         differences: (P,), each patient's difference averaged over seeds.
         rng: Generator of the random flips.
-        num_tests: How many p-values are corrected together.
 
     Returns:
         The p-value; 1 with one patient, NaN without patients.
@@ -396,7 +429,7 @@ def sign_flip_test(differences: Floats, rng: np.random.Generator, num_tests: int
         lambda sample, axis: sample.mean(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=_num_flips(num_tests),
+        n_resamples=_NUM_FLIPS,
         batch=1_000,
         rng=rng,
     )
@@ -404,12 +437,12 @@ def sign_flip_test(differences: Floats, rng: np.random.Generator, num_tests: int
 
 
 def smallest_p(num_patients: int, num_tests: int = 1) -> float:
-    """Return the smallest p-value that `sign_flip_test` can give with this many patients."""
+    """Return the smallest p-value that `sign_flip_tests` can give with this many patients."""
     return max(2.0 ** (1 - num_patients), 2 / (_num_flips(num_tests) + 1))
 
 
 def _num_flips(num_tests: int) -> int:
-    return max(_NUM_FLIPS, 100 * num_tests - 1)
+    return min(max(_NUM_FLIPS, 100 * num_tests - 1), _MOST_FLIPS)
 
 
 def correct_by_holm(p_values: Sequence[float]) -> Floats:

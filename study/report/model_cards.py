@@ -73,7 +73,8 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
     if experiment.model.architecture in results.about["files"]:
         code.append(experiment.model.architecture)
     if code:
-        note = f"# runs {', '.join(map(hide_home, code))}, if you trust it\n{note}"
+        names = ", ".join(map(hide_home, code))
+        note = f"# allow_code=True runs {names}: give it only if you trust that code\n{note}"
     allowed = ", allow_code=True" if code else ""
     yield Listing(
         "In Python:",

@@ -193,6 +193,29 @@ class SearchSpace:
         if left:
             raise ConfigError(f"{min(left)[:80]!r} is not varied for {variant}")
 
+    def check_draws(self) -> None:
+        """Draw candidates at random, so that values that do not go together are told in time.
+
+        Raises:
+            ConfigError: With such a candidate's values.
+        """
+        import optuna  # takes a second, and most commands do not search
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(_NUM_DRAWS):
+            trial = study.ask()
+            self.suggest(trial)
+            try:
+                self.experiment(trial.params)
+            except ConfigError as error:
+                drawn = ", ".join(f"{key} {value}" for key, value in trial.params.items())
+                raise ConfigError(
+                    "the search can draw a candidate that cannot be trained "
+                    f"({str(error).removeprefix('--set: ')}): {drawn}. Narrow the ranges, or give "
+                    "a key a when"
+                ) from error
+
     def baseline(self, variant: str) -> Changes:
         """Return the parameters of the candidate that is a variant with the base's values."""
         found: Changes = {VARIANT: variant}
@@ -372,32 +395,7 @@ def load_space(
                     "first candidates are the grid's variants, unchanged: widen the range, or "
                     f"give --set {key}=VALUE"
                 )
-    _check_draws(space, where)
     return space
-
-
-def _check_draws(space: SearchSpace, where: str) -> None:
-    """Draw candidates at random, so that values that do not go together are told before the start.
-
-    Raises:
-        ConfigError: With such a candidate's values.
-    """
-    import optuna  # takes a second, and most commands do not search
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(_NUM_DRAWS):
-        trial = study.ask()
-        space.suggest(trial)
-        try:
-            space.experiment(trial.params)
-        except ConfigError as error:
-            drawn = ", ".join(f"{key} {value}" for key, value in trial.params.items())
-            raise ConfigError(
-                f"{where}: a candidate can be drawn that cannot be trained "
-                f"({str(error).removeprefix('--set: ')}): {drawn}. Narrow the ranges, or give a "
-                "key a when"
-            ) from error
 
 
 def parse_space(source: Path | Mapping[str, Any], where: str) -> dict[str, Range]:

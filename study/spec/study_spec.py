@@ -387,9 +387,11 @@ class StudySpec(BaseModel):
         if self.search:
             added = [name for name in now if name not in before]
             lines += [f"variant {name} is new, and the search chose without it" for name in added]
-            if not lines and list(before) != list(now):
-                order = ", ".join(before)
-                lines.append(f"the search draws among the variants in this order: {order}")
+            for search in [] if lines else self.searches:
+                order = list(search.variants)
+                if order != [name for name in now if name in order]:
+                    names = ", ".join(order)
+                    lines.append(f"the search draws among variants in this order: {names}")
         return lines
 
     def _changed_predictions(self, other: StudySpec) -> list[str]:

@@ -285,8 +285,15 @@ def _to_grid(
     }
     if "winner" in variants and (splits := read_split(study).get("search")):
         judged = {name for split in splits for name in split["val"]}
-        trained = {name for split in splits for name in split["train"]} - judged
-        chosen = {"variants": ["winner"], "judged": sorted(judged), "trained": sorted(trained)}
+        trained = {name for split in splits for name in split["train"]}
+        if spec.chosen_on is not None:  # what the search began with was chosen too
+            judged |= set(spec.chosen_on.judged)
+            trained |= set(spec.chosen_on.trained)
+        chosen = {
+            "variants": ["winner"],
+            "judged": sorted(judged),
+            "trained": sorted(trained - judged),
+        }
         tree["chosen_on"] = chosen
     of = f" of {spec.search.group}" if spec.search.group else ""
     text = json.dumps(spec.search.model_dump(mode="json")["space"], sort_keys=True)

@@ -138,6 +138,7 @@ def test_splits_of_one_kind_may_differ_too(
     _edit(other, experiment=experiment)
     assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == KNOWN_ERROR
     assert "splits differ (data.split_seed 44, 45)" in capsys.readouterr().err
+    _edit(other, experiment=experiment, files={})
     for number, study in enumerate((small, other)):
         experiment["data"] |= {"split_seed": 44, "split": "my.yaml"}
         _edit(study, experiment=experiment, files={"my.yaml": f"{number}" * 64})

@@ -173,6 +173,26 @@ def test_slice_rows_describe_the_slices(evaluation: Evaluation, data: SliceStore
             assert (row["hd95_worst"], float(row["nsd"])) == (f"{32 * 2**0.5:.3f}", 0)
 
 
+def test_the_largest_component_is_that_of_each_scan(
+    predictor: Predictor, data: SliceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two scans of a patient: the smaller tumour of the second one is not dropped."""
+    indices = [n for n, item in enumerate(data.slices) if item.patient == data.patients[0]]
+    split = len(indices) // 2
+    slices = list(data.slices)
+    for position, index in enumerate(indices):
+        slices[index] = dataclasses.replace(slices[index], scan=str(position >= split))
+    two = dataclasses.replace(data, slices=tuple(slices))
+    logits = np.full((len(indices), 2, *data.shapes[0]), -9, np.float32)
+    logits[0, :, 2:9, 2:9] = 9
+    logits[-1, :, 2:5, 2:5] = 9
+    monkeypatch.setattr(Predictor, "part_indices", lambda *_: np.array(indices))
+    monkeypatch.setattr(Predictor, "part_logits", lambda *_: iter(logits))
+    for dataset, areas in ((two, [49, 9]), (data, [49, 0])):
+        counts = evaluate_model(predictor, dataset).test.counts[LARGEST_3D]
+        assert [int(counts[n, :2].sum()) for n in (0, -1)] == areas
+
+
 def test_a_patients_distances_are_means_and_its_surface_is_counted() -> None:
     slices = tuple(Slice(f"{p}_{n}", p, 1) for p, n in (("a", 1), ("a", 2), ("a", 3), ("b", 1)))
     counts = np.array([[1, 0, 1, 2], [0, 0, 2, 2], [2, 2, 0, 0], [0, 0, 0, 4]])

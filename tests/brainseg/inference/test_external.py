@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -53,6 +54,28 @@ def test_masks_are_found_in_every_layout(tmp_path: Path, data: SliceStore, layou
     assert list(found) == wanted
     for index in wanted:
         assert np.array_equal(found[index], masks[index])
+
+
+def test_volumes_of_a_patient_with_two_scans_are_named_after_both(
+    tmp_path: Path, data: SliceStore
+) -> None:
+    masks, scans = _masks(data), data.patients[:2]
+    slices = [
+        replace(item, name=f"s{n}", patient="P", scan=item.patient) if n < len(masks) else item
+        for n, item in enumerate(data.slices)
+    ]
+    two = replace(data, slices=tuple(slices))
+    for scan, name in zip(scans, (f"P_{scans[0]}", scans[1]), strict=True):
+        own = [mask for mask, item in zip(masks, slices, strict=False) if item.scan == scan]
+        volume = np.stack(own).transpose(2, 1, 0).astype(np.uint8)
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+        nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
+    found = read_external(tmp_path, two, range(len(masks)))
+    assert all(np.array_equal(found[n], mask) for n, mask in enumerate(masks))
+    (tmp_path / f"{scans[1]}.nii.gz").unlink()
+    with pytest.raises(DataError) as error:
+        read_external(tmp_path, two, range(len(masks)))
+    assert f"expected s{len(masks) - 1}.png or P_{scans[1]}.nii.gz" in error.value.problems[-1]
 
 
 def test_everything_wrong_is_listed_at_once(tmp_path: Path, data: SliceStore) -> None:

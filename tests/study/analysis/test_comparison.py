@@ -16,6 +16,7 @@ from study.analysis.comparison import (
     correct_by_holm,
     patients_needed,
     sign_flip_test,
+    sign_flip_tests,
     smallest_p,
 )
 from study.analysis.scores import Floats
@@ -332,12 +333,18 @@ def test_sign_flips_by_hand() -> None:
 
 
 def test_many_pairs_get_as_many_flips_as_a_corrected_p_value_needs() -> None:
-    differences = 1 + 0.01 * _rng().standard_normal(110)
-    for num_pairs in (1, 276):
-        p = sign_flip_test(differences, _rng(), num_pairs)
-        assert p == pytest.approx(smallest_p(110, num_pairs))
-        assert num_pairs * p < 0.05
+    shown = 1 + 0.01 * _rng().standard_normal(110)
+    draws = np.random.default_rng(5).normal(0.1, 1, (3, 40))
+    for num_pairs in (4, 276):
+        rest = [shown] * (num_pairs - 5)
+        p = sign_flip_tests([shown, *draws, np.ones(3), *rest][:num_pairs], _rng())
+        assert p[0] == pytest.approx(smallest_p(110, num_pairs))
+        assert num_pairs * p[0] < 0.05
+        alone = [sign_flip_test(own, _rng(7)) for own in draws]
+        assert p[1:4] == pytest.approx(alone, abs=0.02)
+    assert p[4] == 2 / 8  # of three patients all flips are tried
     assert smallest_p(110, 100) == smallest_p(110)  # up to 100 pairs nothing changes
+    assert sign_flip_tests([shown], _rng()) == [sign_flip_test(shown, _rng())]
 
 
 @pytest.mark.parametrize("num_patients", [2, 5, 13, 14, 30])

@@ -45,7 +45,7 @@ def test_a_card_says_what_limits_the_model(generated: Path) -> None:
 def test_a_card_of_a_users_own_code_says_that_it_runs_it(small: Path) -> None:
     own = {"model.architecture": "./mine.py:build", "preprocess.filters": ["./mine.py:sharpen"]}
     changed, plain = _cards(small, own, files={"./mine.py:build": "0" * 64})
-    assert "# runs ./mine.py:sharpen, ./mine.py:build, if you trust it" in changed
+    assert "# allow_code=True runs ./mine.py:sharpen, ./mine.py:build: give it only" in changed
     assert '"preprocessed-lite0.safetensors", allow_code=True)' in changed
     assert "allow_code" not in plain
 

@@ -176,14 +176,15 @@ def test_a_value_is_that_of_all_candidates_and_not_of_the_grid(tmp_path: Path) -
 def test_values_that_do_not_go_together_are_told_before_the_search(tmp_path: Path) -> None:
     text = "loss.dice_weight: {choices: [0.0, 0.5]}\nloss.bce_weight: {choices: [0.0, 0.5]}"
     with pytest.raises(ConfigError, match=r"cannot be trained .*cannot all be 0.*bce_weight 0\.0"):
-        _space(tmp_path, text)
+        _space(tmp_path, text).check_draws()
     text = (
         "optimizer.schedule: {choices: [plateau, cosine]}\n"
         "optimizer.warmup_epochs: {low: 0.0, high: 2.0}"
     )
     base = BASE.replaced({"optimizer.schedule": "cosine"})
     with pytest.raises(ConfigError, match=r"it needs constant or cosine.*give a key a when"):
-        _space(tmp_path, text, base=base)
+        _space(tmp_path, text, base=base).check_draws()
+    load_space(SEARCH, load_grid("lite").variants, BASE).check_draws()
 
 
 def test_a_key_that_may_be_null_is_searched_with_null_among_its_choices(tmp_path: Path) -> None:

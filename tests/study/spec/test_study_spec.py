@@ -136,7 +136,7 @@ def test_a_variant_neither_changes_nor_joins_a_search_that_chose_without_it(
     assert spec.differences(more) == ["variant more is new, and the search chose without it"]
     swapped = dict(reversed(spec.variants.items()))
     (line,) = spec.differences(spec.model_copy(update={"variants": swapped}))
-    assert line == f"the search draws among the variants in this order: {', '.join(spec.variants)}"
+    assert line == f"the search draws among variants in this order: {', '.join(spec.variants)}"
     assert SPEC.differences(_with(variants=dict(reversed(SPEC.variants.items())))) == []
 
 
