@@ -102,7 +102,7 @@ def test_a_missing_package_is_named(
         raise ImportError(name)
 
     monkeypatch.setattr("importlib.import_module", missing)
-    with pytest.raises(ConfigError, match=r'pip install "brainseg\[export\]"'):
+    with pytest.raises(ConfigError, match=r'in the checkout, pip install -e "\.\[export\]"'):
         export_onnx(Predictor.load(model_file, CPU), tmp_path / "model.onnx", data)
 
 
