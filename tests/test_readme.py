@@ -96,6 +96,7 @@ def test_contributing_lists_every_private_name_of_another_package() -> None:
     assert {name for name in private if name not in page} == set()
 
 
-def test_a_frozen_recipe_is_the_one_that_the_results_name() -> None:
-    digest = hashlib.sha256((ROOT / "configs/grids/recipe.yaml").read_bytes()).hexdigest()
+@pytest.mark.parametrize("grid", ["recipe", "searched"])
+def test_a_frozen_recipe_is_the_one_that_the_results_name(grid: str) -> None:
+    digest = hashlib.sha256((ROOT / f"configs/grids/{grid}.yaml").read_bytes()).hexdigest()
     assert digest in (ROOT / "docs/results.md").read_text(encoding="utf-8")

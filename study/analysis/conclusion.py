@@ -215,9 +215,10 @@ def _seen_by_choice(matrix: ScoreMatrix, chosen_on: Mapping[str, Sequence[str]])
     judged, used = len(judges & patients), len((set(chosen_on["trained"]) - judges) & patients)
     if not names or not judged + used:
         return ""
+    chosen = f"on {judged} of these patients" if judged else "on other patients"
     return (
-        f" The settings of {_join(names)} were chosen on {judged} of these patients, and their "
-        f"candidates trained on {used}. Only {len(patients) - judged - used} are new to them."
+        f" The settings of {_join(names)} were chosen {chosen}; candidates were trained on {used} "
+        f"of them. {len(patients) - judged - used} are new to these settings."
     )
 
 

@@ -30,6 +30,8 @@ from study.storage.study_folder import read_spec, read_split, read_study
 from study.storage.tables import collect, read_tables
 from study.storage.trial_folder import TrialFolder, candidate_folder, read_params
 
+pytestmark = pytest.mark.slow  # thousands of cases
+
 EVERY = [*TABLES, *(replace(t, file=f"external/NAME/{t.file}") for t in OF_EXTERNAL.values())]
 FOLDER, PIPE, HUGE = "folder", "pipe", "huge"
 

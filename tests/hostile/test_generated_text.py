@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from brainseg.storage.files import read_csv, write_csv
 from brainseg.storage.values import parse_yaml, shown
 from study.spec.grid import checked_name, is_name, load_grid
 from study.spec.search_space import load_space
+
+pytestmark = pytest.mark.slow  # hundreds of texts
 
 SHORT = settings(
     derandomize=True,

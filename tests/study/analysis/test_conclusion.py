@@ -174,8 +174,10 @@ def test_test_patients_that_chose_settings_before_the_study_are_counted() -> Non
     names = list(matrix.patients)
     chosen = {"variants": ["winner"], "judged": [*names[:3], "of none"], "trained": names[2:10]}
     found = conclude(matrix, compare(matrix), chosen_on=chosen).sentence
-    assert "The settings of winner were chosen on 3 of these patients" in found
-    assert "candidates trained on 7. Only 2 are new to them." in found
+    words = "chosen on 3 of these patients; candidates were trained on 7 of them. 2 are new to"
+    assert words in found
+    others = conclude(matrix, compare(matrix), chosen_on=chosen | {"judged": ["of none"]}).sentence
+    assert "chosen on other patients; candidates were trained on 8 of them. 4 are new" in others
     elsewhere = chosen | {"judged": ["of none"], "trained": []}
     assert "chosen" not in conclude(matrix, compare(matrix), chosen_on=elsewhere).sentence
 
