@@ -35,6 +35,8 @@ from study.spec.grid import Published, SearchDefaults, load_grid
 from study.spec.search_space import Range, load_space, parse_space
 from study.spec.study_spec import SearchSpec, StudySpec
 
+pytestmark = pytest.mark.slow  # hundreds of cases
+
 JARGON = re.compile(
     r"[Ii]nput should|valid (dict|list|tuple|string|integer|number|bool)|unable to|instance of"
     r"|pydantic|tuple|dictionar|NoneType|Traceback"

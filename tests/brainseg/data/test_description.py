@@ -465,7 +465,14 @@ def _named_as_lgg(root: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("write", [_sixteen_bits, _four_channels, _named_as_lgg])
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(_sixteen_bits, marks=pytest.mark.slow),
+        pytest.param(_four_channels, marks=pytest.mark.slow),
+        _named_as_lgg,
+    ],
+)
 def test_files_of_sixteen_bits_or_four_channels_are_predicted_as_the_study_scores_them(
     write: Write, tmp_path: Path, tiny: Experiment
 ) -> None:

@@ -19,7 +19,10 @@ AFFINES = {
 }
 
 
-@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in ("as it is", "mirrored")), "coronal"],
+)
 def test_a_volume_is_predicted_slice_by_slice_with_its_affine(
     model_file: Path, predictor: Predictor, data: SliceStore, tmp_path: Path, name: str
 ) -> None:

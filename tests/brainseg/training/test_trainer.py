@@ -131,7 +131,13 @@ def test_the_encoder_is_bit_equal_after_stage_one_and_not_after_stage_two(
     assert sum(not torch.equal(start[key], states[2][key]) for key in encoder) > 100
 
 
-@pytest.mark.parametrize("step", [1, 2], ids=["at the change of stage", "within stage two"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(1, id="at the change of stage", marks=pytest.mark.slow),
+        pytest.param(2, id="within stage two"),
+    ],
+)
 def test_a_resumed_training_gives_the_same_bits(
     quiet: TrainResult, data: SliceStore, tiny: Experiment, tmp_path: Path, step: int
 ) -> None:
