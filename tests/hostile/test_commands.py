@@ -199,6 +199,7 @@ def test_the_rows_are_many_and_of_both_codes() -> None:
         assert {row.exit for row in own} == {KNOWN_ERROR, USAGE}, module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", list(_typed_rows()), ids=lambda case: case.name)
 def test_any_value_of_any_flag_is_answered(case: Case, answer: Answer) -> None:
     answer(case)

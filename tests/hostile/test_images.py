@@ -546,6 +546,7 @@ FOLDERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [*_file_cases(), *_volume_cases(), *FOLDERS], ids=lambda case: case.name
 )

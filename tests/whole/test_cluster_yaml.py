@@ -231,6 +231,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
 def test_every_mistake_in_the_file_is_found(wrong: str) -> None:
     right, instead, found = WRONG[wrong]
@@ -264,6 +265,7 @@ def _bootstrap(text: str) -> dict[str, Any]:
     return bootstrapped
 
 
+@pytest.mark.slow
 def _open_to_the_world(ec2: Any) -> list[str]:
     return [
         f"{group.group_name}: {rule['FromPort']}"
