@@ -27,6 +27,12 @@ from brainseg.training.trainer import train_two_stage
 # Ray starts trials at niceness 15: beside other tests they would hardly move.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest file, which one process would otherwise run alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_whole_study.py")
+
+
 REAL_DATA = os.environ.get("BRAINSEG_DATA", "")
 
 TINY = {
