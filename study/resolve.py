@@ -440,7 +440,8 @@ def _check_splits(spec: StudySpec, data: SliceStore) -> None:
 def _check_resident(spec: StudySpec, data: SliceStore) -> None:
     """Refuse variants of which a GPU would keep the slices of some: they train on other noise."""
     kept: dict[bool, Experiment] = {}
-    for experiment in [job.experiment for job in spec.jobs()] + spec.networks():
+    own = [job.experiment for job in spec.jobs()[: len(spec.variants)]]
+    for experiment in own + spec.networks():
         if experiment.data.resident == "auto":
             kept[keeps_resident(experiment, data, torch.device("cuda"))] = experiment
     if len(kept) > 1:

@@ -146,7 +146,7 @@ def _measure(data: SliceStore, index: int) -> _Measured:
     row = {
         "name": item.name,
         "patient": item.patient,
-        "scan": item.scan or item.patient,
+        "scan": item.scan,
         "tumour_pixels": item.tumour_pixels,
         "x": np.nan,
         "y": np.nan,

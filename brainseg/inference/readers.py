@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Scan:
     name: Path
     patient: str
 
-    @property
+    @cached_property
     def volume(self) -> Path:
         """What slices of one volume share: the file, or the folder of an image."""
         whole = _whole(self.path)

@@ -184,10 +184,14 @@ def compare(
     order = _order(matrix, ranked, shared)
     ranks = _rank_probabilities(matrix, ranked, shared, draws)
     scored = [matrix.variants[v] for v in order if matrix.tested[v].any()]
-    pairs = [_pair(matrix, a, b, draws) for a, b in itertools.combinations(scored, 2)]
-    tested = [average_seeds(_differences(matrix, pair.first, pair.second)) for pair in pairs]
-    pairs = [replace(q, p=p) for q, p in zip(pairs, sign_flip_tests(tested, rng), strict=True)]
-    corrected = correct_by_holm([pair.p for pair in pairs])
+    couples = list(itertools.combinations(scored, 2))
+    values = [matrix.dice[matrix.index(a)] - matrix.dice[matrix.index(b)] for a, b in couples]
+    p_values = sign_flip_tests([average_seeds(own) for own in values], rng)
+    pairs = [
+        _pair(*couple, own, p, draws)
+        for couple, own, p in zip(couples, values, p_values, strict=True)
+    ]
+    corrected = correct_by_holm(p_values)
     return Comparison(
         variants=tuple(_variant(matrix, v, draws, ranks.get(v, ())) for v in order),
         num_shared=int(shared.any(axis=0).sum()),
@@ -258,15 +262,8 @@ def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]
     return VariantScores(name, num_patients, scores, ranks)
 
 
-def _differences(matrix: ScoreMatrix, first: str, second: str) -> Floats:
-    """Return the difference of two variants' Dice, (S, P)."""
-    a, b = matrix.index(first), matrix.index(second)
-    return np.asarray(matrix.dice[a] - matrix.dice[b])
-
-
-def _pair(matrix: ScoreMatrix, first: str, second: str, draws: Draws) -> Pair:
-    """Return a pair without its p-values, which come from a test of all pairs together."""
-    values = _differences(matrix, first, second)
+def _pair(first: str, second: str, values: Floats, p: float, draws: Draws) -> Pair:
+    """Describe the differences of two variants' Dice, (S, P), whose p-value is known."""
     differences = average_seeds(values)
     return Pair(
         first=first,
@@ -275,7 +272,7 @@ def _pair(matrix: ScoreMatrix, first: str, second: str, draws: Draws) -> Pair:
         difference=estimate_mean(values, draws, (-1, 1)),
         share_better=_share_better(values, draws),
         improvement=_mean((np.sign(values) + 1) / 2) if len(differences) else np.nan,
-        p=np.nan,
+        p=p,
         p_holm=np.nan,
         patients_needed=patients_needed(differences),
     )

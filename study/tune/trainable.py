@@ -213,7 +213,8 @@ def _report(
         caught.clear()
         seen = {"epochs": report.epochs, "replayed": report.replayed, "notes": notes}
         tune.report({**report.row, **seen, "epoch": int(report.row["step"])})
-    retry_storage(lambda: folder.write_history(history), "history.csv")
+    if len(history) <= known:  # all was replayed
+        retry_storage(lambda: folder.write_history(history), "history.csv")
     return history
 
 
