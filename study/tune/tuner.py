@@ -39,10 +39,14 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         sync: The study.
         progress: Prints it.
         lost_nodes: Knows which failures were not a trial's own.
+
+    Attributes:
+        failed: Tune's trials that are not run again.
     """
 
     def __init__(self, sync: StudySync, progress: Progress, lost_nodes: LostNodes) -> None:
         self._sync, self._progress, self._lost_nodes = sync, progress, lost_nodes
+        self.failed: list[Any] = []
         self._waiting = WaitNotice(progress.note)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,17 +80,17 @@ class Reporter(tune.Callback):  # type: ignore[misc]
         """Print why the trial is run again; halve its batches if memory ran out."""
         self._waiting.reported()
         if lost := self._lost_nodes.latest(trial):
-            reason = f"its node was lost, {lost} so far; this is not one of its retries"
+            failure = f"its node was lost, {lost} so far; this is not one of its retries"
         else:
-            reason = _last_failure(trial)
-        self._progress.note(f"{trial} continues after a failure: {_last_line(reason)}")
+            failure = _last_failure(trial)
+        self._progress.note(f"{trial} continues after a failure: {_reason(failure)}")
         folder = self._folder(trial)
         if folder.status != UNFINISHED:
             # It says that the trial failed. If this process dies now, the next one runs it again.
             folder.remove_result()
             folder.commit()
-        if any(phrase in reason for phrase in _LOW_MEMORY):
-            folder.halve_batches(_last_line(reason))
+        if any(phrase in failure for phrase in _LOW_MEMORY):
+            folder.halve_batches(_reason(failure))
 
     def on_trial_complete(
         self, iteration: int, trials: list[Any], trial: Any, **info: Any
@@ -101,8 +105,9 @@ class Reporter(tune.Callback):  # type: ignore[misc]
             self._progress.ended(str(trial), how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Print why the trial is not run again."""
-        self._progress.note(f"{trial} failed: {_last_line(_last_failure(trial))}")
+        """Print why the trial is not run again; remember it."""
+        self.failed.append(trial)
+        self._progress.note(f"{trial} failed: {_reason(_last_failure(trial))}")
 
     def _folder(self, trial: Any) -> TrialFolder:
         return self._sync.trial(Path(trial.config[JOB]["path"]))
@@ -168,6 +173,7 @@ def fit(
     runs.mkdir(exist_ok=True)
     index = 1 + sum(1 for _ in runs.iterdir())
     lost_nodes = LostNodes(node_losses)
+    reporter = Reporter(sync, progress, lost_nodes)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space=dict(param_space),
@@ -181,24 +187,25 @@ def fit(
             name=f"start-{index}",
             storage_path=str(runs.resolve()),
             failure_config=tune.FailureConfig(max_failures=retries),
-            callbacks=[Reporter(sync, progress, lost_nodes)],
+            callbacks=[reporter],
             verbose=0,
         ),
     )
     with _stop_signals() as stopped, lost_nodes.counted_apart(), hidden_errors_named(runs):
-        results = tuner.fit()
+        tuner.fit()
     if lost_nodes.total:
         times = f"{lost_nodes.total} time" + "s" * (lost_nodes.total != 1)
         progress.note(f"{times} a trial lost its node, which used up no retry")
     if stopped:
         raise KeyboardInterrupt
-    for result in results:
+    # Not Tune's results: they lack the configuration of a trial that died before its first epoch.
+    for trial in reporter.failed:
         # A trial that ended because storage failed has not failed: it continues next time.
-        if result.error is not None and not isinstance(result.error, OSError):
-            job = TrialJob.model_validate(result.config[JOB])
+        if not isinstance(trial.get_pickled_error(), OSError):
+            job = TrialJob.model_validate(trial.config[JOB])
             folder = sync.trial(job.path)
             if folder.status == UNFINISHED:  # its process died
-                folder.write_failure(job, "failed", _last_line(result.error))
+                folder.write_failure(job, "failed", _reason(_last_failure(trial)))
 
 
 def to_config(job: TrialJob) -> dict[str, Any]:
@@ -270,6 +277,9 @@ def _last_failure(trial: Any) -> str:
     return text.rpartition("Failure # ")[2]
 
 
-def _last_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+def _reason(failure: str) -> str:
+    """Return the line of a failure that says most: its last one, or the last error it names."""
+    last = failure.strip().rpartition("\n")[2]
+    named = re.findall(r"^\w+Error: .+", failure, re.MULTILINE)
+    # Ray ends so if a process cannot begin, such as on a node without this package.
+    return named[-1] if named and last.startswith("An unexpected internal error") else last

@@ -39,12 +39,17 @@ HEAD_ID = "f" * 51 + "00000"
 
 
 @pytest.fixture(scope="module")
-def quiet() -> Iterator[None]:
+def with_token() -> Iterator[None]:
+    """Let all nodes ask for this machine's token.
+
+    A cluster that a process starts for itself makes a token and turns tokens on, which cannot be
+    undone in that process. An earlier test may have done so: this one always does.
+    """
+    with start_cluster(None):
+        pass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_worker_niceness", "0")
-        root = str(Path(__file__).parents[3])
-        patch.setenv("PYTHONPATH", os.pathsep.join([root, *sys.path[:1]]))
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
         yield
 
 
@@ -84,7 +89,7 @@ def _ray_start(folder: Path, *flags: str, **environment: str) -> subprocess.Pope
 
 
 @pytest.fixture(scope="module")
-def machines(quiet: None) -> Iterator[Machines]:
+def machines(with_token: None) -> Iterator[Machines]:
     machines = Machines()
     yield machines
     machines.shutdown()
@@ -184,7 +189,7 @@ def test_trials_follow_nodes_that_join_and_wait_with_a_reason_for_one_that_is_lo
 
 
 @pytest.fixture
-def autoscaled(quiet: None) -> Iterator[str]:
+def autoscaled(with_token: None) -> Iterator[str]:
     """The address of a head without processors, whose autoscaler may start two nodes of one."""
     folder = Path(tempfile.mkdtemp(prefix="ray"))
     host = ray.util.get_node_ip_address()

@@ -6,8 +6,10 @@ import errno
 import io
 import json
 import os
+import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -117,6 +119,38 @@ def test_a_process_does_not_grow_from_trial_to_trial(
     assert len({row["pid"] for row in seen}) == 1
     assert seen[-1]["threads"] <= seen[1]["threads"]
     assert seen[-1]["rss"] < 1.1 * seen[1]["rss"]
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_cannot_begin_has_failed_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a node where a package is not installed. Tune's results do not name the trial then."""
+
+    class Loss:
+        __module__, __qualname__ = "missing_there", "Loss"
+
+    here = ModuleType("missing_there")
+    here.Loss = Loss  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "missing_there", here)
+    (tmp_path / "trials").mkdir()
+    job = TrialJob(variant="raw", fold=0, seed=0, experiment=Experiment())
+
+    def train(config: dict[str, Any]) -> None:
+        Loss()
+
+    space = {JOB: tune.grid_search([to_config(job.placed(tmp_path, ONE_AT_ONCE))[JOB]])}
+    said = io.StringIO()
+    progress = Progress([job.name], 1, Console(file=said))
+    with start_cluster(None):
+        fit(train, ONE_AT_ONCE, StudySync(tmp_path), progress, 1, param_space=space)
+    folder = TrialFolder(tmp_path / "trials" / job.name)
+    row = folder.read()
+    assert row is not None
+    reason = "ModuleNotFoundError: No module named 'missing_there'"
+    assert (row["status"], row["error"]) == ("failed", reason)
+    assert f"raw-fold0-seed0 continues after a failure: {reason}\n" in said.getvalue()
+    assert said.getvalue().endswith(f"raw-fold0-seed0 failed: {reason}\n")
 
 
 @pytest.mark.parametrize(
