@@ -15,12 +15,14 @@ import argparse
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -200,7 +202,7 @@ def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was
 
     Args:
         command: Parses the command line, does the work and returns an exit code.
-        stopped: Printed after Ctrl-C.
+        stopped: Printed after Ctrl-C or SIGTERM.
 
     Returns:
         The command's exit code, or the one of the error that ended it.
@@ -208,7 +210,8 @@ def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was
     _open_streams()
     try:
         try:
-            return command()
+            with _sigterm_interrupts():
+                return command()
         finally:
             _flush_output()
     except _HelpShown:
@@ -218,6 +221,23 @@ def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was
         return STOPPED
     except (Exception, SystemExit) as error:
         return _end(error)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers and containers stop a command, act like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _open_streams() -> None:

@@ -65,11 +65,14 @@ def _fetch(args: argparse.Namespace) -> int:
     if remote.entry("study.json") is None:
         raise StudyError(f"{url} holds no study.json, so it is no study: correct the URL")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / _MARKER, f"{url}\n")
+    fetched = set(_read_marker(folder)[1:]) | {n for n in remote.list() if is_report_file(n)}
+    write_text(folder / _MARKER, "\n".join([url, *sorted(fetched)]) + "\n")
     before = _times(folder)
     # If a running study changes a file between listing and download, both are repeated.
     retry_storage(
-        lambda: pull(remote, folder, is_report_file, what="fetching the study"),
+        lambda: pull(
+            remote, folder, is_report_file, fetched.__contains__, what="fetching the study"
+        ),
         f"the copy of {url}",
     )
     after = _times(folder)
@@ -84,11 +87,16 @@ def _check_folder(url: str, folder: Path) -> None:
     """Refuse a folder that was not made by this command for the same study."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    marker = folder / _MARKER
-    found = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
+    found = next(iter(_read_marker(folder)), "")
     if found.partition("?")[0] != url.partition("?")[0]:
         what = f"was fetched from {found}" if found else "was not made by this command"
         raise ConfigError(f"DIR: {folder} is there already and {what}: name another folder")
+
+
+def _read_marker(folder: Path) -> list[str]:
+    """Return the URL from which a folder was fetched, then the names of the files that were."""
+    marker = folder / _MARKER
+    return marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else []
 
 
 def _times(folder: Path) -> dict[Path, int]:

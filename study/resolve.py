@@ -168,9 +168,10 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     spec = build_spec(args, name_channels(experiment, data), say).model_copy(update=facts)
     spec = spec.model_copy(update={"weight_files": _hash_weights(spec)})
     sync = _find_storage(args, data.synthetic)
-    spec = _warm_start(spec, None if args.fresh else sync.folder, say)
+    begun = None if args.fresh else sync.begun_as()
+    spec = _warm_start(spec, begun, say)
     _check_splits(spec, data)
-    if args.fresh or not (sync.folder / "study.json").exists():
+    if begun is None:
         # What has begun cannot be changed, and goes on as it did.
         _check_resident(spec, data)
         for search in spec.searches:
@@ -186,12 +187,12 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     return Study(spec, data, sync, sizes, external)
 
 
-def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
+def _warm_start(spec: StudySpec, begun: StudySpec | None, say: Say) -> StudySpec:
     """Give a search the best candidates of an earlier one to begin with.
 
     Args:
         spec: What the study asks; `warm_start` of its search is the earlier study's folder.
-        folder: Of this study: what was taken when it began is kept. None begins again.
+        begun: What the study asked when it began: the candidates that it took then are kept.
         say: Told which candidates do not fit.
 
     Raises:
@@ -202,7 +203,8 @@ def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
         return spec
     where = f"--warm-start {cut(spec.search.warm_start)}"
     source = user_path(spec.search.warm_start, "--warm-start").resolve()
-    starts = None if folder is None else _recorded_starts(folder, source.name)
+    taken = begun.search if begun is not None else None
+    starts = taken.starts if taken is not None and taken.warm_start == source.name else None
     if starts is None:
         starts = tuple(_read_starts(source, where, spec, say))
     for one in spec.searches:
@@ -214,14 +216,6 @@ def _warm_start(spec: StudySpec, folder: Path | None, say: Say) -> StudySpec:
             say(f"Note: {where}: {own - room} more{group} do not fit into --search N; raise N")
     search = spec.search.model_copy(update={"warm_start": source.name, "starts": starts})
     return spec.model_copy(update={"search": search})
-
-
-def _recorded_starts(folder: Path, name: str) -> tuple[Changes, ...] | None:
-    """Return what a study that has begun took from the study of this name; None if it did not."""
-    if not (folder / "study.json").exists():
-        return None
-    search = read_spec(folder).search
-    return search.starts if search is not None and search.warm_start == name else None
 
 
 def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterator[Changes]:

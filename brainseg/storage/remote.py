@@ -269,6 +269,7 @@ def pull(
     remote: RemoteFolder,
     target: Path,
     is_wanted: Callable[[str], bool],
+    is_copy: Callable[[str], bool] = lambda name: True,
     *,
     below: str = "",
     what: str = "",
@@ -277,8 +278,9 @@ def pull(
 
     Args:
         remote: The folder to copy.
-        target: The local folder. Files in it that are wanted, but not remote, are removed.
+        target: The local folder.
         is_wanted: Whether a path is compared at all.
+        is_copy: Whether a wanted file that is no longer remote was fetched once, and may go.
         below: Subfolder of both that is compared; empty for all.
         what: Label of the progress bar; empty for none.
 
@@ -289,7 +291,7 @@ def pull(
     wanted = {name: entry for name, entry in listing.items() if is_wanted(name)}
     for name in local_files(target, below):
         is_leftover = name.endswith(_PART) and Path(name).name.startswith(".")
-        if is_leftover or (is_wanted(name) and name not in wanted):
+        if is_leftover or (is_wanted(name) and is_copy(name) and name not in wanted):
             (target / name).unlink(missing_ok=True)
     new = {name: e for name, e in wanted.items() if not is_current(target / name, e)}
     remote.fetch(new, target, what)

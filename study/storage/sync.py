@@ -12,15 +12,18 @@ import fnmatch
 import hashlib
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage
 from brainseg.storage.remote import Entry, RemoteFolder, is_current, local_files, pull
 from brainseg.storage.urls import Location, is_url, join_location, name_of
+from study.spec.study_spec import StudySpec
 from study.storage.schema import STOPPED
-from study.storage.study_folder import default_name, move_aside
+from study.storage.study_folder import default_name, move_aside, read_spec
 from study.storage.trial_folder import ELSEWHERE, TrialFolder
 
 _TRIALS = r"(trials|search/candidates|search/(?!candidates/)[^/]+/candidates)"
@@ -60,6 +63,19 @@ class StudySync:
         if self._remote is None:
             return self.folder.is_dir()
         return self._remote.entry("study.json") is not None
+
+    def begun_as(self) -> StudySpec | None:
+        """Return what the study asked when it began; None if it has not begun.
+
+        Raises:
+            StudyError: If its study.json cannot be read.
+        """
+        if self._remote is None:
+            return read_spec(self.folder) if (self.folder / "study.json").exists() else None
+        with tempfile.TemporaryDirectory() as folder:  # the copy is another driver's, perhaps
+            fetch = partial(self._remote.fetch_file, "study.json", Path(folder))
+            is_there = retry_storage(fetch, "study.json", FAR_WAITS)
+            return read_spec(Path(folder)) if is_there else None
 
     def fetch(self) -> None:
         """Fetch what the driver needs of the study: no checkpoints, no trial's model."""

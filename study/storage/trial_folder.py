@@ -111,14 +111,21 @@ class TrialFolder:
         has_model = self.model.exists() or (self.path / ELSEWHERE).exists()
         return self.status == FINISHED and has_model
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do: a trial was tested, a candidate has its score."""
+        is_candidate = self.path.parent.name == "candidates"
+        return self.status in (FINISHED, STOPPED) if is_candidate else self.is_finished()
+
     def begin(self) -> None:
-        """Make the folder, and remove the result of an earlier start.
+        """Make the folder, and remove the result of an earlier start that failed.
 
         Raises:
             OSError: If the study's folder is gone or cannot be written.
         """
         self.path.mkdir(exist_ok=True)
-        self.remove_result()
+        if not self.is_complete:
+            self.remove_result()
 
     def remove_result(self) -> None:
         """Remove the result, if there is one: the trial has yet to end."""
@@ -210,8 +217,17 @@ class TrialFolder:
         self.commit()
 
     def write_stopped(self, job: TrialJob) -> None:
-        """Write the result of a candidate that the scheduler stopped; its checkpoints go."""
+        """Write the result of a candidate that the scheduler stopped; its checkpoints go.
+
+        Raises:
+            DataError: If its history is gone.
+        """
         history = self.read_history()
+        if not history:
+            raise DataError(
+                f"{self._history} has no epoch, but the search stopped this candidate after some: "
+                "put the file back, or begin again with --fresh"
+            )
         last, seconds = history[-1], sum(row["seconds"] for row in history)
         values = {"epochs": int(last["step"]), SCORE: last[SCORE]}
         self._write_result(job, {"status": STOPPED, "error": "", "seconds": seconds, **values})

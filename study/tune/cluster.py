@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, zip_longest
@@ -21,7 +23,7 @@ from study.spec.resources import Cluster, Node
 
 _ANSWER_SECONDS = 5.0
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head node alone
-_HEAD_SECONDS = 60.0
+_NODE_SECONDS = 60.0
 _MAX_NODES = 10_000
 _TOKEN_HINT = (
     ". If the cluster asks for a token, set RAY_AUTH_MODE=token and put its token into "
@@ -52,7 +54,7 @@ def start_cluster(address: str | None) -> Iterator[Cluster]:
         _require_answer(address)
         options |= {"address": address}
     try:
-        with _no_usage_reporter():
+        with _no_usage_reporter(), _sigterm_kept():
             ray.init(**options)
     except Exception as error:  # a bare one where Ray's own processes start too slowly
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -80,6 +82,17 @@ def _no_usage_reporter() -> Iterator[None]:
         LocalNode.start_api_server = start
 
 
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by one that ends the process with 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def require_shared(path: Path, remedy: str) -> None:
     """Check that every node sees a file or folder that trials need.
 
@@ -97,8 +110,19 @@ def require_shared(path: Path, remedy: str) -> None:
         _sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], False))
         for node in nodes
     ]
-    seen = ray.get([answer.remote(str(path)) for answer in answers])
-    missing = [node["NodeName"] for node, sees in zip(nodes, seen, strict=True) if not sees]
+    asked = [answer.remote(str(path)) for answer in answers]
+    missing = []
+    for node, reply in zip(nodes, asked, strict=True):
+        try:
+            sees = ray.get(reply, timeout=_NODE_SECONDS)
+        except ray.exceptions.RayError as error:  # it is gone, or lacks this package
+            reason = str(error).strip().splitlines()[-1]
+            raise StudyError(
+                f"the node {node['NodeName']} does not say whether it sees {path}: {reason}; "
+                "install this package there, or remove the node"
+            ) from error
+        if not sees:
+            missing.append(node["NodeName"])
     if missing:
         raise StudyError(
             f"{len(missing)} of {len(nodes)} nodes do not see {path} ({', '.join(missing)}): "
@@ -142,7 +166,7 @@ def _find_startable() -> Cluster:
     port = ray.get_runtime_context().gcs_address.rpartition(":")[2]
     try:
         answer = _read_autoscaler.options(scheduling_strategy=on_head).remote(port)
-        config = ray.get(answer, timeout=_HEAD_SECONDS)
+        config = ray.get(answer, timeout=_NODE_SECONDS)
     except ray.exceptions.RayError:  # such as: the study is not installed there
         return ()
     return startable(config, len(alive) - 1) if config else ()

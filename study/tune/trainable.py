@@ -59,7 +59,8 @@ def run_job(config: Mapping[str, Any]) -> None:
     """Train a job, test it if it is a trial, write its folder: the function that Tune runs."""
     job = TrialJob.model_validate(config[JOB])
     with workspace(job) as folder:
-        retry_with_half_batches(folder, lambda: _run(job, folder))
+        if not folder.is_complete:  # such as by an earlier process whose last message was lost
+            retry_with_half_batches(folder, lambda: _run(job, folder))
 
 
 @contextmanager

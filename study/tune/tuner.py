@@ -20,15 +20,17 @@ from brainseg.errors import StorageError
 from study.spec.resources import TrialResources
 from study.spec.study_spec import METRIC, MODE, SCORE
 from study.spec.trial_job import TrialJob
-from study.storage.schema import UNFINISHED
+from study.storage.schema import FAILURES, UNFINISHED
 from study.storage.sync import StudySync
 from study.storage.trial_folder import TrialFolder
-from study.tune.lost_nodes import LostNodes
+from study.tune.failures import Failures
 from study.tune.progress import Progress
 from study.tune.trainable import JOB, run_job
 from study.tune.waiting import WaitNotice
 
 _LOW_MEMORY = ("low on memory", "OutOfMemoryError")  # Ray ended the process to save its node
+# Ray's last lines if a process cannot begin, as on a node without this package, or is killed.
+_SAYS_LITTLE = ("An unexpected internal error", "Refer to the documentation")
 Trainable = Callable[[dict[str, Any]], None]
 
 
@@ -38,14 +40,14 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     Args:
         sync: The study.
         progress: Prints it.
-        lost_nodes: Knows which failures were not a trial's own.
+        failures: Knows how trials failed.
 
     Attributes:
         failed: Tune's trials that are not run again.
     """
 
-    def __init__(self, sync: StudySync, progress: Progress, lost_nodes: LostNodes) -> None:
-        self._sync, self._progress, self._lost_nodes = sync, progress, lost_nodes
+    def __init__(self, sync: StudySync, progress: Progress, failures: Failures) -> None:
+        self._sync, self._progress, self._failures = sync, progress, failures
         self.failed: list[Any] = []
         self._waiting = WaitNotice(progress.note)
 
@@ -79,13 +81,13 @@ class Reporter(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Print why the trial is run again; halve its batches if memory ran out."""
         self._waiting.reported()
-        if lost := self._lost_nodes.latest(trial):
+        if lost := self._failures.lost_nodes(trial):
             failure = f"its node was lost, {lost} so far; this is not one of its retries"
         else:
             failure = _last_failure(trial)
         self._progress.note(f"{trial} continues after a failure: {_reason(failure)}")
         folder = self._folder(trial)
-        if folder.status != UNFINISHED:
+        if folder.status in FAILURES:
             # It says that the trial failed. If this process dies now, the next one runs it again.
             folder.remove_result()
             folder.commit()
@@ -172,8 +174,8 @@ def fit(
     runs = sync.folder / "tune"
     runs.mkdir(exist_ok=True)
     index = 1 + sum(1 for _ in runs.iterdir())
-    lost_nodes = LostNodes(node_losses)
-    reporter = Reporter(sync, progress, lost_nodes)
+    failures = Failures(node_losses)
+    reporter = Reporter(sync, progress, failures)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space=dict(param_space),
@@ -191,17 +193,17 @@ def fit(
             verbose=0,
         ),
     )
-    with _stop_signals() as stopped, lost_nodes.counted_apart(), hidden_errors_named(runs):
+    with stop_signals() as stopped, failures.handled(), hidden_errors_named(runs):
         tuner.fit()
-    if lost_nodes.total:
-        times = f"{lost_nodes.total} time" + "s" * (lost_nodes.total != 1)
+    if lost := failures.num_lost_nodes:
+        times = f"{lost} time" + "s" * (lost != 1)
         progress.note(f"{times} a trial lost its node, which used up no retry")
     if stopped:
         raise KeyboardInterrupt
     # Not Tune's results: they lack the configuration of a trial that died before its first epoch.
     for trial in reporter.failed:
         # A trial that ended because storage failed has not failed: it continues next time.
-        if not isinstance(trial.get_pickled_error(), OSError):
+        if not isinstance(failures.latest(trial), OSError):
             job = TrialJob.model_validate(trial.config[JOB])
             folder = sync.trial(job.path)
             if folder.status == UNFINISHED:  # its process died
@@ -219,10 +221,13 @@ def hidden_errors_named(folder: Path) -> Iterator[None]:
 
     Raises:
         StorageError: If Tune could not write below the folder, or a callback met a known error.
+        BrokenPipeError: If nothing reads the progress any more.
     """
     try:
         yield
     except tune.TuneError as error:
+        if re.search("^BrokenPipeError", str(error), re.MULTILINE):
+            raise BrokenPipeError from error
         reason = _hidden_reason(str(error), folder)
         if reason is None:
             raise
@@ -238,7 +243,7 @@ def _hidden_reason(text: str, folder: Path) -> str | None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """End Tune in good order on the first SIGINT or SIGTERM, immediately on a second one.
 
     Yields:
@@ -246,23 +251,27 @@ def _stop_signals() -> Iterator[list[int]]:
     """
     stopped: list[int] = []
     watched = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in watched}
+    before = {number: signal.getsignal(number) for number in (*watched, signal.SIGUSR1)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def restore(*numbers: int) -> None:
+        for number in numbers:
+            signal.signal(number, before[signal.Signals(number)])
 
     def stop(number: int, frame: Any) -> None:
         stopped.append(number)
-        restore()
+        restore(*watched)
         signal.raise_signal(signal.SIGUSR1)  # the signal that Tune itself listens to
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
 
     for number in watched:
         signal.signal(number, stop)
+    signal.signal(signal.SIGUSR1, end)  # until Tune listens to it, after some milliseconds
     try:
         yield stopped
     finally:
-        restore()
+        restore(*before)
 
 
 def _name(trial: Any) -> str:
@@ -280,6 +289,5 @@ def _last_failure(trial: Any) -> str:
 def _reason(failure: str) -> str:
     """Return the line of a failure that says most: its last one, or the last error it names."""
     last = failure.strip().rpartition("\n")[2]
-    named = re.findall(r"^\w+Error: .+", failure, re.MULTILINE)
-    # Ray ends so if a process cannot begin, such as on a node without this package.
-    return named[-1] if named and last.startswith("An unexpected internal error") else last
+    named = re.findall(r"^(?:\w+Error: .+|.*running low on memory.*)", failure, re.MULTILINE)
+    return str(named[-1]) if named and last.startswith(_SAYS_LITTLE) else last

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from brainseg.cli import (
     FAULT,
+    FINISHED,
     KNOWN_ERROR,
     SOME_FAILED,
     STOPPED,
@@ -41,6 +43,17 @@ def test_a_known_error_is_printed_and_has_an_exit_code(
 def test_a_command_says_what_ctrl_c_leaves(capsys: pytest.CaptureFixture[str]) -> None:
     run_command(lambda: _raise(KeyboardInterrupt()), stopped="stopped; go on later")
     assert capsys.readouterr().err == "stopped; go on later\n"
+
+
+def test_sigterm_stops_a_command_like_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return FINISHED
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(work) == STOPPED
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_fault_leaves_its_traceback_in_a_file(

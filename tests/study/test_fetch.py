@@ -63,5 +63,12 @@ def test_fetching_refuses_what_it_would_overwrite_and_what_is_no_study(
     assert not (tmp_path / "new").exists()
     RemoteFolder(url).write("study.json", b"{}")
     assert fetch([url, str(tmp_path / "new")]) == FINISHED
+    (tmp_path / "new" / "notes.csv").write_text("mine")
+    RemoteFolder(url).write("scores.csv", b"theirs")
+    assert fetch([url, str(tmp_path / "new")]) == FINISHED
+    RemoteFolder(url).delete(["scores.csv"])
+    assert fetch([url, str(tmp_path / "new")]) == FINISHED
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {".fetched-from", "notes.csv", "study.json"}
     assert fetch([store.url("another"), str(tmp_path / "new")]) == USAGE
     assert "was fetched from s3://" in capsys.readouterr().err

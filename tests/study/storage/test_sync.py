@@ -19,7 +19,7 @@ from study.resolve import resolve
 from study.run import main as run
 from study.spec.trial_job import TrialJob
 from study.storage import sync as sync_module
-from study.storage.study_folder import write_study
+from study.storage.study_folder import read_spec, write_study
 from study.storage.sync import StudySync, find_study, is_report_file
 from study.storage.trial_folder import TrialFolder
 
@@ -29,6 +29,20 @@ TRIAL = Path("trials") / "raw-fold0-seed1"
 @pytest.fixture
 def url(store: Store, tmp_path: Path) -> str:
     return store.url(f"{tmp_path.name}/lite")
+
+
+def test_what_a_study_asked_is_read_where_it_is(
+    url: str, generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has no copy of it, or a stale one."""
+    sync = _on("one", url, tmp_path, monkeypatch)
+    assert sync.begun_as() is None
+    RemoteFolder(url).write("study.json", (generated / "study.json").read_bytes())
+    begun = sync.begun_as()
+    assert begun is not None
+    assert begun == read_spec(generated) == StudySync(generated).begun_as()
+    assert not (sync.folder / "study.json").exists(), "another driver may hold the copy"
+    assert StudySync(tmp_path / "new").begun_as() is None
 
 
 def _on(machine: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudySync:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from brainseg.config import Experiment
+from brainseg.errors import DataError
 from study.spec.study_spec import SCORE
 from study.spec.trial_job import TrialJob
 from study.storage.trial_folder import TrialFolder, candidate_folder, read_params
@@ -46,6 +47,28 @@ def test_a_stopped_candidate_keeps_its_history_and_no_checkpoints(folder: TrialF
     assert row[SCORE] == 0.3
     assert not folder.checkpoints.exists()
     assert folder.status == "stopped"
+
+
+def test_a_stopped_candidate_without_a_history_is_refused_by_name(folder: TrialFolder) -> None:
+    with pytest.raises(DataError, match=r"history\.csv has no epoch.*put the file back"):
+        folder.write_stopped(JOB)
+    assert folder.status == "unfinished"
+
+
+def test_what_is_complete_outlives_a_new_start(folder: TrialFolder, tmp_path: Path) -> None:
+    """As when the process that wrote the result died before it told so."""
+    trial = TrialFolder(tmp_path / "trials" / "raw-fold0-seed44")
+    trial.path.mkdir(parents=True)
+    for one in (folder, trial):
+        one.write_success(JOB, {SCORE: 0.5}, {})
+        one.begin()
+    assert folder.is_complete
+    assert not trial.is_complete, "a trial leaves a model, a candidate leaves none"
+    assert [one.status for one in (folder, trial)] == ["finished", "unfinished"]
+    trial.write_success(JOB, {SCORE: 0.5}, {})
+    trial.model.touch()
+    trial.begin()
+    assert trial.is_complete
 
 
 def test_what_ends_a_trial_is_committed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import pytest
 import ray
@@ -29,7 +30,7 @@ from brainseg.errors import StudyError
 from study.spec.resources import Node, TrialResources, share_cluster
 from study.spec.trial_job import TrialJob
 from study.storage.sync import StudySync
-from study.tune.cluster import start_cluster, startable
+from study.tune.cluster import require_shared, start_cluster, startable
 from study.tune.progress import Progress
 from study.tune.trainable import JOB
 from study.tune.tuner import fit, to_config
@@ -259,6 +260,32 @@ def test_an_autoscaler_starts_no_more_than_it_may_and_some_of_each_type() -> Non
     assert startable(config, present=0) == (small, large, small, large)
     assert startable(config, present=3) == (small,)
     assert startable(config, present=4) == ()
+
+
+def test_a_cluster_leaves_sigterm_to_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end the process by sys.exit(15), also after it was shut down."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    monkeypatch.setattr(ray, "nodes", list)
+    with start_cluster(None):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_node_that_cannot_look_for_a_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "NodeID": "a" * 56, "NodeName": name} for name in ("head", "small")]
+
+    def get(reply: object, timeout: float) -> bool:
+        raise ray.exceptions.RayTaskError(
+            "_sees", "Traceback\nno module named study", ValueError()
+        )
+
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr("study.tune.cluster._sees", MagicMock())
+    with pytest.raises(StudyError, match=r"node head does not say whether .*: no module named"):
+        require_shared(tmp_path, "give --data as a URL")
 
 
 def test_a_cluster_that_refuses_is_one_line_with_what_to_do(

@@ -77,6 +77,8 @@ def test_inner_folds_train_in_turn_as_they_would_alone(
     assert row[SCORE] == max(epoch["val_dice"] for epoch in reported) == reported[-1][SCORE]
     assert not _folder(job).checkpoints.exists()
     assert not _folder(job).model.exists()
+    run_job(to_config(job))
+    assert len(reported) == 2, "what has its result is not trained again"
 
 
 @pytest.mark.slow

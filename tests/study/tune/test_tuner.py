@@ -6,7 +6,9 @@ import errno
 import io
 import json
 import os
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from ray import tune
+from ray import cloudpickle, tune
 from rich.console import Console
 
 from brainseg.config import Experiment
@@ -30,7 +32,7 @@ from study.storage.trial_folder import TrialFolder
 from study.tune.cluster import start_cluster
 from study.tune.progress import Progress
 from study.tune.trainable import JOB, run_job
-from study.tune.tuner import fit, hidden_errors_named, to_config
+from study.tune.tuner import fit, hidden_errors_named, stop_signals, to_config
 
 ONE_AT_ONCE = TrialResources(cpus=1)
 CHANGES: dict[str, dict[str, Any]] = {
@@ -121,24 +123,42 @@ def test_a_process_does_not_grow_from_trial_to_trial(
     assert seen[-1]["rss"] < 1.1 * seen[1]["rss"]
 
 
+def _needs_a_missing_module(config: dict[str, Any]) -> None:
+    _Missing()
+
+
+def _fills_the_memory(config: dict[str, Any]) -> None:
+    time.sleep(600)  # Ray ends it, since the test allows it next to no memory
+
+
+class _Missing:
+    __module__, __qualname__ = "missing_there", "_Missing"
+
+
+FATAL = {
+    "no package there": (
+        _needs_a_missing_module,
+        "ModuleNotFoundError: No module named 'missing_",
+    ),
+    "memory": (_fills_the_memory, "1 worker(s) were killed due to the node running low on memory"),
+}
+
+
 @pytest.mark.slow
-def test_a_trial_whose_process_cannot_begin_has_failed_with_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", FATAL)
+def test_a_trial_that_ray_gives_up_has_failed_with_a_reason(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a node where a package is not installed. Tune's results do not name the trial then."""
-
-    class Loss:
-        __module__, __qualname__ = "missing_there", "Loss"
-
+    train, reason = FATAL[kind]
     here = ModuleType("missing_there")
-    here.Loss = Loss  # type: ignore[attr-defined]
+    here._Missing = _Missing  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "missing_there", here)
+    if kind == "memory":
+        monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+        monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     (tmp_path / "trials").mkdir()
     job = TrialJob(variant="raw", fold=0, seed=0, experiment=Experiment())
-
-    def train(config: dict[str, Any]) -> None:
-        Loss()
-
     space = {JOB: tune.grid_search([to_config(job.placed(tmp_path, ONE_AT_ONCE))[JOB]])}
     said = io.StringIO()
     progress = Progress([job.name], 1, Console(file=said))
@@ -147,10 +167,11 @@ def test_a_trial_whose_process_cannot_begin_has_failed_with_a_reason(
     folder = TrialFolder(tmp_path / "trials" / job.name)
     row = folder.read()
     assert row is not None
-    reason = "ModuleNotFoundError: No module named 'missing_there'"
-    assert (row["status"], row["error"]) == ("failed", reason)
-    assert f"raw-fold0-seed0 continues after a failure: {reason}\n" in said.getvalue()
-    assert said.getvalue().endswith(f"raw-fold0-seed0 failed: {reason}\n")
+    assert row["status"] == "failed"
+    assert row["error"].startswith(reason)
+    assert f"raw-fold0-seed0 continues after a failure: {reason}" in said.getvalue()
+    assert f"raw-fold0-seed0 failed: {reason}" in said.getvalue()
+    assert folder.batch_parts == (2 if kind == "memory" else 1)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +194,22 @@ def test_a_known_error_in_the_text_of_one_of_tunes_is_named(
     said = r"No space left.*result\.json.*continues|result\.json: .*continues|a fault of"
     with pytest.raises(expected, match=said), hidden_errors_named(tmp_path):
         raise tune.TuneError(text)
+
+
+def test_a_closed_pipe_is_not_blamed_on_tunes_folder(tmp_path: Path) -> None:
+    text = "Traceback\nBrokenPipeError: [Errno 32] Broken pipe\n"
+    with pytest.raises(BrokenPipeError), hidden_errors_named(tmp_path):
+        raise tune.TuneError(text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_tune_listens_ends_the_run(number: signal.Signals) -> None:
+    """Also where Tune's handler of an earlier run is still there, which nothing reads any more."""
+    ignored = signal.signal(signal.SIGUSR1, lambda *_: None)
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(one) for one in watched]
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stopped:
+        signal.raise_signal(number)
+    assert stopped == [number]
+    assert [signal.getsignal(one) for one in watched] == before
+    signal.signal(signal.SIGUSR1, ignored)
