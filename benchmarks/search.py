@@ -518,7 +518,7 @@ def read_curves(folder: Path) -> list[Curves]:
         raise ConfigError(f"--study {folder}: the study has no search")
     found = []
     for search in spec.searches:
-        group = search.search.group if search.search else ""
+        group = search.group
         count = len(read_candidates(folder, search))
         folders = [candidate_folder(folder, index, group) for index in range(count)]
         if cut := [one.path.name for one in folders if one.status in ("stopped", "unfinished")]:

@@ -167,11 +167,10 @@ def describe_hours(
         seconds.append(training + times.rest(kinds[job.name]))
     each = searching = 0.0
     if candidates:
-        assert study.spec.search is not None
         per_epoch = fmean(
             (trainings[name] or 0.0) / job.num_epochs for name, job in needed.items()
         )
-        each = per_epoch * study.spec.search.trainings
+        each = per_epoch * study.spec.own_search.trainings
         searching = each * _expected_epochs(study)
     work = f"{sum(seconds) / _SECONDS_PER_HOUR:.2f} of trials"
     if searching:
@@ -333,9 +332,7 @@ def _describe_search(study: Study) -> list[Line]:
     if spec.search is None:
         return []
     search, halving, space = spec.search, spec.halving, spec.search_space
-    many = [
-        f"{one.search.group}: {', '.join(one.variants)}" for one in spec.searches if one.search
-    ]
+    many = [f"{one.group}: {', '.join(one.variants)}" for one in spec.searches]
     in_full = sum(study.count_open(s) * s.halving.longest for s in spec.searches)
     epochs = _expected_epochs(study)
     rungs = ", ".join(map(str, halving.rungs()))

@@ -143,12 +143,11 @@ def _search(
     console: Console,
 ) -> None:
     """Run what is left of one of the searches, and say what it found."""
-    assert spec.search is not None
-    left, group = count_open(study.folder, spec), spec.search.group
+    left, group = count_open(study.folder, spec), spec.group
     journal = study.folder / search_path(group) / "journal.log"
     of = f" of {group}" if group else ""
     console.print(
-        f"Search{of}: {spec.search.candidates} candidates, {left} to run; live: "
+        f"Search{of}: {spec.own_search.candidates} candidates, {left} to run; live: "
         f"optuna-dashboard {os.path.relpath(journal)}"
     )
     names = [candidate_name(index, group) for index in range(left)]
@@ -165,7 +164,7 @@ def _search(
     else:
         console.print(
             f"Winner{of}: candidate {full[0]['candidate']}, val Dice {full[0][SCORE]:.4f}; "
-            f"{len(full)} of {spec.search.candidates} ran in full. "
+            f"{len(full)} of {spec.own_search.candidates} ran in full. "
             f"Settings: {leaderboard_folder(study.folder, spec)}/best.yaml and best_grid.yaml"
         )
 

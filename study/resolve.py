@@ -19,28 +19,22 @@ from brainseg.data.preprocess import apply_filters
 from brainseg.data.resident import LARGEST, keeps_resident, prepared_bytes
 from brainseg.data.slice_store import PHANTOM, SliceStore, open_dataset
 from brainseg.data.split import check_share, count_rotations, split_of
-from brainseg.errors import ConfigError, StorageError, StudyError
+from brainseg.errors import ConfigError, StorageError
 from brainseg.model.encoders import describe_weights, find_encoder_weights
 from brainseg.model.model_file import versions
 from brainseg.model.networks import build_model, build_network, check_network
-from brainseg.storage.files import hash_file, hide_home, user_path, write_csv, write_text
+from brainseg.storage.files import hash_file, hide_home, write_csv, write_text
 from brainseg.storage.remote import require_store
 from brainseg.storage.urls import Location, join_location
-from brainseg.storage.values import cut
 from study.analysis.protocol import register
 from study.external import ExternalVariant, score_external
-from study.spec.grid import LEAKY, WINNER, Changes
+from study.spec.grid import LEAKY, WINNER
 from study.spec.request import Say, build_spec, load_base
 from study.spec.resources import Cluster, TrialResources, share_cluster
-from study.spec.search_space import VARIANT
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.leaderboard import (
-    TOP,
     count_open,
-    ranked,
-    read_candidates,
-    read_leaderboard,
     winner_jobs,
 )
 from study.storage.schema import FAILURES, OF_EXTERNAL
@@ -48,6 +42,7 @@ from study.storage.study_folder import default_name, read_spec, read_study, writ
 from study.storage.sync import StudySync
 from study.storage.tables import external_folder
 from study.storage.trial_folder import TrialFolder
+from study.warm_start import add_warm_start
 
 _SHARE = "data.tumour_share"
 
@@ -103,8 +98,9 @@ class Study:
 
     def count_open(self, search: StudySpec) -> int:
         """Return how many candidates of one of the searches have yet to end."""
-        assert search.search is not None
-        return search.search.candidates if self.begins_again else count_open(self.folder, search)
+        return (
+            search.own_search.candidates if self.begins_again else count_open(self.folder, search)
+        )
 
     def jobs(self) -> list[TrialJob]:
         """Return all trials: the grid's and, once all searches are over, their winners'."""
@@ -121,7 +117,7 @@ class Study:
             return self.jobs()
         jobs = self.spec.jobs()
         for search in self.spec.searches:
-            expected = WINNER + (search.search.group if search.search else "")
+            expected = WINNER + search.group
             first = next(iter(search.variants))
             jobs += [
                 job.model_copy(update={"variant": expected})
@@ -169,7 +165,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     spec = spec.model_copy(update={"weight_files": _hash_weights(spec)})
     sync = _find_storage(args, data.synthetic)
     begun = None if args.fresh else sync.begun_as()
-    spec = _warm_start(spec, begun, say)
+    spec = add_warm_start(spec, begun, say)
     _check_splits(spec, data)
     if begun is None:
         # What has begun cannot be changed, and goes on as it did.
@@ -185,101 +181,6 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
     spec = spec.model_copy(update={"external": {one.name: one.patients for one in external}})
     sizes = _check_networks(spec.networks(), download=not args.plan)
     return Study(spec, data, sync, sizes, external)
-
-
-def _warm_start(spec: StudySpec, begun: StudySpec | None, say: Say) -> StudySpec:
-    """Give a search the best candidates of an earlier one to begin with.
-
-    Args:
-        spec: What the study asks; `warm_start` of its search is the earlier study's folder.
-        begun: What the study asked when it began: the candidates that it took then are kept.
-        say: Told which candidates do not fit.
-
-    Raises:
-        StudyError: If there is no such search, it is not over or judged by other patients.
-        ConfigError: If none of its candidates fits the space.
-    """
-    if spec.search is None or not spec.search.warm_start:
-        return spec
-    where = f"--warm-start {cut(spec.search.warm_start)}"
-    source = user_path(spec.search.warm_start, "--warm-start").resolve()
-    taken = begun.search if begun is not None else None
-    starts = taken.starts if taken is not None and taken.warm_start == source.name else None
-    if starts is None:
-        starts = tuple(_read_starts(source, where, spec, say))
-    for one in spec.searches:
-        own = sum(start[VARIANT] in one.variants for start in starts)
-        room = max(0, spec.search.candidates - len(one.variants))
-        group = f" for {one.search.group}" if one.search and one.search.group else ""
-        say(f"Warm start: {min(room, own)} candidates of {source.name}{group}")
-        if room < own:
-            say(f"Note: {where}: {own - room} more{group} do not fit into --search N; raise N")
-    search = spec.search.model_copy(update={"warm_start": source.name, "starts": starts})
-    return spec.model_copy(update={"search": search})
-
-
-def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterator[Changes]:
-    if not (source / "study.json").is_file():
-        raise StudyError(
-            f"{where}: there is no study.json; expected the folder of a study with a search, such "
-            "as results/lite"
-        )
-    earlier = read_spec(source)
-    _check_judges(earlier, where, spec)
-    misfits: list[str] = []
-    known = [spec.search_space.baseline(variant) for variant in spec.variants]
-    num_variants = len(known)
-    for search in earlier.searches:
-        if left := count_open(source, search):
-            raise StudyError(
-                f"{where}: its search is not over, {left} candidates are left: the command that "
-                "started it continues it"
-            )
-        all_params = read_candidates(source, search)
-        for row in ranked(read_leaderboard(source, search))[:TOP]:
-            params = all_params[int(row["candidate"])]
-            try:
-                start = spec.search_space.place(search.search_space.experiment(params))
-            except ConfigError as error:
-                misfits.append(f"candidate {row['candidate']} does not fit: {error}")
-                continue
-            if start not in known:
-                known.append(start)
-                yield start
-    if len(known) == num_variants and misfits:
-        raise ConfigError(f"{where}: {misfits[0]}")
-    if len(known) == num_variants:
-        raise StudyError(f"{where}: no candidate but the variants themselves ran in full")
-    for misfit in misfits:
-        say(f"Note: {where}: {misfit}")
-
-
-def _check_judges(earlier: StudySpec, where: str, spec: StudySpec) -> None:
-    """Refuse a search whose candidates were judged by patients that do not judge here."""
-    if earlier.search is None:
-        raise StudyError(f"{where}: the study has no search")
-    if _judges(earlier) != _judges(spec):
-        raise StudyError(
-            f"{where}: its candidates were judged on other data or another split, perhaps by "
-            "patients that are tested here: give a search on the same data and split"
-        )
-    ours, theirs = spec.experiment.inner_fold, earlier.experiment.inner_fold
-    if ours != theirs:
-        raise StudyError(
-            f"{where}: its candidates were judged with inner_fold {theirs}, here it is {ours}: "
-            f"give --set inner_fold={theirs}"
-        )
-    if not set(earlier.inner_folds) <= set(spec.inner_folds):
-        raise StudyError(
-            f"{where}: its candidates were judged on {earlier.search.folds} pairs of folds, here "
-            f"they are judged on fewer: give --search-folds {earlier.search.folds}"
-        )
-
-
-def _judges(spec: StudySpec) -> tuple[object, ...]:
-    """Return what decides which patients a search learns from and which judge it."""
-    parts = [job.experiment.data for job in spec.jobs()[: len(spec.variants)]]
-    return spec.fingerprint, {(p.split, p.split_seed, spec.files.get(p.split)) for p in parts}
 
 
 def _read_predictions(

@@ -30,8 +30,8 @@ ARROWS = (
     "brainseg.inference brainseg.explore brainseg.demo brainseg.predict brainseg.export",
     "brainseg.check brainseg",
     "study.spec study.storage study.analysis study.report study.cli study.tune",
-    "study.external study.resolve study.estimate study.pipeline study.run study.fetch",
-    "study.compare",
+    "study.external study.warm_start study.resolve study.estimate study.pipeline study.run",
+    "study.fetch study.compare",
 )
 ORDER = " ".join(ARROWS).split()
 """What may import what: a package or a module at the top imports from its left."""

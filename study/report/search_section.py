@@ -66,7 +66,7 @@ def describe_search(results: StudyResults, figures: FigureWriter) -> list[Sectio
     sections = []
     parts = _compare_parts(results)
     for spec in read_spec(results.folder).searches:
-        rows, group = read_leaderboard(results.folder, spec), _group(spec)
+        rows, group = read_leaderboard(results.folder, spec), spec.group
         if not rows:
             continue
         # A search that goes on has drawn more than its table shows.
@@ -81,10 +81,6 @@ def describe_search(results: StudyResults, figures: FigureWriter) -> list[Sectio
         name = f"search-{group}" if group else "search"
         sections.append(Section(name, f"Search{group and f' of {group}'}", blocks))
     return sections
-
-
-def _group(spec: StudySpec) -> str:
-    return spec.search.group if spec.search else ""
 
 
 def restrict(matrix: ScoreMatrix, patients: Collection[str]) -> ScoreMatrix:
@@ -131,10 +127,9 @@ def to_optuna(
 
 
 def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) -> Iterator[Block]:
-    assert spec.search is not None
     counts = Counter(row["status"] for row in rows)
     ends = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    sampler, scheduler = spec.search.sampler, spec.search.scheduler
+    sampler, scheduler = spec.own_search.sampler, spec.own_search.scheduler
     stopping = "all trained in full" if scheduler == "none" else f"stopped early by {scheduler}"
     text = f"{len(rows)} candidates, drawn by {sampler} and {stopping}: {ends}. "
     full = ranked(rows)
@@ -149,9 +144,9 @@ def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) ->
     else:
         text += "No candidate was trained in full, so there is no winner."
     yield Paragraph(text)
-    folds, seeds = spec.search.folds, spec.search.seeds
+    folds, seeds = spec.own_search.folds, spec.own_search.seeds
     mean = f", the mean over {folds} inner fold(s) x {seeds} seed(s)" if folds * seeds > 1 else ""
-    count, source = len(spec.search.starts), spec.search.warm_start
+    count, source = len(spec.own_search.starts), spec.own_search.warm_start
     warm = f", then {count} of the best of an earlier search, {source}" if count else ""
     yield Paragraph(
         "Candidates are trained and validated in rotation 0; the search never opens its test "
@@ -179,7 +174,7 @@ def _best(
     ]
     yield Table(f"The best {len(table)} of {len(full)} candidates trained in full.", table)
     folder = leaderboard_folder(results.folder, spec).relative_to(results.folder)
-    best_file, top = folder / "best.yaml", search_path(_group(spec)) / "top-1.yaml"
+    best_file, top = folder / "best.yaml", search_path(spec.group) / "top-1.yaml"
     study = f"{results.folder.parent.name}/{results.folder.name}"
     yield Listing(
         f"Each is a configuration file: {top} and so on. The first is also {best_file}, and with "
@@ -263,7 +258,7 @@ def _pair_row(winner: str, part: str, pair: Pair) -> dict[str, str]:
 def _early_stopping(
     results: StudyResults, spec: StudySpec, rows: Sequence[Row]
 ) -> Iterator[Block]:
-    spent = measure_spent(results.folder, rows, _group(spec))
+    spent = measure_spent(results.folder, rows, spec.group)
     if not spent.epochs_in_full:
         return
     table = [
@@ -312,7 +307,7 @@ def _figures(
 ) -> Iterator[Block]:
     import matplotlib
 
-    curves = [_read_curve(results, row, _group(spec)) for row in rows]
+    curves = [_read_curve(results, row, spec.group) for row in rows]
     if not any(curves):
         return
     finals = [float(row[SCORE]) if row["status"] == FINISHED else None for row in rows]
@@ -327,7 +322,7 @@ def _figures(
     with matplotlib.rc_context(STYLE | _OPTUNA_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
         study = to_optuna(spec, params, finals, curves)
-        prefix = f"search_{_group(spec)}" if _group(spec) else "search"
+        prefix = f"search_{spec.group}" if spec.group else "search"
         yield from _progress_figures(study, spec.halving.rungs(), prefix, figures)
         if varied and any(score is not None for score in scores):
             study = to_optuna(spec, params, scores)

@@ -120,7 +120,6 @@ def _build_search(args: argparse.Namespace) -> SearchSpec | None:
 
 def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchSpec:
     """Return the search with its space, which leaves every search something to vary."""
-    assert spec.search is not None
     source = args.space or (args.grid.search and args.grid.search.space) or shipped("search.yaml")
     where = str(source) if isinstance(source, Path) else f"grid {spec.grid}, search.space"
     ranges = parse_space(source, where)
@@ -134,7 +133,7 @@ def _check_space(args: argparse.Namespace, spec: StudySpec, say: Say) -> SearchS
         say(f"Note: {where}: the grid {spec.grid} decides {key}, so it is not varied")
     for search in spec.searches:
         load_space(ranges, search.variants, spec.experiment, where)
-    return spec.search.model_copy(update={"space": space.record()})
+    return spec.own_search.model_copy(update={"space": space.record()})
 
 
 def _absolute_path(text: str, key: str) -> str:

@@ -60,7 +60,7 @@ class SearchSpec(BaseModel):
             this specification. Empty: one search for all variants.
         space: Dotted key -> what it may be, without the keys that the grid decides.
         warm_start: Name of the study whose best candidates are among the first of this search;
-            until `study.resolve` has read it, its folder. Empty: no study.
+            until `study.warm_start` has read it, its folder. Empty: no study.
         starts: The parameters of these candidates, in this search's space.
         group: In `StudySpec.searches`: the variant or level that is searched; not stored.
     """
@@ -217,8 +217,7 @@ class StudySpec(BaseModel):
             index: From 0, in the order of drawing.
             params: As `SearchSpace.suggest` draws them.
         """
-        assert self.search is not None
-        search = self.search
+        search = self.own_search
         # The scheduler stops candidates; a rule of their own would end inner folds apart.
         stopping = {"stopping.patience": None, "stopping.minutes": None}
         changes = {"fold": 0, "seed": self.training_seed, **stopping}
@@ -229,14 +228,24 @@ class StudySpec(BaseModel):
 
     def retrained(self, index: int, params: Changes) -> list[TrialJob]:
         """Return the trials in which a candidate is trained in full, as one more variant."""
-        assert self.search is not None
-        name = winner_name(index, self.search.group)
+        name = winner_name(index, self.group)
         experiment = self.search_space.experiment(params)
         return [
             self._job(name, experiment.replaced({"fold": fold, "seed": seed}))
             for seed in self._seeds
             for fold in range(self.folds)
         ]
+
+    @property
+    def own_search(self) -> SearchSpec:
+        """The search, of a study that has one."""
+        assert self.search is not None
+        return self.search
+
+    @property
+    def group(self) -> str:
+        """The variant or level that is searched; empty if one search is for all variants."""
+        return self.search.group if self.search else ""
 
     @property
     def searches(self) -> list[StudySpec]:
@@ -277,8 +286,7 @@ class StudySpec(BaseModel):
     @cached_property
     def search_space(self) -> SearchSpace:
         """What the search may vary."""
-        assert self.search is not None
-        return SearchSpace.of(self.variants, self.experiment, self.search.space)
+        return SearchSpace.of(self.variants, self.experiment, self.own_search.space)
 
     @property
     def training_seed(self) -> int:
@@ -288,8 +296,7 @@ class StudySpec(BaseModel):
     @property
     def halving(self) -> Halving:
         """The halving of the search, which has no rungs with some schedulers."""
-        assert self.search is not None
-        return Halving.of(self.search.scheduler, self.search_space.stage_epochs())
+        return Halving.of(self.own_search.scheduler, self.search_space.stage_epochs())
 
     @property
     def rungs(self) -> list[int]:

@@ -80,8 +80,7 @@ def leaderboard_folder(study: Path, spec: StudySpec) -> Path:
     """Return where candidates.csv and best.yaml of a search are: the study's folder if it is the
     only search, otherwise its own.
     """
-    assert spec.search is not None
-    return study / search_path(spec.search.group) if spec.search.group else study
+    return study / search_path(spec.group) if spec.group else study
 
 
 def read_leaderboard(study: Path, spec: StudySpec) -> list[Row]:
@@ -90,7 +89,6 @@ def read_leaderboard(study: Path, spec: StudySpec) -> list[Row]:
     Raises:
         DataError: If it is not as `write_leaderboard` writes it.
     """
-    assert spec.search is not None
     path = leaderboard_folder(study, spec) / "candidates.csv"
     rows = read_table(path, candidates_table(spec))
     drawn = len(read_candidates(study, spec))
@@ -98,7 +96,7 @@ def read_leaderboard(study: Path, spec: StudySpec) -> list[Row]:
         if row["candidate"] != str(index) or index >= drawn:
             raise DataError(
                 f"{path} has candidate {row['candidate']} in the place of {index}; expected the "
-                f"{drawn} candidates in {search_path(spec.search.group)}/candidates, from 0"
+                f"{drawn} candidates in {search_path(spec.group)}/candidates, from 0"
             )
     return rows
 
@@ -109,13 +107,12 @@ def read_candidates(study: Path, spec: StudySpec) -> list[Changes]:
     Raises:
         DataError: If a file is missing, or the search could not have drawn what it holds.
     """
-    assert spec.search is not None
-    all_params = read_params(study, spec.search.group)
+    all_params = read_params(study, spec.group)
     for index, params in enumerate(all_params):
         try:
             spec.search_space.check(params)
         except ConfigError as error:
-            path = study / candidate_path(index, spec.search.group) / "params.json"
+            path = study / candidate_path(index, spec.group) / "params.json"
             raise DataError(f"{path}, {error}: put back what the search drew") from error
     return all_params
 
@@ -131,8 +128,7 @@ def write_leaderboard(study: Path, spec: StudySpec, heading: str) -> list[Row]:
     Returns:
         A row per candidate that was drawn, in order, with the columns of `candidates_table`.
     """
-    assert spec.search is not None
-    folder, group = leaderboard_folder(study, spec), spec.search.group
+    folder, group = leaderboard_folder(study, spec), spec.group
     all_params = read_candidates(study, spec)
     rows = [_row(study, spec, index, params) for index, params in enumerate(all_params)]
     write_csv(folder / "candidates.csv", rows, candidates_table(spec).names)
@@ -174,8 +170,7 @@ def winner_jobs(study: Path, spec: StudySpec) -> list[TrialJob]:
         study: The study's folder.
         spec: One of `StudySpec.searches`.
     """
-    assert spec.search is not None
-    group = spec.search.group
+    group = spec.group
     all_params = read_candidates(study, spec)
     best = ranked([_row(study, spec, index, params) for index, params in enumerate(all_params)])
     current = best[0]["candidate"] if best else None
@@ -194,11 +189,10 @@ def winner_jobs(study: Path, spec: StudySpec) -> list[TrialJob]:
 
 def count_open(study: Path, spec: StudySpec) -> int:
     """Return how many candidates of one of `StudySpec.searches` have yet to end."""
-    assert spec.search is not None
-    group = spec.search.group
+    group = spec.group
     drawn = range(len(read_params(study, group)))
     ended = sum(candidate_folder(study, index, group).status != UNFINISHED for index in drawn)
-    return spec.search.candidates - ended
+    return spec.own_search.candidates - ended
 
 
 def measure_spent(study: Path, rows: Sequence[Row], group: str = "") -> Spent:
@@ -249,8 +243,7 @@ def measure_agreement(rows: Sequence[Row], rungs: Sequence[int]) -> list[Agreeme
 
 
 def _row(study: Path, spec: StudySpec, index: int, params: Changes) -> Row:
-    assert spec.search is not None
-    folder = candidate_folder(study, index, spec.search.group)
+    folder = candidate_folder(study, index, spec.group)
     result = folder.read() or {"status": UNFINISHED, "error": "stopped before its end"}
     history = {int(epoch["step"]): epoch.get(SCORE, "") for epoch in folder.read_history()}
     row = {
@@ -268,9 +261,8 @@ def _to_grid(
     study: Path, spec: StudySpec, rows: Sequence[Row], params: Changes, heading: str
 ) -> str:
     """Return the grid of the winner and the variant that it changes, with the search's record."""
-    assert spec.search is not None
     space, variant = spec.search_space, params[VARIANT]
-    best, spent = ranked(rows)[0], measure_spent(study, rows, spec.search.group)
+    best, spent = ranked(rows)[0], measure_spent(study, rows, spec.group)
     # All of it: the grid means the same whatever it is run with, and its hash freezes all.
     shared = {key: spec.experiment.value(key) for key in valid_keys() if key not in DECIDED}
     variants = {"protocol": dict(spec.variants[variant])}
@@ -295,16 +287,17 @@ def _to_grid(
             "trained": sorted(trained - judged),
         }
         tree["chosen_on"] = chosen
-    of = f" of {spec.search.group}" if spec.search.group else ""
-    text = json.dumps(spec.search.model_dump(mode="json")["space"], sort_keys=True)
+    of = f" of {spec.group}" if spec.group else ""
+    search = spec.own_search
+    text = json.dumps(search.model_dump(mode="json")["space"], sort_keys=True)
     first = spec.experiment.seed  # which no grid decides
     seed = "" if first == Experiment().seed else f" --set seed={first}"
     return (
         f"# Winner of the search{of} of {study.name}: candidate {best['candidate']} of "
-        f"{spec.search.candidates},\n"
+        f"{search.candidates},\n"
         f"# val Dice {float(best[SCORE]):.4f} (global, best epoch: an optimistic figure).\n"
         f"# Trained: {spent.epochs:,} epochs of {spent.epochs_in_full:,} in full; sampler "
-        f"{spec.search.sampler}, scheduler {spec.search.scheduler}, seed {spec.training_seed}.\n"
+        f"{search.sampler}, scheduler {search.scheduler}, seed {spec.training_seed}.\n"
         f"# SHA-256 of the space: {hashlib.sha256(text.encode()).hexdigest()}\n"
         f"# {heading}\n"
         f"# Chosen by validation alone; run it with: python -m study.run --grid THIS_FILE{seed}\n"
@@ -313,10 +306,9 @@ def _to_grid(
 
 
 def _to_yaml(spec: StudySpec, row: Row, params: Changes, rank: int, heading: str) -> str:
-    assert spec.search is not None
-    group = f" of {spec.search.group}" if spec.search.group else ""
+    group = f" of {spec.group}" if spec.group else ""
     return (
-        f"# Rank {rank} of {spec.search.candidates} candidates{group}: "
+        f"# Rank {rank} of {spec.own_search.candidates} candidates{group}: "
         f"candidate {row['candidate']}, "
         f"val Dice {float(row[SCORE]):.4f} (global, best epoch: an optimistic figure).\n"
         f"# {heading}\n"

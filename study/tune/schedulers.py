@@ -214,9 +214,8 @@ def build_scheduler(spec: StudySpec, decisions: Decisions) -> TrialScheduler:
     processes while they wait. `median` is the median stopping rule of Vizier (Golovin et al.
     2017).
     """
-    assert spec.search is not None
     halving, seed = spec.halving, spec.experiment.seed
-    match spec.search.scheduler:
+    match spec.own_search.scheduler:
         case "none":
             return FIFOScheduler()
         case "halving":

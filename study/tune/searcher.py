@@ -58,12 +58,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self, spec: StudySpec, sync: StudySync, resources: TrialResources, decisions: Decisions
     ) -> None:
         super().__init__(metric=SCORE, mode=MODE)
-        assert spec.search is not None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._spec, self._space = spec, spec.search_space
-        self._num_candidates = spec.search.candidates
+        self._num_candidates = spec.own_search.candidates
         self._sync, self._resources, self._decisions = sync, resources, decisions
-        self._group = spec.search.group
+        self._group = spec.group
         self._journal = sync.folder / search_path(self._group) / "journal.log"
         self._open()
         if lost := self._lost_results():
@@ -75,7 +74,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         self._restore_lost()
         for variant in spec.variants:
             self._study.enqueue_trial(self._space.baseline(variant), skip_if_exists=True)
-        for start in spec.search.starts:
+        for start in spec.own_search.starts:
             self._space.check(start)
             self._study.enqueue_trial(start, skip_if_exists=True)
         self.settle()
@@ -83,9 +82,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
 
     def _open(self) -> None:
         """Open the journal, or begin one."""
-        assert self._spec.search is not None
         self._storage = open_journal(self._journal)
-        seed, sampler = self._spec.experiment.seed, self._spec.search.sampler
+        seed, sampler = self._spec.experiment.seed, self._spec.own_search.sampler
         self._study = optuna.create_study(
             storage=self._storage,
             sampler=SeededSampler(sampler, seed, self._waits),
@@ -249,8 +247,7 @@ def run_search(
     Raises:
         KeyboardInterrupt: If SIGINT or SIGTERM came; finished epochs are saved.
     """
-    assert spec.search is not None
-    folder = sync.folder / search_path(spec.search.group)
+    folder = sync.folder / search_path(spec.group)
     folder.mkdir(parents=True, exist_ok=True)
     decisions = Decisions(folder / "decisions.csv", sync.commit_file)
     while True:  # a run of Tune per round; the last pass finds nothing left
