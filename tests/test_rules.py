@@ -47,6 +47,12 @@ MODULES = [
     if path.stem != "__init__"
 ]
 
+PACKAGES = [
+    path.parent
+    for package in ("brainseg", "study")
+    for path in sorted((ROOT / package).glob("*/__init__.py"))
+]
+
 
 def _room(module: str) -> str:
     """Return the package of a stage, or the module at the top, that a dotted name is in."""
@@ -143,6 +149,13 @@ def test_help_loads_nothing_that_takes_seconds(name: str) -> None:
     heavy = {"torch", "ray", "pandas", "scipy", "sklearn", "matplotlib", "cv2", "optuna"}
     assert "brainseg" in loaded
     assert loaded & heavy == set()
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: f"{path.parts[-2]}-{path.name}")
+def test_the_docstring_of_a_package_names_every_module(path: Path) -> None:
+    text = ast.get_docstring(ast.parse((path / "__init__.py").read_text(encoding="utf-8"))) or ""
+    stems = {module.stem for module in path.glob("*.py") if not module.stem.startswith("__")}
+    assert {stem for stem in stems if not re.search(rf"`{stem}\b", text)} == set()
 
 
 def test_every_test_file_has_a_name_of_its_own() -> None:

@@ -1,6 +1,7 @@
 """Trained networks in use: prediction, evaluation and export.
 
-`predictor` turns slices into masks; everything else uses it. `readers` and `nifti` read users'
-files, `writers` and `overlay` write masks, tables and pictures, `evaluation` judges a network on
-the validation and test parts of its split, and `onnx` exports it to other programs.
+`predictor` turns slices into masks. `readers` reads users' files, `external` masks of other tools;
+`writers` and `overlay` write masks, tables and pictures. `evaluation` judges a network on the
+validation and test parts of its split, `mask_metrics` has distances of outlines and lesions, and
+`onnx` exports a network to other programs.
 """

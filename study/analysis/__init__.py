@@ -3,5 +3,6 @@
 `scores` arranges the rows of the files as arrays and tables. `bootstrap` makes intervals,
 `comparison` compares the variants (ranks, pairs, p-values), `variance` divides their spread into
 causes, and `conclusion` puts the result into words. `subgroups`, `postprocessing` and
-`calibration` each answer one further question.
+`calibration` each answer one further question; `robustness` ranks by other metrics, `leak` says
+what a leaky split is worth. `protocol` fixes the analysis before the first trial.
 """

@@ -3,5 +3,6 @@
 `build.write_report` writes everything. `results` reads the files and runs the analysis. The
 sections are written by `sections`, `search_section`, `people` and `provenance`, their figures by
 `figures`; `checklist` says which items of guidelines they answer. `model_cards` describes exported
-models. `examples` draws the example slices at the end of a study, while the dataset is at hand.
+models, `numbers` writes every number for programs. `examples` draws the example slices at the end
+of a study, while the dataset is at hand.
 """

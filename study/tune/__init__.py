@@ -1,8 +1,9 @@
 """Everything that uses Ray: the only package that imports it.
 
 `cluster` starts or joins Ray. `tuner` hands the trials to Tune, `trainable` is what runs in a
-worker. `searcher` draws the candidates of a search, `schedulers` stops poor ones. `progress`
-prints epochs, `waiting` says why trials wait, and `tensorboard` writes live curves.
+worker, and `lost_nodes` tells a lost node from a failure of the trial. `searcher` draws the
+candidates of a search, `schedulers` stops poor ones. `progress` prints epochs, `waiting` says why
+trials wait, and `tensorboard` writes live curves.
 """
 
 import os
