@@ -41,8 +41,9 @@ _DESCRIPTION = """\
 Measure how time and memory grow with the number of patients and with that of trials.
 
 Patients: phantoms of --patients times each factor are generated, their slice store is built, and
-a study of one trial runs from command to end. Trials: `benchmarks.load` runs trials that only
-report, on two local nodes. Each number is measured in a fresh process, in turn with the others.
+a study of one trial runs from command to end. Trials: `benchmarks.trial_cost` runs trials that
+only report, on two local nodes. Each number is measured in a fresh process, in turn with the
+others.
 
 The exponent is log(last / first) over log(how many times as many), of what was measured: 0 where
 nothing grows, 1 where twice as many take twice as long, above 1 where each takes longer."""
@@ -168,10 +169,11 @@ def _run_patients(number: int, args: argparse.Namespace) -> dict[str, float]:
 
 
 def _run_trials(number: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.load", "--trials", str(number), "--nodes", "2"]
+    flags = ["--trials", str(number), "--nodes", "2"]
+    command = [sys.executable, "-m", "benchmarks.trial_cost", *flags]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if run.returncode:
-        raise StudyError(f"benchmarks.load failed: {last_line(run.stderr)}")
+        raise StudyError(f"benchmarks.trial_cost failed: {last_line(run.stderr)}")
     found = json.loads(run.stdout.splitlines()[-1])
     return {
         "all trials, s": found["seconds"],

@@ -182,7 +182,7 @@ def test_every_option_is_read_and_the_page_names_the_command(name: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "pipeline --size 32 --steps 2 --encoder mobilenet_v2",
+        "loading --size 32 --steps 2 --encoder mobilenet_v2",
         "steps --encoders mobilenet_v2 --sizes 32 --threads 1 --batch 4 --steps 1",
         "prediction --size 32 --slices 4 --encoder mobilenet_v2",
         pytest.param(

@@ -1,4 +1,4 @@
-"""What a trial costs besides training, by trials that only report: `python -m benchmarks.load`."""
+"""What a trial costs besides training: `python -m benchmarks.trial_cost`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ processes, so other work on the machine changes them little; it does change seco
 clock."""
 _EXAMPLES = """\
 examples:
-  python -m benchmarks.load
-  python -m benchmarks.load --trials 20 --nodes 2 --imports study.tune.trainable --fresh
+  python -m benchmarks.trial_cost
+  python -m benchmarks.trial_cost --trials 20 --nodes 2 --imports study.tune.trainable --fresh
 """
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = build_parser("benchmarks.load", _DESCRIPTION, _EXAMPLES + EXIT_CODES)
+    parser = build_parser("benchmarks.trial_cost", _DESCRIPTION, _EXAMPLES + EXIT_CODES)
     parser.add_argument("--trials", type=positive, default=100, help="(default: 100)")
     parser.add_argument(
         "--nodes", type=positive, default=8, help="of one processor each (default: 8)"

@@ -1,4 +1,4 @@
-"""What loading costs a training: `python -m benchmarks.pipeline`."""
+"""What loading costs a training: `python -m benchmarks.loading`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ that stays in memory, for raw slices and for median + CLAHE. Both are training s
 a ratio of 1 would mean that loading costs nothing. Loading and step share the threads, as in a
 trial without a GPU. Nothing is validated."""
 _EXAMPLES = """\
-  python -m benchmarks.pipeline
-  python -m benchmarks.pipeline --data data/kaggle_3m --size 128 --threads 2 --alternations 3
+  python -m benchmarks.loading
+  python -m benchmarks.loading --data data/kaggle_3m --size 128 --threads 2 --alternations 3
 """
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of("pipeline", _DESCRIPTION, _EXAMPLES)
+    parser = parser_of("loading", _DESCRIPTION, _EXAMPLES)
     add_data(parser)
     add_network(parser, size=128)
     parser.add_argument(
