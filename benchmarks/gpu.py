@@ -144,7 +144,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Setup:
+class EncoderSetup:
     """What all measurements of an encoder share.
 
     Attributes:
@@ -230,7 +230,7 @@ class Steps:
         frozen: Whether the encoder is frozen.
     """
 
-    def __init__(self, setup: Setup, frozen: bool) -> None:
+    def __init__(self, setup: EncoderSetup, frozen: bool) -> None:
         experiment, device = setup.experiment, setup.device
         fix_algorithms(device)
         stage = experiment.stages[0 if frozen else 1]
@@ -346,7 +346,7 @@ def _measure(args: argparse.Namespace) -> int:
     speeds, packs, resumes, needs = list[Row](), list[Row](), list[Row](), list[str]()
     for encoder in args.encoders:
         own = name_channels(experiment.replaced({"model.encoder": encoder}), store)
-        setup = Setup(own, store, device)
+        setup = EncoderSetup(own, store, device)
         resident = Rate(math.nan)
         for frozen in (True, False):
             rows, need, resident = _measure_stage(setup, frozen, workers, budget)
@@ -380,7 +380,7 @@ def _phantom(size: int) -> Path:
 
 
 def _measure_stage(
-    setup: Setup, frozen: bool, workers: Sequence[int], budget: Budget
+    setup: EncoderSetup, frozen: bool, workers: Sequence[int], budget: Budget
 ) -> tuple[list[Row], str, Rate]:
     """Measure one stage fed from memory, by the loader, and by resident slices.
 
@@ -416,7 +416,7 @@ def _workers(count: int) -> str:
     return "1 worker" if count == 1 else f"{count} workers"
 
 
-def _measure_packed(setup: Setup, counts: Sequence[int], seconds: float) -> list[Row]:
+def _measure_packed(setup: EncoderSetup, counts: Sequence[int], seconds: float) -> list[Row]:
     """Train several networks at once on the device, each in a process with resident slices."""
     context = multiprocessing.get_context("spawn")
     most = max(counts)
@@ -446,7 +446,7 @@ def _measure_packed(setup: Setup, counts: Sequence[int], seconds: float) -> list
 def _train_packed(
     rank: int,
     counts: Sequence[int],
-    setup: Setup,
+    setup: EncoderSetup,
     seconds: float,
     barrier: Barrier,
     rates: Any,
@@ -469,7 +469,7 @@ def _train_packed(
         raise
 
 
-def _measure_resume(setup: Setup, kept: str, resident: Rate) -> Row:
+def _measure_resume(setup: EncoderSetup, kept: str, resident: Rate) -> Row:
     """Train two epochs of a few phantoms in one go, and with a break; compare all weights."""
     experiment = setup.experiment.replaced(
         {
@@ -526,7 +526,7 @@ def _last_weights(experiment: Experiment, store: SliceStore, folder: Path) -> Te
     return state.model
 
 
-def _describe(setup: Setup, args: argparse.Namespace) -> str:
+def _describe(setup: EncoderSetup, args: argparse.Namespace) -> str:
     """Return the heading of the tables: when, where, on what."""
     device, store, experiment = setup.device, setup.store, setup.experiment
     on_gpu = device.type == "cuda"

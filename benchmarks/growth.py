@@ -27,6 +27,7 @@ from benchmarks.measure import (
     epoch_flags,
     history,
     last_line,
+    network_changes,
     parser_of,
     positive,
     print_table,
@@ -154,8 +155,7 @@ def _run_patients(number: int, args: argparse.Namespace) -> dict[str, float]:
         began = time.perf_counter()
         open_dataset(root)
         built = time.perf_counter() - began
-        network = {"data.size": args.size, "model.encoder": args.encoder}
-        network |= {"model.encoder_weights": "none"}
+        network = network_changes(args.encoder, args.size)
         flags = ["--data", str(root), *set_flags(network), *epoch_flags(args.epochs)]
         with run_study(flags, watch, every=0.5) as study:
             rows = [row for trial in study.trials() for row in history(trial)]

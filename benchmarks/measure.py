@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from brainseg.cli import build_parser
+from brainseg.cli import build_parser, whole_number
 from brainseg.errors import StudyError
 from brainseg.storage.files import read_csv
 from brainseg.storage.urls import Location, to_location
@@ -41,6 +41,9 @@ exit codes:
   1  a known error      130  stopped by Ctrl-C or SIGTERM
 """
 _T = TypeVar("_T")
+
+positive = whole_number(1)
+"""The type of flags that take a whole number of at least 1."""
 
 
 @dataclass(frozen=True)
@@ -195,13 +198,6 @@ def add_epochs(parser: argparse.ArgumentParser, first: int, second: int) -> None
         metavar=("A", "B"),
         help=f"epochs with a frozen encoder, and of the whole network (default: {first} {second})",
     )
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return int(text)
 
 
 def _absolute(text: str) -> Location:

@@ -22,6 +22,7 @@ from benchmarks.measure import (
     call,
     epoch_flags,
     limit_threads,
+    network_changes,
     network_flags,
     num_cores,
     parser_of,
@@ -132,22 +133,21 @@ def train_plainly(encoder: str, size: int) -> float:
     import torch
 
     from brainseg.config import Experiment
+    from brainseg.model.device import build_scaler
     from brainseg.model.networks import build_model, set_training
     from brainseg.training.epoch import train_epoch
     from brainseg.training.optimizer import build_optimizer
 
     limit_threads(1)
     before = psutil.Process().memory_info().rss
-    changes = {"model.encoder": encoder, "model.encoder_weights": "none", "data.size": size}
-    experiment = Experiment().replaced(changes)
+    experiment = Experiment().replaced(network_changes(encoder, size))
     model = build_model(experiment.model, experiment.seed)
     set_training(model, freeze_encoder=False)
     optimizer = build_optimizer(model, experiment.optimizer, 1e-4)
     images = torch.zeros((experiment.optimizer.batch_size, size, size, 3), dtype=torch.uint8)
     batch = (images, images[..., 0], torch.arange(len(images)))
-    scaler = torch.amp.GradScaler("cuda", enabled=False)
     device = torch.device("cpu")
-    train_epoch(model, [batch] * _STEPS, experiment, device, optimizer, scaler)
+    train_epoch(model, [batch] * _STEPS, experiment, device, optimizer, build_scaler(device))
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak - before) / 2**20
 

@@ -299,7 +299,7 @@ class Search:
     seed: int
 
 
-class _Project:
+class _OwnScheduler:
     """One of the project's own schedulers, through the code that a search runs.
 
     Args:
@@ -361,7 +361,7 @@ class _EndsAt:
 
 
 @dataclass(frozen=True)
-class Way:
+class Scheduler:
     """A scheduler.
 
     Attributes:
@@ -373,8 +373,8 @@ class Way:
     replay: Callable[[Curves, int], Replay]
 
 
-def _stopping(begin: Callable[[Search], Policy]) -> Way:
-    return Way(
+def _stopping(begin: Callable[[Search], Policy]) -> Scheduler:
+    return Scheduler(
         begin,
         lambda curves, at_once: run_stopping(curves, begin(curves.search), at_once),
     )
@@ -389,7 +389,7 @@ def _rungs(search: Search, later: int, step: float) -> list[int]:
     return found
 
 
-def _asha(step: float, factor: float, later: int = 0, **options: Any) -> Way:
+def _asha(step: float, factor: float, later: int = 0, **options: Any) -> Scheduler:
     return _stopping(
         lambda search: Rungs(
             _rungs(search, later, step), 1 / factor, search.frozen, search.longest, **options
@@ -397,8 +397,8 @@ def _asha(step: float, factor: float, later: int = 0, **options: Any) -> Way:
     )
 
 
-def _halving(step: float, factor: float, later: int = 0, rule: Rule | None = None) -> Way:
-    return Way(
+def _halving(step: float, factor: float, later: int = 0, rule: Rule | None = None) -> Scheduler:
+    return Scheduler(
         lambda search: _EndsAt(search.frozen + UNFROZEN_EPOCHS + later),
         lambda curves, at_once: run_rounds(
             curves, _rungs(curves.search, later, step), 1 / factor, at_once, rule or best_so_far
@@ -406,8 +406,8 @@ def _halving(step: float, factor: float, later: int = 0, rule: Rule | None = Non
     )
 
 
-def _promoting(step: float, factor: float) -> Way:
-    return Way(
+def _promoting(step: float, factor: float) -> Scheduler:
+    return Scheduler(
         lambda search: _EndsAt(search.frozen + UNFROZEN_EPOCHS),
         lambda curves, at_once: Promotion(curves, _rungs(curves.search, 0, step), 1 / factor).run(
             at_once
@@ -415,29 +415,29 @@ def _promoting(step: float, factor: float) -> Way:
     )
 
 
-def _ways() -> dict[str, Way]:
+def _schedulers() -> dict[str, Scheduler]:
     """Return what is compared: the project's schedulers, then variants, by name."""
-    ways = {
-        f"**{name}**": _stopping(partial(_Project, name))
+    found = {
+        f"**{name}**": _stopping(partial(_OwnScheduler, name))
         for name in SCHEDULERS
         if name != IN_ROUNDS
     }
-    ways |= {f"**{IN_ROUNDS}**": _halving(ROUND_FACTOR, ROUND_FACTOR)}
-    ways |= {f"asha, factor {f}": _asha(f, f) for f in (2, 3)}
-    ways |= {f"asha, first rung {n} later": _asha(4, 4, n) for n in (1, 2)}
-    ways |= {"asha, 1 of 4 at rungs x 2": _asha(2, 4)}
-    ways |= {f"asha, 1 of {f} each epoch": _asha(1, f) for f in (2, 4, 6, 10)}
-    ways |= {"asha, the best alone each epoch": _asha(1, math.inf)}
-    ways |= {f"asha by {name}": _asha(4, 4, rule=rule) for name, rule in _RULES.items()}
-    ways |= {"asha, and a quarter of risers": _asha(4, 4, risers=0.25)}
-    ways |= {"promotion, factor 4": _promoting(4, 4)}
-    ways |= {"promotion, 1 of 4 at rungs x 2": _promoting(2, 4)}
-    ways |= {f"rounds, factor {f}": _halving(f, f) for f in (2, 4)}
-    ways |= {f"rounds, 1 of {f} at rungs x 2": _halving(2, f) for f in (3, 4)}
-    ways |= {f"rounds, 1 of {f} at rungs x 1.5": _halving(1.5, f) for f in (2, 3)}
-    ways |= {f"rounds, first rung {n} later, 1 of 4": _halving(2, 4, n) for n in (1, 2)}
+    found |= {f"**{IN_ROUNDS}**": _halving(ROUND_FACTOR, ROUND_FACTOR)}
+    found |= {f"asha, factor {f}": _asha(f, f) for f in (2, 3)}
+    found |= {f"asha, first rung {n} later": _asha(4, 4, n) for n in (1, 2)}
+    found |= {"asha, 1 of 4 at rungs x 2": _asha(2, 4)}
+    found |= {f"asha, 1 of {f} each epoch": _asha(1, f) for f in (2, 4, 6, 10)}
+    found |= {"asha, the best alone each epoch": _asha(1, math.inf)}
+    found |= {f"asha by {name}": _asha(4, 4, rule=rule) for name, rule in _RULES.items()}
+    found |= {"asha, and a quarter of risers": _asha(4, 4, risers=0.25)}
+    found |= {"promotion, factor 4": _promoting(4, 4)}
+    found |= {"promotion, 1 of 4 at rungs x 2": _promoting(2, 4)}
+    found |= {f"rounds, factor {f}": _halving(f, f) for f in (2, 4)}
+    found |= {f"rounds, 1 of {f} at rungs x 2": _halving(2, f) for f in (3, 4)}
+    found |= {f"rounds, 1 of {f} at rungs x 1.5": _halving(1.5, f) for f in (2, 3)}
+    found |= {f"rounds, first rung {n} later, 1 of 4": _halving(2, 4, n) for n in (1, 2)}
     by = {f"rounds by {n}, 1 of 4 at rungs x 2": _halving(2, 4, 0, r) for n, r in _RULES.items()}
-    return ways | by
+    return found | by
 
 
 _RULES: dict[str, Rule] = {
@@ -582,23 +582,24 @@ def _measure(args: argparse.Namespace) -> int:
     )
     for at_once in args.at_once:
         replays = {
-            name: [judge(curves, way.replay(curves, at_once), at_once) for curves in sets]
-            for name, way in _ways().items()
+            name: [judge(curves, scheduler.replay(curves, at_once), at_once) for curves in sets]
+            for name, scheduler in _schedulers().items()
         }
         _print(f"{settings}; drawn with nobody stopped, {at_once} at once", replays)
     if not args.study:
-        _print(f"{settings}; drawn by TPE as each scheduler stops, 1 at once", _learn(searches))
+        replays = _replay_with_tpe(searches)
+        _print(f"{settings}; drawn by TPE as each scheduler stops, 1 at once", replays)
     return FINISHED
 
 
-def _learn(searches: Sequence[Search]) -> dict[str, list[dict[str, float]]]:
+def _replay_with_tpe(searches: Sequence[Search]) -> dict[str, list[dict[str, float]]]:
     """Let TPE draw the candidates of each scheduler anew, one at a time."""
     found: dict[str, list[dict[str, float]]] = {}
-    for name, way in _ways().items():
+    for name, scheduler in _schedulers().items():
         found[name] = []
         for search in searches:
-            curves = draw_curves(search, way.begin(search))
-            figures = judge(curves, way.replay(curves, 1), 1)
+            curves = draw_curves(search, scheduler.begin(search))
+            figures = judge(curves, scheduler.replay(curves, 1), 1)
             figures["regret"] += OPTIMUM - float(curves.final.max())
             found[name].append(figures)
     return found

@@ -24,6 +24,7 @@ from benchmarks.measure import (
     epoch_flags,
     history,
     modified,
+    network_changes,
     network_flags,
     parser_of,
     positive,
@@ -191,6 +192,7 @@ def time_pieces(data: str, encoder: str, size: int) -> dict[str, float]:
     from brainseg.data.loader import Batches
     from brainseg.data.slice_store import open_dataset
     from brainseg.data.split import split_of
+    from brainseg.model.device import build_scaler
     from brainseg.model.networks import build_model, set_training
     from brainseg.storage.urls import to_location
     from brainseg.training.epoch import train_epoch
@@ -198,8 +200,7 @@ def time_pieces(data: str, encoder: str, size: int) -> dict[str, float]:
 
     store = open_dataset(to_location(data))
     ended("open the store")
-    changes = {"model.encoder": encoder, "model.encoder_weights": "none", "data.size": size}
-    experiment = Experiment().replaced(changes)
+    experiment = Experiment().replaced(network_changes(encoder, size))
     indices = split_of(experiment, store.slices).indices(store.slices, "train")
     ended("split the patients")
     model = build_model(experiment.model, experiment.seed)
@@ -208,8 +209,8 @@ def time_pieces(data: str, encoder: str, size: int) -> dict[str, float]:
     ended("build the network")
     batch = next(iter(Batches(store, indices, experiment, augmented=True).epoch(1, 1)))
     ended("first batch")
-    scaler = torch.amp.GradScaler("cuda", enabled=False)
-    train_epoch(model, [batch], experiment, torch.device("cpu"), optimizer, scaler)
+    device = torch.device("cpu")
+    train_epoch(model, [batch], experiment, device, optimizer, build_scaler(device))
     ended("first step")
     return {**seconds, "**together**": sum(seconds.values())}
 

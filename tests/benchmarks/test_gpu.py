@@ -15,8 +15,8 @@ from brainseg.data.slice_store import SliceStore
 
 
 @pytest.fixture(scope="module")
-def setup(data: SliceStore, tiny: Experiment) -> gpu.Setup:
-    return gpu.Setup(tiny, data, torch.device("cpu"))
+def setup(data: SliceStore, tiny: Experiment) -> gpu.EncoderSetup:
+    return gpu.EncoderSetup(tiny, data, torch.device("cpu"))
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -54,7 +54,7 @@ def test_the_tables_have_a_row_for_each_measurement(tmp_path: Path) -> None:
 
 
 def test_a_measurement_that_does_not_fit_says_so_and_the_others_go_on(
-    setup: gpu.Setup, monkeypatch: pytest.MonkeyPatch
+    setup: gpu.EncoderSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -74,7 +74,7 @@ def test_a_measurement_that_does_not_fit_says_so_and_the_others_go_on(
 
 
 def test_a_resume_with_other_weights_is_said_to_differ(
-    setup: gpu.Setup, monkeypatch: pytest.MonkeyPatch
+    setup: gpu.EncoderSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([{"w": torch.zeros(2)}, {"w": torch.tensor([0.0, 0.25])}])
 

@@ -17,7 +17,7 @@ from benchmarks.search import (
     Rungs,
     Search,
     _EndsAt,
-    _Project,
+    _OwnScheduler,
     correlation,
     draw_curves,
     judge,
@@ -44,10 +44,10 @@ def test_halving_of_the_replay_decides_as_the_projects_own(at_once: int) -> None
     rng = np.random.default_rng(0)
     curves = Curves(rng.random((SEARCH.candidates, SEARCH.longest)), SEARCH.frozen, SEARCH.seed)
     ours = run_stopping(curves, Rungs([3, 12], 1 / 4, 1, SEARCH.longest), at_once)
-    theirs = run_stopping(curves, _Project("asha", curves.search), at_once)
+    theirs = run_stopping(curves, _OwnScheduler("asha", curves.search), at_once)
     assert ours == theirs
     assert len(set(ours.trained)) == 3
-    assert run_stopping(curves, _Project("none", curves.search), at_once).trained == [14] * 16
+    assert run_stopping(curves, _OwnScheduler("none", curves.search), at_once).trained == [14] * 16
 
 
 def test_in_rounds_the_best_go_on_whatever_the_order() -> None:
