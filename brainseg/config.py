@@ -85,13 +85,13 @@ class DataConfig(_Section):
 
     @field_validator("spacing_mm", mode="before")
     @classmethod
-    def _same_both_ways(cls, value: object) -> object:
+    def _expand_spacing(cls, value: object) -> object:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return (value, value) if is_number else value
 
     @field_validator("split")
     @classmethod
-    def _known_or_file(cls, value: str) -> str:
+    def _check_split(cls, value: str) -> str:
         if value not in ("patient", "site", LEAKY_SPLIT) and not value.endswith(
             (".yaml", ".yml", ".json")
         ):
@@ -135,14 +135,14 @@ class PreprocessConfig(_Section):
 
     @field_validator("filters", mode="before")
     @classmethod
-    def _are_a_list(cls, names: Any) -> Any:
+    def _refuse_text(cls, names: Any) -> Any:
         if isinstance(names, str):
             raise ValueError(f"give a list, such as [{cut(names)}]")
         return names
 
     @field_validator("filters")
     @classmethod
-    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_filter_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             if name in FILTERS or is_path(name):
                 continue
@@ -159,7 +159,7 @@ class PreprocessConfig(_Section):
         return [name for name in self.filters if name not in FILTERS]
 
     @model_validator(mode="after")
-    def _in_order(self) -> PreprocessConfig:
+    def _check_percentiles_and_filters(self) -> PreprocessConfig:
         if not self.percentiles[0] < self.percentiles[1]:
             raise ValueError(f"percentiles are {self.percentiles}: the first must be lower")
         if len(set(self.filters)) < len(self.filters):
@@ -229,11 +229,11 @@ class ModelConfig(_Section):
 
     @field_validator("encoder_weights", mode="before")
     @classmethod
-    def _name_none(cls, value: object) -> object:
+    def _null_to_none(cls, value: object) -> object:
         return "none" if value is None else value
 
     @model_validator(mode="after")
-    def _no_weights_without_encoder(self) -> ModelConfig:
+    def _check_encoder_and_weights(self) -> ModelConfig:
         if self.encoder == "none" and self.encoder_weights != "none":
             raise ValueError("model.encoder is none: set model.encoder_weights to none too")
         if self.encoder == "own" and self.encoder_weights == "imagenet":
@@ -244,7 +244,7 @@ class ModelConfig(_Section):
 
     @field_validator("encoder_weights")
     @classmethod
-    def _imagenet_none_or_path(cls, value: str) -> str:
+    def _check_weights(cls, value: str) -> str:
         if value not in ("imagenet", "none") and not name_of(to_location(value)).endswith(
             ".safetensors"
         ):
@@ -300,7 +300,7 @@ class OptimizerConfig(_Section):
     plateau_patience: Annotated[int, Field(ge=0, le=10_000)] = 3
 
     @model_validator(mode="after")
-    def _warms_up_what_can(self) -> OptimizerConfig:
+    def _check_warmup(self) -> OptimizerConfig:
         if self.warmup_epochs and self.schedule in ("plateau", "onecycle"):
             raise ValueError(
                 f"optimizer.warmup_epochs is {self.warmup_epochs:g}, but optimizer.schedule is "
@@ -329,7 +329,7 @@ class LossConfig(_Section):
     tversky_alpha: Probability = 0.3
 
     @model_validator(mode="after")
-    def _weighs_something(self) -> LossConfig:
+    def _check_loss_weights(self) -> LossConfig:
         if self.dice_weight + self.bce_weight + self.focal_weight + self.tversky_weight == 0:
             raise ValueError(
                 "dice_weight, bce_weight, focal_weight and tversky_weight cannot all be 0"
@@ -393,7 +393,7 @@ class Experiment(_Section):
     inner_fold: Annotated[int, Field(ge=0, lt=NUM_INNER_FOLDS)] = 0
 
     @model_validator(mode="after")
-    def _trains_at_all(self) -> Experiment:
+    def _check_stages(self) -> Experiment:
         if not any(stage.epochs for stage in self.stages):
             raise ValueError("stages.0.epochs and stages.1.epochs cannot both be 0")
         for index, stage in enumerate(self.stages):

@@ -68,7 +68,7 @@ def _read_starts(source: Path, where: str, spec: StudySpec, say: Say) -> Iterato
         for row in ranked(read_leaderboard(source, search))[:TOP]:
             params = all_params[int(row["candidate"])]
             try:
-                start = spec.search_space.place(search.search_space.experiment(params))
+                start = spec.search_space.nearest_params(search.search_space.experiment(params))
             except ConfigError as error:
                 misfits.append(f"candidate {row['candidate']} does not fit: {error}")
                 continue

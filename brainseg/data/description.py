@@ -67,7 +67,7 @@ class Description(About):
 
     @field_validator("images", "masks", "manifest")
     @classmethod
-    def _stays_inside(cls, value: Any) -> Any:
+    def _check_pattern(cls, value: Any) -> Any:
         for pattern in value.values() if isinstance(value, dict) else [value]:
             path = PurePosixPath(pattern or "")
             if path.is_absolute() or ".." in path.parts:
@@ -81,7 +81,7 @@ class Description(About):
 
     @field_validator("patient_pattern")
     @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
+    def _check_patient_pattern(cls, value: str | None) -> str | None:
         try:
             if value is not None and regex.compile(value).groups < 1:
                 raise ValueError("needs a group in brackets, which is the patient")
@@ -90,7 +90,7 @@ class Description(About):
         return value
 
     @model_validator(mode="after")
-    def _one_way(self) -> Description:
+    def _check_sources(self) -> Description:
         if (self.manifest is None) == (self.images is None or self.masks is None):
             raise ValueError("give images and masks, or a manifest")
         if isinstance(self.images, dict) and self.channels:

@@ -81,7 +81,7 @@ class Checked(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
         if _holds_bool(value) and not _may_hold_bool(cls, str(info.field_name)):
             raise ValueError("expected a number; true and false are none")
         return value

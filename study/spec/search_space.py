@@ -69,7 +69,7 @@ class Range(Checked):
     when: Line | None = None
 
     @model_validator(mode="after")
-    def _is_one_kind(self) -> Range:
+    def _check_kind(self) -> Range:
         kinds = (self.low is not None or self.high is not None, self.choices is not None)
         if sum(kinds) + (self.value is not None) > 1 or (self.log and not kinds[0]):
             raise ValueError("takes low and high with perhaps log, or choices, or value")
@@ -224,7 +224,7 @@ class SearchSpace:
             found[key] = changes[key] = self.base.value(key)
         return found
 
-    def place(self, experiment: Experiment) -> Changes:
+    def nearest_params(self, experiment: Experiment) -> Changes:
         """Return the parameters of the candidate that is nearest to an experiment.
 
         It has the experiment's value of every key that is varied, and the base's of all others.

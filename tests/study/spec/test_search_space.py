@@ -114,7 +114,7 @@ def test_an_experiment_is_placed_in_a_space_as_the_candidate_nearest_to_it(
     space = _space(tmp_path, text)
     changes = {"stages.1.learning_rate": 1e-3, "preprocess.clip_limit": 2.0, "threshold": 0.4}
     for variant, own in load_grid("lite").variants.items():
-        placed = space.place(BASE.replaced({**own, **changes}))
+        placed = space.nearest_params(BASE.replaced({**own, **changes}))
         assert placed == {
             "variant": variant,
             "stages.1.learning_rate": 1e-3,
@@ -122,9 +122,9 @@ def test_an_experiment_is_placed_in_a_space_as_the_candidate_nearest_to_it(
         }
     lite = load_grid("lite").variants["raw-lite0"]
     with pytest.raises(ConfigError, match=r"learning_rate: found 0\.01; expected"):
-        space.place(BASE.replaced({**lite, "stages.1.learning_rate": 0.01}))
+        space.nearest_params(BASE.replaced({**lite, "stages.1.learning_rate": 0.01}))
     with pytest.raises(ConfigError, match=r"no variant has model\.encoder resnet50"):
-        space.place(BASE)
+        space.nearest_params(BASE)
 
 
 def test_a_variant_that_decides_nothing_is_not_the_place_of_another_ones_experiment(
@@ -132,7 +132,7 @@ def test_a_variant_that_decides_nothing_is_not_the_place_of_another_ones_experim
 ) -> None:
     space = _space(tmp_path, "augment.strength: {low: 0.0, high: 2.0}", "inputs")
     for variant, own in load_grid("inputs").variants.items():
-        assert space.place(BASE.replaced(own))["variant"] == variant
+        assert space.nearest_params(BASE.replaced(own))["variant"] == variant
     assert load_grid("inputs").variants["raw"] == {}
 
 
