@@ -296,7 +296,7 @@ def _peak_gigabytes(device: torch.device) -> float:
 
 @contextlib.contextmanager
 def watch_gpu(device: torch.device) -> Iterator[list[float]]:
-    """Collect the percent in which a GPU is busy; nothing if the driver does not tell."""
+    """Collect the percent in which a GPU is busy; nothing if the driver does not report it."""
     samples: list[float] = []
     stop = threading.Event()
 

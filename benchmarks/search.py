@@ -39,7 +39,7 @@ _BEST = 5
 _DESCRIPTION = """\
 Compare the schedulers of a search, and variants of them, on complete learning curves. Nothing is
 trained and no Ray is started: each scheduler sees the val Dice of every epoch of every candidate,
-in the order of drawing with so many candidates at once, and says who goes on.
+in the order of drawing with so many candidates at once, and decides which candidates continue.
 
 The curves are those of --study, whose candidates all ran in full (`--scheduler none`), or else
 SYNTHETIC ones, a set per seed: the rise depends on the learning rate, fast candidates are passed
@@ -262,7 +262,7 @@ class Promotion:
         self._waiting = list(range(curves.search.candidates))
 
     def next_job(self) -> tuple[int, int] | None:
-        """Return a candidate and the epoch that it trains to; None if nobody may go on."""
+        """Return a candidate and the epoch that it trains to; None if none may continue."""
         for rung, following in reversed(list(pairwise(self._steps))):
             best = self._curves.best[:, rung - 1]
             order = sorted(self._there[rung], key=lambda c: (-best[c], c))
@@ -457,7 +457,8 @@ def draw_curves(search: Search, policy: Policy | None = None) -> Curves:
 
     Args:
         search: How many candidates of how many epochs; its seed draws them.
-        policy: Stops candidates, so that TPE learns from what was trained; None stops nobody.
+        policy: Stops candidates, so that TPE learns from what was trained; None stops no
+            candidate.
     """
     import optuna
 
@@ -585,7 +586,7 @@ def _measure(args: argparse.Namespace) -> int:
             name: [judge(curves, scheduler.replay(curves, at_once), at_once) for curves in sets]
             for name, scheduler in _schedulers().items()
         }
-        _print(f"{settings}; drawn with nobody stopped, {at_once} at once", replays)
+        _print(f"{settings}; drawn with no candidate stopped, {at_once} at once", replays)
     if not args.study:
         replays = _replay_with_tpe(searches)
         _print(f"{settings}; drawn by TPE as each scheduler stops, 1 at once", replays)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"  # pyproject.toml reads it from here
 
-# A damaged image is reported by whoever reads it. OpenCV reads this when it is imported.
+# The code that reads a damaged image reports it. OpenCV reads this when it is imported.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
-# Nothing is sent unasked: packages read these when they are imported, which is later. Whoever sets
-# one of them otherwise has asked. Ray's is in study/tune/__init__.py.
+# Nothing is sent unasked: packages read these when they are imported, which is later. A user who
+# sets one of them otherwise has asked. Ray's is in study/tune/__init__.py.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -6,7 +6,7 @@ it names or in the user's own code; or a new folder or file of results that is t
 all of it may stay as it is, it is 1: a file, folder or study is missing, damaged or of another
 kind, a disk, store or cluster refuses or does not answer, memory ran out. A missing file is thus
 1, and what a YAML file says 2; a dataset.yaml and a model file belong to the data, which is 1.
-What is wrong on the command line itself is told before anything that it names is opened.
+Errors of the command line itself are reported before anything that it names is opened.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def say(*lines: str, file: TextIO | None = None) -> None:
 
 
 def run_command(command: Callable[[], int], stopped: str = "stopped; nothing was written") -> int:
-    """Run a command to its end, whatever that is; an error becomes one line on stderr.
+    """Run a command; an error becomes one line on stderr and an exit code.
 
     `BRAINSEG_DEBUG=1` prints its traceback too. A fault of this program leaves its traceback in a
     file.

@@ -53,9 +53,10 @@ class DataConfig(_Section):
     Attributes:
         size: Side of the square that slices are resized to, in pixels; a multiple of 32 from 32 to
             1024.
-        split: What decides who trains, validates and is tested: `patient`, ten folds of patients;
-            `site`, each site left out in turn; the path of a YAML or JSON file of patients; or
-            `slice`, ten folds of slices, which is LEAKY: a patient's slices train and test.
+        split: How patients are assigned to training, validation and test: `patient`, ten folds of
+            patients; `site`, each site left out in turn; the path of a YAML or JSON file of
+            patients; or `slice`, ten folds of slices, which is LEAKY: a patient's slices train and
+            test.
         split_seed: Seed that assigns patients to folds, 0 to 2**32 - 1; the same in a whole study.
         channels: Names of the dataset's channels that the network sees, in order, at most 64;
             None takes all.
@@ -70,7 +71,7 @@ class DataConfig(_Section):
         spacing_mm: Distance of neighbouring pixels in millimetres, above 0, at most 100: a number,
             or from row to row and from column to column. It changes no training: the test's
             distances are also given in millimetres. None takes it from the headers of NIfTI files,
-            where they tell it; the same in a whole study.
+            where they hold it; the same in a whole study.
     """
 
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)] = 256

@@ -269,7 +269,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="Tune's scheduler, which stops poor candidates after two unfrozen epochs at the "
         "earliest (default: asha); "
         "hyperband is the asynchronous form, which pauses no candidate; halving lets all come to "
-        "a rung before the best third goes on: fewer epochs, which the plan tells exactly",
+        "a rung before the best third goes on: fewer epochs, which the plan gives exactly",
     )
     group.add_argument(
         "--search-folds",

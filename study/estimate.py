@@ -241,7 +241,8 @@ class EpochTimes:
                 for kind, folder in _trials_of(path):
                     self._add(kind, folder)
             except (ValueError, KeyError, TypeError):
-                continue  # of another version, or damaged, which only its own commands tell
+                # of another version, or damaged: that study's own commands report it
+                continue
 
     def _add(self, kind: TrialKind, folder: TrialFolder) -> None:
         for row in folder.read_history():

@@ -310,7 +310,7 @@ def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
 
 
 def _check_splits(spec: StudySpec, data: SliceStore) -> None:
-    """Make every split that the study uses, so that a faulty one is told before the start."""
+    """Make every split that the study uses, so that a faulty one is reported before the start."""
     leaky = [name for name in spec.variants if name.startswith(LEAKY)]
     if leaky and spec.search is not None:
         raise ConfigError(f"--search: a search cannot choose by a leaky split: {', '.join(leaky)}")

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from brainseg.data.layouts import find_default_root
         from study.spec.request import check_options
 
-        # Before torch, Ray and the data, so that mistakes are told early.
+        # Before torch, Ray and the data, so that mistakes are reported early.
         check_options(args, synthetic=args.data is None and find_default_root() is None)
         require_store(args.storage)
         from study.pipeline import run_study

@@ -22,7 +22,7 @@ def add_warm_start(spec: StudySpec, begun: StudySpec | None, say: Say) -> StudyS
     Args:
         spec: What the study asks; `warm_start` of its search is the earlier study's folder.
         begun: What the study asked when it began: the candidates that it took then are kept.
-        say: Told which candidates do not fit.
+        say: Called with the candidates that do not fit.
 
     Raises:
         StudyError: If there is no such search, it is not over or judged by other patients.

@@ -52,7 +52,7 @@ class Augmenter:
 
 @dataclass(frozen=True)
 class Scaled:
-    """What a strength makes of the configuration.
+    """The augmentation settings, scaled by the strength.
 
     Attributes:
         flip: Probability of each flip.

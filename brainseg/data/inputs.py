@@ -268,7 +268,7 @@ class StoreInputs:
 def name_channels(experiment: Experiment, store: SliceStore) -> Experiment:
     """Return the experiment with the dataset's channels named, unless it has the usual three.
 
-    The number of channels decides the network, which a model file must tell without the dataset.
+    The number of channels decides the network, which a model file must give without the dataset.
     """
     if experiment.data.channels is not None or len(store.channels) == len(CHANNELS):
         return experiment

@@ -57,7 +57,7 @@ class Volume:
         """Millimetres from row to row and from column to column; None if they are not known.
 
         A header that names no unit means millimetres, as nibabel and FSL read it, unless all sides
-        of a voxel are 1: so are those of a file whose maker knew no spacing.
+        of a voxel are 1: so are those of a file that was written without a known spacing.
         """
         sides = affines.voxel_sizes(self._image.affine)
         try:

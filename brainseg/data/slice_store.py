@@ -111,7 +111,7 @@ class SliceStore:
         about: What a report says of the dataset.
         covariates: Patient -> further columns of the dataset's manifest.
         spacings: Millimetres from row to row and from column to column of each slice; empty unless
-            the header of every file tells them.
+            the header of every file gives them.
         described: Whether a `dataset.yaml` describes it; otherwise it has the LGG layout.
     """
 
@@ -396,7 +396,7 @@ def _build(folder: Path, items: Sequence[Item], description: Description | None)
 
 
 def _whole_names(slices: Sequence[Slice], *, described: bool) -> list[str]:
-    """Return the names of slices with all that they do not tell of patient and scan.
+    """Return names that identify slices across patients and scans.
 
     A slice of the LGG dataset is called after its folder; one of a described dataset has its
     patient before its name, and its scan where the patient has several.

@@ -121,7 +121,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _gaps_in_numbers(slices: pd.DataFrame) -> list[str]:
-    """Return patients, a scan of whom has slices whose names do not end in consecutive numbers."""
+    """Return patients with a scan whose slice names do not end in consecutive numbers."""
     numbers = slices["name"].str.extract(r"(\d+)$")[0].fillna(-1).astype(int)
     scans = numbers.groupby([slices["patient"], slices["scan"]], sort=False)
     own = scans.agg(["min", "max", "size", "nunique"])

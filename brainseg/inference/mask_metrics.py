@@ -56,9 +56,9 @@ class LesionCounts:
     """Components of true and predicted masks in three dimensions.
 
     Attributes:
-        found: True ones that share a voxel with the prediction.
-        missed: True ones that share none.
-        invented: Predicted ones that share no voxel with the truth.
+        found: True ones that share a voxel with the prediction (true positives).
+        missed: True ones that share none (false negatives).
+        invented: Predicted ones that share no voxel with the truth (false positives).
     """
 
     found: int

@@ -148,7 +148,7 @@ def _tell_apart(scans: Sequence[Scan]) -> list[Scan]:
 
 
 def describe_skipped(paths: Iterable[Path]) -> list[str]:
-    """Return a sentence for each folder to predict that holds files that no one reads.
+    """Return a sentence for each folder to predict that holds files that are not read.
 
     Args:
         paths: As `find_scans` takes them. Hidden files, and those that are no data, such as

@@ -155,8 +155,8 @@ def _fetch_imagenet(encoder: str) -> Path:
                 warnings.simplefilter("ignore")
                 module = smp.encoders.get_encoder(encoder, weights="imagenet")
         except Exception as error:  # the hub client raises a dozen kinds, smp KeyError
-            told = str(error.__cause__ or error).strip() or type(error).__name__
-            raise _no_weights(encoder, told.splitlines()[0].rstrip(".")) from error
+            reason = str(error.__cause__ or error).strip() or type(error).__name__
+            raise _no_weights(encoder, reason.splitlines()[0].rstrip(".")) from error
         with write_atomically(target) as aside:
             save_file({k: v.contiguous() for k, v in module.state_dict().items()}, aside)
     return target

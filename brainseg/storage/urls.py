@@ -1,4 +1,7 @@
-"""Locations that a user gives: paths of this machine and URLs; what of them may be shown."""
+"""Locations that a user gives, local paths or URLs.
+
+Secrets are removed from URLs before these are printed or stored.
+"""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def conclude(
         rankings: The variants' ranks by other metrics and in other ways.
         leaks: What leaky variants, which are not ranked, gain over honest ones.
         external: Variants that other tools trained.
-        chosen_on: By whom the settings of some `variants` were chosen before this study, if its
-            grid says it: patients that `judged` candidates, and those that only `trained` them.
+        chosen_on: Patients by which an earlier search chose the settings of some `variants`, if
+            the grid names them: those that `judged` candidates, those that only `trained` them.
     """
     sentence = _sentence(matrix, comparison) + _seen_by_search(matrix, searched)
     if chosen_on:
@@ -209,7 +209,7 @@ def _seen_by_search(matrix: ScoreMatrix, searched: Sequence[Mapping[str, Sequenc
 
 
 def _seen_by_choice(matrix: ScoreMatrix, chosen_on: Mapping[str, Sequence[str]]) -> str:
-    """Say how many test patients an earlier search chose by, as the grid tells."""
+    """Say how many test patients an earlier search chose by, as the grid states."""
     names = [name for name in chosen_on["variants"] if name in matrix.variants]
     patients, judges = set(matrix.patients), set(chosen_on["judged"])
     judged, used = len(judges & patients), len((set(chosen_on["trained"]) - judges) & patients)

@@ -1,4 +1,4 @@
-"""The analysis that is fixed before the first trial: what is compared, by which test, for whom.
+"""The analysis fixed before the first trial: what is compared, by which test, on which patients.
 
 study.json keeps it with its hash and the time at which it was written (a preregistration in one
 line). What changes later, such as more seeds, is kept beside it with its own time.

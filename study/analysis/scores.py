@@ -122,7 +122,7 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
     counts = values[..., :4]
     measures = {name: values[..., 5 + n] for n, name in enumerate(MEASURES)}
     tested = ~np.isnan(counts[..., 0])
-    # Trials of an older version, or begun before headers told the spacing, have no millimetres.
+    # Trials of an older version, or begun before headers gave the spacing, have no millimetres.
     partly = (tested & np.isnan(measures["nsd_mm"])).any(axis=(1, 2))
     for name in ("hd95_mm", "hd95_worst_mm", "nsd_mm"):
         measures[name][partly] = np.nan

@@ -84,7 +84,7 @@ def _model(results: StudyResults, row: Row) -> Iterator[Block]:
 
 
 def _seen(experiment: Experiment) -> Iterator[str]:
-    """Yield which channels and which neighbours of a slice the network sees, if it is told to."""
+    """Yield which channels and neighbours of a slice the network sees, if they are configured."""
     data = experiment.data
     if data.channels:
         yield f"The network sees only these channels, in this order: {', '.join(data.channels)}."

@@ -1,4 +1,4 @@
-"""Who was studied: the flow of patients, what they were like in each part, and the outlines.
+"""The patients of a study: their flow, their characteristics by part, the reference outlines.
 
 Parts are compared by standardised mean differences as in Austin 2009 (PMC3472075): the difference
 of two means, divided by the root of the mean of the two variances; of each category, its share is

@@ -126,7 +126,9 @@ class SearchDefaults(Checked):
 
 
 class ChosenOn(Checked):
-    """Patients by whom the settings of some variants were chosen, which the report then says.
+    """Patients by which an earlier search chose the settings of some variants.
+
+    The report states them.
 
     Attributes:
         variants: Names of these variants.
@@ -167,7 +169,8 @@ class Grid:
         seeds: Seeds to run where the command line does not say.
         search: The search to run, if the grid has one.
         published: The published table to compare with, if there is one.
-        chosen_on: By whom the settings of some variants were chosen, if the grid says it.
+        chosen_on: Patients by which an earlier search chose the settings of some variants, if the
+            grid names them.
         text: The content of a user's own file; empty for a grid that comes with the program.
     """
 

@@ -1,4 +1,4 @@
-"""What a command line asks, as a specification: told without torch and without the data."""
+"""Builds the StudySpec of a command line; needs neither torch nor the dataset."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build_spec(
     Args:
         args: The command line, see `study.cli`.
         experiment: As `load_base` returns it.
-        say: Told what is ignored.
+        say: Called with what is ignored.
 
     Raises:
         ConfigError: If a file, key or value is wrong.

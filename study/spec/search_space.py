@@ -194,7 +194,7 @@ class SearchSpace:
             raise ConfigError(f"{min(left)[:80]!r} is not varied for {variant}")
 
     def check_draws(self) -> None:
-        """Draw candidates at random, so that values that do not go together are told in time.
+        """Draw candidates at random, so that values that do not fit are reported in time.
 
         Raises:
             ConfigError: With such a candidate's values.

@@ -118,7 +118,8 @@ class StudySpec(BaseModel):
         variants: Name of a variant -> the keys in which it differs from `experiment`.
         factors: Variant -> factor -> its level, for variants that combine levels.
         published: The published table to compare with, if the grid names one.
-        chosen_on: By whom the settings of some variants were chosen, if the grid says it.
+        chosen_on: Patients by which an earlier search chose the settings of some variants, if the
+            grid names them.
         metric: What trials report to Tune.
         mode: `max`: higher is better.
         folds: Rotations 0 to folds - 1 of the ten folds; may only grow.
@@ -135,7 +136,7 @@ class StudySpec(BaseModel):
         external: Variant that was not trained here -> test patient -> fingerprint of its masks.
         data: Folder or URL of the dataset, as text; not compared.
         synthetic: Whether the slices are generated.
-        channels: Names of the channels of the dataset's images; told by the fingerprint.
+        channels: Names of the channels of the dataset's images; the fingerprint implies them.
         about: What the report says of the dataset; not compared.
         notes: What of the dataset's folder is not used, a sentence each; not compared.
     """

@@ -37,7 +37,7 @@ def hold(sync: StudySync, say: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         sync: The study.
-        say: Told when another owner has to be watched.
+        say: Called when another owner has to be watched.
 
     Raises:
         StudyError: If another process holds it, or takes it over.

@@ -121,7 +121,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]
         """End the candidates at the lowest rung except for its best, which go on.
 
         Returns:
-            Whether any goes on; False if nobody waits, or a candidate has yet to come to its rung.
+            Whether any goes on; False if none waits, or a candidate has yet to come to its rung.
         """
         while not self.num_left and (waiting := self._running()):
             for number in self._decisions.end_round([trial.number for trial in waiting]):
