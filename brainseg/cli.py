@@ -59,7 +59,7 @@ _FORESEEN: tuple[tuple[type[BaseException], str, int, str], ...] = (
         UnicodeEncodeError,
         "surrogates not allowed",
         KNOWN_ERROR,
-        "the name of a file or folder is no UTF-8, so that no table can hold it: rename it",
+        "the name of a file or folder is not UTF-8, so that no table can hold it: rename it",
     ),
     (
         BrokenPipeError,
@@ -140,7 +140,9 @@ def local_path(text: str) -> Path:
 def store_url(text: str) -> str:
     """Return the URL that a flag gives, which is well formed and holds no secret."""
     if not is_url(text):
-        raise argparse.ArgumentTypeError(f"{text:.100} is no URL: expected such as s3://BUCKET/X")
+        raise argparse.ArgumentTypeError(
+            f"{text:.100} is not a URL: expected such as s3://BUCKET/X"
+        )
     typed(check_url, text)
     return text
 
@@ -156,7 +158,7 @@ def result_folder(text: str) -> Path:
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"{there} is no folder: name another folder")
+        raise argparse.ArgumentTypeError(f"{there} is not a folder: name another folder")
     return path
 
 

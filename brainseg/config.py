@@ -508,7 +508,7 @@ def parse_changes(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {cut(text)}: expected KEY=VALUE, such as data.size=128")
-        changes[key.strip()] = parse_yaml(value, f"--set {cut(key)}: the value is no YAML")
+        changes[key.strip()] = parse_yaml(value, f"--set {cut(key)}: the value is not YAML")
     return changes
 
 

@@ -65,7 +65,7 @@ def fingerprint(reference: str) -> str:
     for group in (NETWORKS, FILTERS):
         for point in entry_points(group=group, name=reference):
             return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-    raise ConfigError(f"{reference} is no entry point of an installed package")
+    raise ConfigError(f"{reference} is not an entry point of an installed package")
 
 
 def load(reference: str, group: str, key: str) -> Callable[..., Any]:
@@ -99,7 +99,7 @@ def load(reference: str, group: str, key: str) -> Callable[..., Any]:
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ConfigError(f"{key} is {reference}, which fails: {describe(error)}") from error
     if not callable(found):
-        raise ConfigError(f"{key} is {reference}, which is no function")
+        raise ConfigError(f"{key} is {reference}, which is not a function")
     return found  # type: ignore[no-any-return]
 
 
@@ -113,7 +113,7 @@ def _parts(reference: str) -> tuple[Path, str]:
     stem, _, name = reference.rpartition(":")
     path = user_path(stem)
     if not name.isidentifier():
-        raise ConfigError(f"{reference}: expected FILE.py:FUNCTION; {name!r} is no name")
+        raise ConfigError(f"{reference}: expected FILE.py:FUNCTION; {name!r} is not a name")
     if not path.is_file():
         raise DataError(f"{reference}: expected FILE.py:FUNCTION; {path} is not a file")
     return path, name

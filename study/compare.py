@@ -121,7 +121,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _read(place: Location) -> _Study:
     sync = StudySync(place, read_only=True)
     if not sync.exists():
-        raise StudyError(f"{place} is no study: name the folder or URL that holds study.json")
+        raise StudyError(f"{place} is not a study: name the folder or URL that holds study.json")
     sync.fetch()
     spec = read_spec(sync.folder)
     if not (sync.folder / "trials.csv").exists():

@@ -63,7 +63,7 @@ def _fetch(args: argparse.Namespace) -> int:
     remote = RemoteFolder(url)
     remote.require()
     if remote.entry("study.json") is None:
-        raise StudyError(f"{url} holds no study.json, so it is no study: correct the URL")
+        raise StudyError(f"{url} holds no study.json, so it is not a study: correct the URL")
     folder.mkdir(parents=True, exist_ok=True)
     fetched = set(_read_marker(folder)[1:]) | {n for n in remote.list() if is_report_file(n)}
     write_text(folder / _MARKER, "\n".join([url, *sorted(fetched)]) + "\n")

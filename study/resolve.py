@@ -302,7 +302,7 @@ def _find_storage(args: argparse.Namespace, synthetic: bool) -> StudySync:
         folder = (args.storage / name).resolve()
         there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
         if not there.is_dir():
-            raise ConfigError(f"--storage: {there} is no folder: name another folder or --name")
+            raise ConfigError(f"--storage: {there} is not a folder: name another folder or --name")
         if not os.access(there, os.W_OK | os.X_OK):
             raise StorageError(f"--storage: {there} cannot be written: name another folder")
         return StudySync(folder)

@@ -86,7 +86,7 @@ class Description(About):
             if value is not None and regex.compile(value).groups < 1:
                 raise ValueError("needs a group in brackets, which is the patient")
         except regex.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
+            raise ValueError(f"is not a regular expression: {error}") from error
         return value
 
     @model_validator(mode="after")
@@ -502,7 +502,7 @@ def _by_patient(items: Sequence[Item]) -> list[Item]:
 def _inside(root: Path, name: str, where: str, problems: list[str]) -> Path:
     path = root / name
     if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        problems.append(f"{where}: {name!r} is no path below {root}")
+        problems.append(f"{where}: {name!r} is not a path below {root}")
     elif not path.is_file():
         problems.append(f"{where}: there is no file {show_name(name)}")
     return path

@@ -101,7 +101,7 @@ def find_root(path: Path | str) -> tuple[Path, list[str]]:
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        state = "is no folder" if path.exists() else "does not exist"
+        state = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"the data folder {path} {state}")
     if any(path.glob(f"*{MASK_SUFFIX}")):
         raise DataError(f"{path} holds slices itself: give the folder above, of all patients")

@@ -198,7 +198,7 @@ def _check_existing(root: Path, parameters: dict[str, int]) -> None:
     try:
         found = read_json(root / MARKER)["parameters"]
     except (DataError, KeyError) as error:
-        raise DataError(f"{root} exists and is no generated dataset; name another") from error
+        raise DataError(f"{root} exists and is not a generated dataset; name another") from error
     if found != parameters:
         raise DataError(f"{root} was generated with {found}, not {parameters}; name another")
 

@@ -105,8 +105,8 @@ def _host(text: str) -> str:
     """Return a name or an address of a machine, without a port."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}|[0-9A-Fa-f:.]{2,45}", text):
         raise argparse.ArgumentTypeError(
-            f"{text:.40} is no name or address of a machine: give it without a port or brackets, "
-            "such as localhost or 10.0.0.5"
+            f"{text:.40} is not a name or address of a machine: give it without a port or "
+            "brackets, such as localhost or 10.0.0.5"
         )
     return text
 

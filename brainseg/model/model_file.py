@@ -130,7 +130,7 @@ def read_header(path: Path) -> ModelHeader:
         with safe_open(regular_file(path), framework="pt") as file:
             header = (file.metadata() or {}).get("brainseg")
         if header is None:
-            raise CheckpointError(f"{path} is no model file of brainseg: its header is missing")
+            raise CheckpointError(f"{path} is not a model file of brainseg: its header is missing")
         if len(header) > MAX_BYTES:
             raise CheckpointError(f"the header of {path} has more than {MAX_BYTES:,} characters")
         return ModelHeader.model_validate_json(header)

@@ -161,7 +161,7 @@ def read_text(path: Path) -> str:
     if end >= 0:
         line = content.count(b"\n", 0, end) + 1
         raise DataError(
-            f"{path}, line {line}: the byte 0x{content[end]:02x} is no UTF-8 text: the file is "
+            f"{path}, line {line}: the byte 0x{content[end]:02x} is not UTF-8 text: the file is "
             "damaged, or must be saved as UTF-8"
         )
     return text
@@ -215,7 +215,7 @@ def user_path(text: Path | str, key: str = "") -> Path:
         path = Path(text).expanduser()
         path.lstat()
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{where} is no path: {str(error).lower()}") from error
+        raise ConfigError(f"{where} is not a path: {str(error).lower()}") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ConfigError(f"{where} ... is longer than a path can be") from error
@@ -248,7 +248,7 @@ def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
 
     def number(text: str) -> float:
         if finite and not math.isfinite(float(text)):
-            raise ValueError(f"{text[:20]} is no finite number")
+            raise ValueError(f"{text[:20]} is not a finite number")
         return float(text)
 
     text = read_text(path)
@@ -260,7 +260,7 @@ def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: no JSON: {error.msg}") from error
     except UnicodeEncodeError as error:
-        raise DataError(f"{path}: a text in it is no Unicode: {error.reason}") from error
+        raise DataError(f"{path}: a text in it is not Unicode: {error.reason}") from error
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply to be read") from error
     except ValueError as error:

@@ -83,7 +83,7 @@ class RemoteFolder:
             if info.type != fs.FileType.File:
                 continue
             if any(part in ("", ".", "..") for part in name.split("/")):
-                raise StorageError(f"{self.url} holds {name!r}, which is no path: remove it")
+                raise StorageError(f"{self.url} holds {name!r}, which is not a path: remove it")
             found[name] = Entry(info.size, info.mtime_ns or 0)
         return found
 

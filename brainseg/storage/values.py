@@ -83,7 +83,7 @@ class Checked(BaseModel):
     @classmethod
     def _refuse_bool_for_number(cls, value: Any, info: ValidationInfo) -> Any:
         if _holds_bool(value) and not _may_hold_bool(cls, str(info.field_name)):
-            raise ValueError("expected a number; true and false are none")
+            raise ValueError("expected a number; true and false are not numbers")
         return value
 
 
@@ -156,9 +156,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        reason = f"line {line}: {cut(error.problem or error.context or 'no YAML')}"
+        reason = f"line {line}: {cut(error.problem or error.context or 'not YAML')}"
     except (yaml.YAMLError, ValueError) as error:  # such as 0x without digits
-        reason = cut(f"the value is no YAML: {error}")
+        reason = cut(f"the value is not YAML: {error}")
     raise ConfigError(f"{where}: {reason}")
 
 
@@ -206,7 +206,7 @@ def _check(node: yaml.Node) -> None:
         for key, _ in node.value:
             if key.tag not in (f"{_YAML}str", f"{_YAML}merge"):
                 kind = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                raise _refusal(f"the key {kind or 'null'} is no text: write it in quotes", key)
+                raise _refusal(f"the key {kind or 'null'} is not a text: write it in quotes", key)
             if key.value in seen:
                 raise _refusal(f"the key {key.value} is there twice", key)
             seen.add(key.value)

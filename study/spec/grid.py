@@ -309,7 +309,7 @@ def _checked_choice(chosen: ChosenOn | None, variants: Mapping[str, Changes]) ->
     for name in chosen.variants if chosen else ():
         if name not in variants:
             raise ConfigError(
-                f"chosen_on names {name}, which is no variant; these are: {', '.join(variants)}"
+                f"chosen_on names {name}, which is not a variant; these are: {', '.join(variants)}"
             )
     return chosen
 

@@ -142,7 +142,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     path = folder / "study.json"
     if not path.exists():
         raise StudyError(
-            f"{folder} holds no readable study.json, so it is no study: choose another --name"
+            f"{folder} holds no readable study.json, so it is not a study: choose another --name"
         )
     record = read_json(path)
     try:

@@ -79,7 +79,7 @@ def test_a_network_from_a_file_is_trained_saved_and_loaded_only_if_allowed(
         ("./bare.py:build", 0, "the network has no encoder"),
         ("./mine.py:careless", 1, "FAILED  determinism"),
         ("./mine.py:broken", 1, "ZeroDivisionError"),
-        ("./mine.py:number", 1, "is no function"),
+        ("./mine.py:number", 1, "is not a function"),
         ("./mine.py:nothing", 1, "has no attribute"),
     ],
 )

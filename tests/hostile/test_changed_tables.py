@@ -251,12 +251,12 @@ RECORDS: dict[str, tuple[bytes, str]] = {
     "Latin-1": (b'{"name":\n"\xe4"}', "line 2: the byte 0xe4"),
     "a list": (b"[]", "holds a list; expected an object"),
     "a number": (b"7", "holds 7; expected an object"),
-    "NaN": (b'{"folds": NaN}', "NaN is no finite number"),
-    "infinite": (b'{"folds": 1e999}', "1e999 is no finite number"),
+    "NaN": (b'{"folds": NaN}', "NaN is not a finite number"),
+    "infinite": (b'{"folds": 1e999}', "1e999 is not a finite number"),
     "a key twice": (b'{"folds": 1, "folds": 2}', "the key 'folds' is there twice"),
     "nested": (b'{"a":' + b"[" * 100_000, "nested too deeply"),
     "endless": (b'{"folds": ' + b"9" * 10_000 + b"}", "digits"),
-    "half a character": (b'{"name": "\\ud800"}', "no Unicode"),
+    "half a character": (b'{"name": "\\ud800"}', "is not Unicode"),
     "two": (b"{} {}", "line 1: no JSON"),
 }
 

@@ -268,7 +268,7 @@ def test_whatever_is_raised_ends_in_one_line(
     assert not any(ord(c) < 32 and c != "\n" for c in out + err)
 
 
-@pytest.mark.parametrize(("work", "words"), [(_nested, "nested"), (_encoded, "no UTF-8")])
+@pytest.mark.parametrize(("work", "words"), [(_nested, "nested"), (_encoded, "is not UTF-8")])
 def test_what_python_itself_raises_is_recognised(
     work: object, words: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -376,10 +376,10 @@ def _other_weights(here: Path) -> None:
 
 
 REFUSED = [
-    ("storage is a file", ["--storage", "{here}/file"], USAGE, "is no folder"),
-    ("storage below a file", ["--storage", "{here}/file/x"], USAGE, "is no folder"),
+    ("storage is a file", ["--storage", "{here}/file"], USAGE, "is not a folder"),
+    ("storage below a file", ["--storage", "{here}/file/x"], USAGE, "is not a folder"),
     ("storage in /proc", ["--storage", "/proc/nowhere"], KNOWN_ERROR, "/proc/nowhere"),
-    ("name is a file", ["--storage", "{here}", "--name", "file"], USAGE, "is no folder"),
+    ("name is a file", ["--storage", "{here}", "--name", "file"], USAGE, "is not a folder"),
     ("name with a slash", ["--name", "a/b"], USAGE, "--name"),
     ("name is dots", ["--name", ".."], USAGE, "--name"),
     ("name with a control", ["--name", "a\x1b[2J/b"], USAGE, "a\\x1b[2J/b"),

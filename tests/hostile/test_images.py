@@ -389,8 +389,8 @@ FOLDERS = [
     # The folder itself.
     Case("no folder", LGG, 1, ("does not exist",)),
     Case("an empty data folder", LGG, 1, ("holds nothing",), lambda h: (h / "data").mkdir()),
-    Case("a file", LGG, 1, ("data is no folder",), lambda here: (here / "data").touch()),
-    Case("a pipe", LGG, 1, ("data is no folder",), lambda here: os.mkfifo(here / "data")),
+    Case("a file", LGG, 1, ("data is not a folder",), lambda here: (here / "data").touch()),
+    Case("a pipe", LGG, 1, ("data is not a folder",), lambda here: os.mkfifo(here / "data")),
     Case(
         "a link to itself",
         LGG,
@@ -513,7 +513,11 @@ FOLDERS = [
             ("of a long cell", b"image,mask,patient\n" + b"x" * 200_000, "line 2"),
             ("with a pipe", _manifest(("P1/P1_1.tif", "pipe.tif", "P1")), "pipe.tif"),
             ("with a NUL", b"image,mask,patient\nP1/P1_1.tif,a\0b.tif,P1\n", "0x00"),
-            ("leaving the folder", _manifest(("../x.tif", "P1/P1_1_mask.tif", "P1")), "no path"),
+            (
+                "leaving the folder",
+                _manifest(("../x.tif", "P1/P1_1_mask.tif", "P1")),
+                "is not a path",
+            ),
             ("of short rows", b"image,mask,patient\nP1/P1_1.tif\n", "line 2"),
         )
     ),

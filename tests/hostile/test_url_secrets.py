@@ -210,6 +210,6 @@ def test_studies_that_cannot_be_compared_are_told(
         "one study twice as a URL that is not there",
         ["study.compare", str(small), f"file://{tmp_path}/absent"],
         KNOWN_ERROR,
-        ["is no study"],
+        ["is not a study"],
     )
     answer(case)

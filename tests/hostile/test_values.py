@@ -498,7 +498,7 @@ CHANGES = ("data.size=true", "data.size=.nan", "seed=1e23", "stages.0.learning_r
              lambda here: (here / "c.yaml").write_text(
                  "model: {encoder: tu-resnet5O, encoder_weights: none}\ndata: {size: 64}")),
         Case("a split of no user", [*PLAN, "--set", "data.split=~nobody-here/x.yaml"], 2,
-             ["data.split: ~nobody-here/x.yaml is no path"]),
+             ["data.split: ~nobody-here/x.yaml is not a path"]),
         Case("a file for a user", ["study.run", "--grid", "~nobody-here/g.yaml"], 2, ["home"]),
         Case("a hub in a model", ["brainseg.predict", "{here}/m.safetensors", "{here}",
                                   "--out", "{here}/out"], 1, ["m.safetensors", "timm does not"],

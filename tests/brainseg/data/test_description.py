@@ -316,7 +316,7 @@ def test_what_is_not_used_and_what_is_assumed_is_said(tmp_path: Path) -> None:
         ({"images": "{patiënt}/{name}.png"}, "expected {patient} or {name}"),
         ({"channels": None}, "name the channels"),
         ({"masks": None}, "give images and masks, or a manifest"),
-        ({"patient_pattern": "["}, "no regular expression"),
+        ({"patient_pattern": "["}, "is not a regular expression"),
         ({"channels": ["a", "b"]}, "1 channels; dataset.yaml names 2: a, b"),
         ({"images": "pictures/{name}.png"}, "its image pictures/"),
         ({"manifest": "list.csv", "images": None, "masks": None}, "cannot read"),
@@ -366,8 +366,8 @@ def test_a_faulty_file_is_named(tmp_path: Path, fault: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("../x.png,masks/P0_0.png,P0", "is no path below"),
-        ("/x.png,masks/P0_0.png,P0", "is no path below"),
+        ("../x.png,masks/P0_0.png,P0", "is not a path below"),
+        ("/x.png,masks/P0_0.png,P0", "is not a path below"),
         ("images/none.png,masks/P0_0.png,P0", "there is no file images/none.png"),
         ("images/P0_0.png,masks/P0_0.png,", "no patient"),
     ],

@@ -199,7 +199,7 @@ def test_a_root_with_other_parameters_is_refused(tmp_path: Path) -> None:
 def test_a_root_that_is_no_phantom_is_refused(tmp_path: Path, marker: str | None) -> None:
     if marker is not None:
         (tmp_path / MARKER).write_text(marker, encoding="utf-8")
-    with pytest.raises(DataError, match="no generated dataset"):
+    with pytest.raises(DataError, match="is not a generated dataset"):
         generate_phantom(tmp_path, **SMALL)
 
 

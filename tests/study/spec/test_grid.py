@@ -177,7 +177,9 @@ def test_a_choice_names_variants_of_the_grid(tmp_path: Path) -> None:
     text = (
         "description: x\nvariants: {a: {threshold: 0.4}}\nchosen_on: {variants: [b], judged: [p]}"
     )
-    with pytest.raises(ConfigError, match="chosen_on names b, which is no variant; these are: a"):
+    with pytest.raises(
+        ConfigError, match="chosen_on names b, which is not a variant; these are: a"
+    ):
         _read(tmp_path, text)
     found = _read(tmp_path, text.replace("[b]", "[a]")).chosen_on
     assert found is not None
