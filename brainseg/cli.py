@@ -257,7 +257,7 @@ def _flush_output() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        # Python flushes once more at its end, and would complain in its own words.
+        # Python flushes once more at its end, and would print an error of its own.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise StorageError(

@@ -49,7 +49,7 @@ def fix_algorithms(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        # Bilinear upsampling has a second, deterministic gradient. What has none, warns.
+        # Bilinear upsampling has a second, deterministic gradient. Operators without one warn.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -72,7 +72,7 @@ def describe_findings(results: StudyResults, figures: FigureWriter) -> list[Sect
 
 
 def _with_footnotes(blocks: Iterable[Block]) -> Iterator[Block]:
-    """Yield blocks, and below each table with an interval that is called wide what that means."""
+    """Yield blocks; below a table with an interval marked as wide, a note explains the mark."""
     for block in blocks:
         yield block
         if isinstance(block, Table) and has_wide(block):

@@ -46,7 +46,7 @@ class Halving:
 
     @property
     def factor(self) -> int:
-        """One candidate in so many goes on at a rung; each rung is so many times as far."""
+        """Reduction factor: 1 / factor of the candidates continue; rungs grow by the factor."""
         return ROUND_FACTOR if self.in_rounds else FACTOR
 
     @classmethod

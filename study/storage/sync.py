@@ -254,7 +254,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _by_rank(names: Iterable[str], *, reverse: bool = False) -> list[list[str]]:
-    """Group names so that those that say that others are complete come last."""
+    """Group names; files whose presence marks others as complete come last."""
     ranks: list[list[str]] = [[] for _ in range(1 + len(_SENT_LAST))]
     for name in names:
         rank = next((n for n, p in enumerate(_SENT_LAST, 1) if fnmatch.fnmatch(name, p)), 0)
