@@ -14,15 +14,9 @@ from brainseg.config import NUM_FOLDS, DataConfig
 from brainseg.data.about import CHANNELS
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import SliceStore
-from brainseg.explore.measurements import (
-    AIR,
-    Covariate,
-    Measurements,
-    compare_covariates,
-    measure_slices,
-    read_patient_table,
-)
-from brainseg.explore.quality import Row, check_quality, check_splits
+from brainseg.explore.covariates import Covariate, compare_covariates, read_patient_table
+from brainseg.explore.measurements import AIR, Measurements, Row, measure_slices
+from brainseg.explore.quality import check_quality, check_splits
 
 PUBLIC_DATASET = {"patients": 110, "slices": 3929}
 """The whole public dataset; the table published with the protocol swaps its two classes."""

@@ -17,10 +17,9 @@ from brainseg.data.augment import Augmenter
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS
-from brainseg.explore.measurements import AIR, Covariate, Measurements
+from brainseg.explore.covariates import Covariate
+from brainseg.explore.measurements import AIR, Measurements, Row
 from brainseg.inference.overlay import TRUE, draw_outlines
-
-Row = dict[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""

@@ -24,8 +24,7 @@ from brainseg.document import (
 from brainseg.document import Figure as PageFigure
 from brainseg.explore import figures
 from brainseg.explore.exploration import Exploration
-from brainseg.explore.measurements import AIR
-from brainseg.explore.quality import Row
+from brainseg.explore.measurements import AIR, Row
 
 _DPI = 110
 

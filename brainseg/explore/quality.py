@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,7 @@ from brainseg.config import NUM_FOLDS
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS, split_by_patient
 from brainseg.errors import DataError
-from brainseg.explore.measurements import AIR, Measurements
-
-Row = dict[str, Any]
+from brainseg.explore.measurements import AIR, Measurements, Row
 
 SPECK = 10
 """Components with fewer pixels are reported."""

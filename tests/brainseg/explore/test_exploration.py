@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from brainseg.data.slice_store import SliceStore
+from brainseg.explore.covariates import Covariate
 from brainseg.explore.exploration import Exploration, explore, summarise_in_words
-from brainseg.explore.measurements import Covariate
 
 
 def test_the_card_counts_what_is_there(data: SliceStore, exploration: Exploration) -> None:
