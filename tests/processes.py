@@ -89,8 +89,7 @@ class Study:
         assert not list(self.results.glob("trials/*/result.json")), "the moment was missed"
 
     def trial_processes(self) -> list[psutil.Process]:
-        family = psutil.Process(self.started[-1].pid).children(recursive=True)
-        return [child for child in family if "ImplicitFunc" in child.name()]
+        return trials_below(self.started[-1].pid)
 
     def checkpoints(self) -> dict[str, list[Path]]:
         """Trial -> its checkpoints, the newest last."""
@@ -112,10 +111,15 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def trials_below(pid: int) -> list[psutil.Process]:
+    """Return the processes of trials among all that a process has started."""
+    family = psutil.Process(pid).children(recursive=True)
+    return [child for child in family if "ImplicitFunc" in child.name()]
+
+
 def trials_of(node: Any) -> list[psutil.Process]:
     """Return the processes of the trials on a node of Ray's."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [child for child in raylet.children(recursive=True) if "ImplicitFunc" in child.name()]
+    return trials_below(node.all_processes["raylet"][0].process.pid)
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:

@@ -103,18 +103,3 @@ def test_time_is_divided_among_the_measurements_that_are_left() -> None:
 def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
     assert "device cuda cannot be used here" in capsys.readouterr().err
-
-
-def test_help_has_examples_and_every_flag_is_read(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit):
-        gpu.main(["--help"])
-    text = capsys.readouterr().out
-    assert "examples:" in text
-    assert "exit codes:" in text
-    assert max(len(line) for line in text.splitlines()) <= 100
-    source = Path(gpu.__file__).read_text(encoding="utf-8")
-    for action in gpu._parser()._actions:
-        assert action.dest == "help" or f"args.{action.dest}" in source

@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +77,16 @@ def _jpegs(root: Path) -> dict[str, Any]:
     }
 
 
-def _sixteen_bits(root: Path) -> dict[str, Any]:
+def _sixteen_bits(root: Path, channels: Sequence[str] = ("CT",)) -> dict[str, Any]:
     for patient in PATIENTS:
         for number in range(3):
-            image, mask = _slice(patient, number)
+            image, mask = _slice(patient, number, len(channels))
             _save(root / patient / f"{number}.tif", image.astype(np.uint16) * 200)
             _save(root / patient / f"{number}_mask.tif", mask)
     return {
         "images": "{patient}/{name}.tif",
         "masks": "{patient}/{name}_mask.tif",
-        "channels": ["CT"],
+        "channels": list(channels),
     }
 
 
@@ -453,16 +453,7 @@ def _four_channels(root: Path) -> dict[str, Any]:
 
 
 def _named_as_lgg(root: Path) -> dict[str, Any]:
-    for patient in PATIENTS:
-        for number in range(3):
-            image, mask = _slice(patient, number, 3)
-            _save(root / patient / f"{number}.tif", image.astype(np.uint16) * 200)
-            _save(root / patient / f"{number}_mask.tif", mask)
-    return {
-        "images": "{patient}/{name}.tif",
-        "masks": "{patient}/{name}_mask.tif",
-        "channels": list(CHANNELS),
-    }
+    return _sixteen_bits(root, CHANNELS)
 
 
 @pytest.mark.parametrize(

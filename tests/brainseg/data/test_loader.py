@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from batches import equal_batches
 
 from brainseg.config import Experiment
 from brainseg.data.loader import Batches, EpochSampler
@@ -27,30 +28,22 @@ def _content(
     return list(batches.epoch(stage, epoch))
 
 
-def _equal(left: Content, right: Content) -> bool:
-    return all(
-        torch.equal(a, b)
-        for one, other in zip(left, right, strict=True)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
 @pytest.mark.parametrize("workers", [1, 4])
 def test_worker_count_changes_nothing(data: SliceStore, tiny: Experiment, workers: int) -> None:
-    assert _equal(_content(data, tiny), _content(data, tiny, workers=workers))
+    assert equal_batches(_content(data, tiny), _content(data, tiny, workers=workers))
 
 
 def test_persistent_workers_follow_the_epoch(data: SliceStore, tiny: Experiment) -> None:
     fresh = _content(data, tiny, epoch=3)
-    assert _equal(fresh, _content(data, tiny, epoch=3, before=2, workers=2))
+    assert equal_batches(fresh, _content(data, tiny, epoch=3, before=2, workers=2))
 
 
 def test_epochs_stages_and_seeds_differ(data: SliceStore, tiny: Experiment) -> None:
     base = _content(data, tiny)
-    assert _equal(base, _content(data, tiny))
-    assert not _equal(base, _content(data, tiny, epoch=2))
-    assert not _equal(base, _content(data, tiny, stage=2))
-    assert not _equal(base, _content(data, tiny.replaced({"seed": 45})))
+    assert equal_batches(base, _content(data, tiny))
+    assert not equal_batches(base, _content(data, tiny, epoch=2))
+    assert not equal_batches(base, _content(data, tiny, stage=2))
+    assert not equal_batches(base, _content(data, tiny.replaced({"seed": 45})))
 
 
 def test_a_slice_is_augmented_differently_in_each_epoch(

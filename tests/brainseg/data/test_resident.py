@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from batches import equal_batches
 from numpy.typing import NDArray
 
 from brainseg.config import AugmentConfig, Experiment
@@ -197,14 +198,6 @@ def _content(batches: Batches | ResidentBatches, stage: int = 1, epoch: int = 2)
     return list(batches.epoch(stage, epoch))
 
 
-def _equal(left: list[Batch], right: list[Batch]) -> bool:
-    return all(
-        torch.equal(a, b)
-        for one, other in zip(left, right, strict=True)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
 def _both(
     data: SliceStore, experiment: Experiment, *, augmented: bool, threads: int = 1
 ) -> tuple[Batches, ResidentBatches]:
@@ -245,7 +238,7 @@ def test_validation_slices_are_the_loaders_bytes(
 ) -> None:
     experiment = tiny.replaced(changes)
     loader, kept = _both(data, experiment, augmented=False, threads=3)
-    assert _equal(_content(kept), _content(loader))
+    assert equal_batches(_content(kept), _content(loader))
     inputs = StoreInputs(data, experiment)
     slice_bytes = inputs.image(0).nbytes + inputs.mask(0).nbytes
     assert prepared_bytes(experiment, data) == len(data.slices) * slice_bytes
@@ -256,7 +249,7 @@ def test_training_slices_of_strength_0_are_the_loaders_bytes(
 ) -> None:
     still = tiny.replaced({"augment.strength": 0})
     loader, kept = _both(data, still, augmented=True)
-    assert _equal(_content(kept), _content(loader))
+    assert equal_batches(_content(kept), _content(loader))
 
 
 def test_training_slices_without_elastic_are_close_to_the_loaders(
@@ -267,7 +260,7 @@ def test_training_slices_without_elastic_are_close_to_the_loaders(
     for ours, theirs in zip(_content(kept), _content(loader), strict=True):
         assert (ours[0].float() - theirs[0].float()).abs().mean() < 0.5
         assert (ours[1] != theirs[1]).float().mean() < 0.005
-    assert not _equal(_content(kept), _content(_both(data, tiny, augmented=True)[1]))
+    assert not equal_batches(_content(kept), _content(_both(data, tiny, augmented=True)[1]))
 
 
 def test_keeping_slices_leaves_torchs_random_state_alone(

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from processes import PATIENCE, wait_until
+from processes import PATIENCE, trials_below, wait_until
 from stubs import Drive, build_search, history_of
 
 from study.tune.schedulers import Decisions
@@ -47,10 +46,6 @@ class Searching:
     def wait_for_decisions(self, number: int) -> None:
         path = self.folder / "search" / "decisions.csv"
         wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") > number)
-
-    def processes(self) -> list[psutil.Process]:
-        family = psutil.Process(self.started[-1].pid).children(recursive=True)
-        return [child for child in family if "ImplicitFunc" in child.name()]
 
 
 @pytest.fixture
@@ -97,7 +92,7 @@ def test_a_killed_search_goes_on_to_what_an_undisturbed_one_finds(
 def test_two_at_once_come_to_as_many_as_asked_and_may_be_extended(searching: Searching) -> None:
     process = searching.start(3, 2)
     searching.wait_for_decisions(4)
-    searching.processes()[0].kill()  # Tune tries that candidate again
+    trials_below(searching.started[-1].pid)[0].kill()  # Tune tries that candidate again
     searching.wait_for_decisions(9)
     process.kill()
     process.wait()
