@@ -306,7 +306,8 @@ def read_patient(items: Sequence[Item], description: Description) -> list[Decode
     over the scan's values that are not 0.
 
     Raises:
-        DataError: Naming the first file that cannot be used.
+        DataError: Naming the first file that cannot be used, or whose voxels lie elsewhere than
+            those of the item's first file.
     """
     scans: dict[str, list[tuple[str, NDArray[Any], NDArray[np.uint8], Spacing | None]]] = {}
     for item in items:
@@ -316,6 +317,7 @@ def read_patient(items: Sequence[Item], description: Description) -> list[Decode
                 f"{item.mask.name}: {_shape(mask_values)} (slices, rows, columns), but its image "
                 f"{_shape(values[..., 0])}"
             )
+        _check_affines(item)
         mask = _to_mask(mask_values, description.tumour, item.mask.name)
         several = len(values) > 1
         names = [f"{item.name}_{n + 1}" if several else item.name for n in range(len(values))]
@@ -330,9 +332,22 @@ def read_patient(items: Sequence[Item], description: Description) -> list[Decode
     return found
 
 
+def is_volume(path: Path) -> bool:
+    """Return whether a file is a NIfTI volume, by its name."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def _check_affines(item: Item) -> None:
+    """Compare the affines of an item's files; images have none."""
+    first, *others = item.images
+    if is_volume(first):
+        like = open_volume(first)
+        for path in filter(is_volume, (*others, item.mask)):
+            open_volume(path).check_affine(like)
+
+
 def _read_spacing(path: Path) -> Spacing | None:
-    is_volume = path.name.lower().endswith(VOLUME_SUFFIXES)
-    return open_volume(path).spacing if is_volume else None
+    return open_volume(path).spacing if is_volume(path) else None
 
 
 def _read_image(item: Item, description: Description) -> NDArray[Any]:
@@ -362,7 +377,7 @@ def read_values(path: Path) -> NDArray[Any]:
     Raises:
         DataError: If the file is damaged, too large, or has other than 8 or 16 bits.
     """
-    if path.name.lower().endswith(VOLUME_SUFFIXES):
+    if is_volume(path):
         return open_volume(path).read_values()
     if not path.name.lower().endswith(_IMAGES):
         raise DataError(f"{path.name}: expected {', '.join((*_IMAGES, *VOLUME_SUFFIXES))}")

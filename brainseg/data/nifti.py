@@ -6,6 +6,7 @@ slices from below to above. The file's affine says how its own axes run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _AXES = ("L", "P", "S")  # the directions in which columns, rows and slices are 
 _MAX_BYTES = 2**30
 _MAX_OFFSET = 2**24  # of the values in the file; extensions of the header lie before them
 _HEADER, _CHUNK = 348, 2**24
+_MAX_APART = 0.1  # voxels; headers round, and the grids of two scans differ by more
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,37 @@ class Volume:
             shown = _shape(data) if values is None else f"values {values[:6]}"
             raise DataError(f"{self.path.name}: {shown}; expected one channel, 0 for no tumour")
         return self._turn(data > 0)
+
+    def check_affine(self, like: Volume) -> None:
+        """Check that the voxels of this volume lie where those of another of its size do.
+
+        How the files' own axes run may differ: both are compared as they are cut into slices.
+
+        Raises:
+            DataError: If a corner lies more than a tenth of a voxel elsewhere. Voxels of one
+                index would then be of different places, such as left and right.
+        """
+        corners = np.array(list(itertools.product(*((0, side - 1) for side in like.shape[::-1]))))
+        own, other = self._slices_affine, like._slices_affine
+        apart = affines.apply_affine(own, corners) - affines.apply_affine(other, corners)
+        voxels = np.abs(np.linalg.lstsq(other[:3, :3], apart.T, rcond=None)[0]).max()
+        if voxels <= _MAX_APART:
+            return
+        axes = ["".join(orientations.aff2axcodes(one._image.affine)) for one in (self, like)]
+        is_identity = np.allclose(self._image.affine, np.eye(4))
+        dropped = " (the identity, which tools write that drop affines)" if is_identity else ""
+        raise DataError(
+            f"{self.path.name}: its affine{dropped} is not that of {like.path.name}: axes "
+            f"{axes[0]} and {axes[1]}, corners up to {voxels:.3g} voxels apart, so it would be "
+            "read mirrored, turned or shifted; save it with that file's affine, if its voxels are "
+            "in that order, else resample it"
+        )
+
+    @property
+    def _slices_affine(self) -> NDArray[np.float64]:
+        """The affine of column, row and slice, as `_turn` orders them."""
+        back = orientations.inv_ornt_aff(self._to_slices, self._image.shape[:3])
+        return np.asarray(self._image.affine @ back, np.float64)
 
     def write_mask(self, masks: NDArray[np.bool_], path: Path) -> None:
         """Write masks as a volume with this one's size, affine and units.

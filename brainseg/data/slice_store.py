@@ -53,7 +53,7 @@ from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
-_FORMAT = 5
+_FORMAT = 6
 _PIXELS, _TABLE = "slices.bin", "table.json"
 _AHEAD = 32
 _BLOCK, _SUMMED = 2**20, 2**32

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brainseg.data.description import find_files, is_volume, read_description
 from brainseg.data.layouts import decode, patient_of
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.slice_store import SliceStore
@@ -47,7 +48,7 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
 
     Raises:
         DataError: If the folder has no masks, a mask is missing, belongs to no slice, has another
-            size or more than two values; `problems` lists every file and slice.
+            size, affine or more than two values; `problems` lists every file and slice.
     """
     images, volumes = _find(folder)
     own: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -59,7 +60,7 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
     masks: dict[int, Mask] = {}
     problems: list[str] = []
     used: set[Path] = set()
-    wanted = set(indices)
+    wanted, likes = set(indices), _image_volumes(data) if volumes else {}
     for (patient, scan), members in own.items():
         needed = [index for index in members if index in wanted]
         keys = {_of_volume(data.slices[index].name) for index in members} - shared
@@ -70,7 +71,8 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
         if volume:
             used.update(volume)
             if needed:
-                _read_volume(volume, data, members, masks, problems)
+                like = likes.get((patient, scan))
+                _read_volume(volume, data, members, masks, problems, like)
             continue
         for index in members:
             name = data.slices[index].name
@@ -111,6 +113,15 @@ def _find(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     if not images and not volumes:
         raise DataError(f"{folder}: no masks; expected PNG, TIFF or NIfTI files")
     return images, volumes
+
+
+def _image_volumes(data: SliceStore) -> dict[tuple[str, str], Path]:
+    """Return the NIfTI volume, that of the first channel, of each patient's scan that has one."""
+    description = read_description(data.root) if data.described else None
+    if description is None:
+        return {}
+    items = find_files(data.root, description).items
+    return {(i.patient, i.name): i.images[0] for i in items if is_volume(i.images[0])}
 
 
 def _shared_names(data: SliceStore) -> set[str]:
@@ -180,13 +191,22 @@ def _read_volume(
     members: Sequence[int],
     masks: dict[int, Mask],
     problems: list[str],
+    like: Path | None,
 ) -> None:
+    """Read the masks of a scan from a volume.
+
+    Args:
+        like: The volume that the scan's slices are of; None if they are images.
+    """
     if len(paths) != 1:
         problems.append(f"several volumes of one patient: {', '.join(map(str, paths))}")
         return
     shapes = {data.shapes[index] for index in members}
     try:
-        values = open_volume(paths[0]).read_values()
+        volume = open_volume(paths[0])
+        values = volume.read_values()
+        if like is not None and values.shape == (like_volume := open_volume(like)).shape:
+            volume.check_affine(like_volume)
     except DataError as error:
         problems.append(str(error))
         return

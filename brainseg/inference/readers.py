@@ -224,7 +224,9 @@ def read_scan(scan: Scan, channels: Sequence[str] = CHANNELS, *, rescales: bool 
         data = volume.read_slices(channels, rescales=rescales)
         if scan.mask is None:
             return Slices(list(data), None, volume)
-        masks = open_volume(scan.mask).read_mask(data)
+        mask = open_volume(scan.mask)
+        masks = mask.read_mask(data)
+        mask.check_affine(volume)
         _check_filled(scan.mask.name, masks)
         return Slices(list(data), list(masks), volume)
     image = read_user_image(scan.path, channels, rescales=rescales)

@@ -278,10 +278,13 @@ def test_the_spacing_of_volumes_is_known_if_all_headers_tell_it(tmp_path: Path) 
     assert open_dataset(root).spacings == ()  # sides of 1 without a unit
     for path in sorted((root / "imagesTr").glob("*_0001.nii.gz")):  # the first channel
         before = open_dataset(root)
-        image = nibabel.load(path)
-        image.header.set_xyzt_units("mm")
-        affine = np.diag([0.6, 0.9, 4.0, 1.0])
-        nibabel.save(nibabel.Nifti1Image(image.dataobj, affine, image.header), path)
+        patient = path.name.removesuffix("_0001.nii.gz")
+        for other in sorted(root.rglob(f"{patient}*.nii.gz")):
+            image = nibabel.load(other)
+            image.header.set_xyzt_units("mm")
+            affine = np.diag([0.6, 0.9, 4.0, 1.0])
+            values = np.asanyarray(image.dataobj)
+            nibabel.save(nibabel.Nifti1Image(values, affine, image.header), other)
     assert before.spacings == ()
     assert "4 of 40 slices have no spacing in their file's header" in before.notes[-1]
     data = open_dataset(root)
@@ -289,6 +292,36 @@ def test_the_spacing_of_volumes_is_known_if_all_headers_tell_it(tmp_path: Path) 
     assert len(data.spacings) == len(data.slices)
     assert data.fingerprint == before.fingerprint
     assert not any("spacing" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("name", ["labelsTr/P3.nii.gz", "imagesTr/P3_0000.nii.gz"])
+def test_a_volume_whose_voxels_lie_elsewhere_than_those_of_its_image_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    root = _write(tmp_path / "data", _volumes)
+    image = nibabel.load(root / name)
+    values, affine = np.asanyarray(image.dataobj), np.diag([-1.0, -1.0, 1.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(values, affine), root / name)
+    with pytest.raises(DataError, match="1 of 10") as error:
+        open_dataset(root)
+    (problem,) = error.value.problems
+    file = name.rpartition("/")[2]
+    assert problem.startswith(f"imagesTr/{file}: its affine is not that of P3_0001.nii.gz: ")
+    assert "axes LPS and RAS" in problem
+
+
+def test_a_volume_may_have_its_axes_in_another_order_or_a_rounded_affine(tmp_path: Path) -> None:
+    root = _write(tmp_path / "data", _volumes)
+    data = open_dataset(root)
+    for name in ("P3", "P4"):
+        path = root / "labelsTr" / f"{name}.nii.gz"
+        image = nibabel.load(path)
+        codes = nibabel.orientations.axcodes2ornt(("S", "L", "A"))
+        turn = nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), codes)
+        turned = image.as_reoriented(turn)
+        affine = turned.affine + 1e-3 * np.eye(4, 4, 3)
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(turned.dataobj), affine), path)
+    assert open_dataset(root).fingerprint == data.fingerprint
 
 
 def test_further_columns_of_a_manifest_describe_patients(tmp_path: Path) -> None:

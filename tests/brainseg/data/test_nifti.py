@@ -5,10 +5,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from predictions import read_rows, run_predict
 
 from brainseg.data.nifti import open_volume
 from brainseg.data.slice_store import SliceStore
+from brainseg.errors import DataError
 from brainseg.inference.mask_metrics import compare_outlines
 from brainseg.inference.predictor import Predictor
 
@@ -89,3 +91,27 @@ def test_a_header_that_tells_nothing_has_no_spacing(tmp_path: Path) -> None:
     image.header.set_xyzt_units("mm")
     nibabel.save(image, tmp_path / "v.nii")
     assert open_volume(tmp_path / "v.nii").spacing == (1, 1)
+
+
+def test_the_affines_of_two_volumes_are_compared_where_their_voxels_lie(tmp_path: Path) -> None:
+    image = np.diag([-1.0, -1.0, 2.0, 1.0])
+
+    def check(affine: NDArray[np.float64]) -> None:
+        for name, its in (("image.nii", image), ("mask.nii", affine)):
+            nibabel.save(
+                nibabel.Nifti1Image(np.zeros((40, 50, 6), np.uint8), its), tmp_path / name
+            )
+        open_volume(tmp_path / "mask.nii").check_affine(open_volume(tmp_path / "image.nii"))
+
+    check(image + 0.05 * np.eye(4, 4, 3))  # rounded
+    moved, thicker = image.copy(), image.copy()
+    moved[2, 3], thicker[2, 2] = 2.0, 2.1
+    for affine, words in (
+        (np.eye(4), r"\(the identity, which .*axes RAS and LPS, corners up to \d"),
+        (moved, "axes LPS and LPS, corners up to 1 voxels apart"),
+        (thicker, "corners up to 0.25 voxels apart"),
+    ):
+        with pytest.raises(DataError, match=words) as error:
+            check(affine)
+        assert str(error.value).startswith("mask.nii: its affine")
+        assert "not that of image.nii" in str(error.value)

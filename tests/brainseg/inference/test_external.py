@@ -162,3 +162,27 @@ def test_a_mask_is_never_taken_for_another_patients(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), path)
     assert len(read_external(tmp_path / "own", data, everything)) == 9
+
+
+def test_a_volume_of_masks_with_another_affine_than_the_image_is_refused(tmp_path: Path) -> None:
+    rng, affine = np.random.default_rng(4), np.diag([-1.0, -1.0, 2.0, 1.0])
+    root, masks = tmp_path / "data", tmp_path / "masks"
+    for folder in (root / "images", root / "labels", masks):
+        folder.mkdir(parents=True)
+    for patient in ("A", "B", "C"):
+        values = rng.integers(0, 255, (40, 32, 3), np.uint8)
+        for name, stored in (("images", values), ("labels", np.uint8(values > 200))):
+            path = root / name / f"{patient}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(stored, affine), path)
+        own = affine if patient == "A" else np.eye(4)
+        mask = nibabel.Nifti1Image(np.uint8(values > 200), own)
+        nibabel.save(mask, masks / f"{patient}.nii.gz")
+    (root / "dataset.yaml").write_text(
+        "images: images/{patient}.nii.gz\nmasks: labels/{patient}.nii.gz\nchannels: [T2]\n"
+    )
+    data = open_dataset(root)
+    with pytest.raises(DataError, match="2 problems") as caught:
+        read_external(masks, data, range(9))
+    assert "B.nii.gz: its affine (the identity, which tools write" in caught.value.problems[0]
+    found = read_external(masks, data, range(3))
+    assert all(np.array_equal(found[n], data.mask(n) > 0) for n in range(3))

@@ -14,7 +14,7 @@ from predictions import read_rows, run_predict
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
 from brainseg.inference.overlay import encode_picture
-from brainseg.inference.readers import find_scans, read_user_image
+from brainseg.inference.readers import find_scans, read_batches, read_user_image
 
 
 def _save_png(path: Path, image: NDArray[np.unsignedinteger]) -> None:
@@ -163,3 +163,15 @@ def test_patients_of_one_name_are_told_apart_and_slices_come_in_natural_order(
     assert len({scan.volume for scan in scans}) == 7
     given = [tmp_path / "siteB/02" / name for name in ("10.png", "2.png", "10.png")]
     assert [scan.path.name for scan in find_scans(given)[0]] == ["2.png", "10.png"]
+
+
+def test_a_true_mask_with_another_affine_than_its_volume_is_refused(tmp_path: Path) -> None:
+    for name, affine in (("v.nii.gz", np.diag([-1, -1, 2, 1])), ("v_mask.nii.gz", np.eye(4))):
+        values = np.zeros((40, 36, 3), np.uint8)
+        values[3, 4] = 1
+        nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / name)
+    problems: list[str] = []
+    scans, _ = find_scans([tmp_path])
+    assert list(read_batches(scans, 8, problems, ["FLAIR"])) == []
+    assert "v_mask.nii.gz: its affine (the identity" in problems[0]
+    assert "is not that of v.nii.gz" in problems[0]
