@@ -132,12 +132,12 @@ def find_slices(root: Path) -> list[SliceFile]:
         root: Folder of patient folders.
 
     Returns:
-        Slices in natural order of their paths: `_2` before `_10`.
+        Slices in natural order of their paths, `_2` before `_10`; a folder's together.
 
     Raises:
         DataError: If an image has no mask or a mask no image; `problems` lists them all.
     """
-    names = sorted(_list_patient_files(root), key=natural_key)
+    names = sorted(_list_patient_files(root), key=lambda name: path_key(*name.split("/")))
     known = set(names)
     slices, problems = [], []
     for name in names:
@@ -225,6 +225,14 @@ def patient_of(folder: str) -> str:
 def natural_key(name: str) -> list[int | str]:
     """Return a key that sorts `_2` before `_10`."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def path_key(folder: str, name: str) -> tuple[list[int | str], str, list[int | str], str]:
+    """Return a key that sorts paths as `natural_key` does, but keeps a folder's files together.
+
+    By the path alone, files of `1` and `01`, or of `a` and `a/2_old`, would alternate.
+    """
+    return natural_key(f"{folder}/"), folder, natural_key(name), name
 
 
 def decode(path: Path) -> NDArray[np.generic]:

@@ -25,6 +25,7 @@ from brainseg.data.layouts import (
     describe_unused,
     is_writable_name,
     natural_key,
+    path_key,
     patient_of,
     read_image,
     read_mask,
@@ -90,7 +91,7 @@ class Slices:
 
 
 def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
-    """Find the files to predict, in natural order.
+    """Find the files to predict, in natural order, the files of a volume together.
 
     Args:
         paths: Files, and folders that are searched with all folders below them.
@@ -119,8 +120,14 @@ def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
             other = scans.setdefault(scan.name, scan)
             if other is not scan:
                 problems.append(f"{scan.path}: would overwrite the results of {other.path}")
-    found = sorted(scans.values(), key=lambda scan: natural_key(str(_whole(scan.path))))
-    return _tell_apart(found), problems
+    return _tell_apart(sorted(scans.values(), key=_order)), problems
+
+
+def _order(scan: Scan) -> tuple[Any, ...]:
+    """A key for the natural order that keeps a folder's images together: they are one volume."""
+    whole = _whole(scan.path)
+    key, folder, *rest = path_key(str(whole.parent), whole.name)
+    return key, folder, scan.is_volume, *rest
 
 
 def _whole(path: Path) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import resource
 import shutil
 from pathlib import Path
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from brainseg.data.layouts import decode, find_default_root, find_root, find_slices, read_image
+from brainseg.data.layouts import (
+    decode,
+    find_default_root,
+    find_root,
+    find_slices,
+    natural_key,
+    read_image,
+)
 from brainseg.data.slice_store import open_dataset
 from brainseg.errors import DataError
 
@@ -54,6 +62,21 @@ def test_slices_come_in_natural_order_with_patients_from_folder_names(root: Path
         shutil.copy(mask, folder / f"{folder.name}_{number}_mask.tif")
     ours = [item for item in find_slices(root) if item.patient == "TCGA_CS_9999"]
     assert [item.name.rsplit("_", 1)[1] for item in ours] == ["1", "2", "10"]
+
+
+def test_the_slices_of_a_folder_follow_each_other_whatever_the_folders_names(root: Path) -> None:
+    before = [item.image for item in find_slices(root)]
+    assert before == sorted(before, key=lambda path: natural_key(str(path)))
+    image, mask = _first(root)
+    for folder in ("1", "01", "a", "a b", "a-2"):
+        (root / folder).mkdir()
+        for number in (1, 2, 3):
+            shutil.copy(image, root / folder / f"{number}.tif")
+            shutil.copy(mask, root / folder / f"{number}_mask.tif")
+    folders = [item.image.parent.name for item in find_slices(root)]
+    runs = [folder for folder, _ in itertools.groupby(folders)]
+    assert len(runs) == len(set(runs))
+    assert [run for run in runs if run[0] == "a"] == ["a b", "a-2", "a"]  # as by whole paths
 
 
 def test_two_examinations_of_one_patient_are_one_patient(root: Path) -> None:

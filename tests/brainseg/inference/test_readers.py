@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 
@@ -163,6 +164,24 @@ def test_patients_of_one_name_are_told_apart_and_slices_come_in_natural_order(
     assert len({scan.volume for scan in scans}) == 7
     given = [tmp_path / "siteB/02" / name for name in ("10.png", "2.png", "10.png")]
     assert [scan.path.name for scan in find_scans(given)[0]] == ["2.png", "10.png"]
+
+
+def test_the_images_of_a_folder_stay_together_whatever_the_names(tmp_path: Path) -> None:
+    folders = ["1", "01", "pat", "pat/2_old"]
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        for number in (1, 2, 3):
+            path = tmp_path / folder / f"{number}.png"
+            _save_png(path, np.full((32, 32), number * 60, np.uint16))
+        volume = nibabel.Nifti1Image(np.zeros((32, 32, 2), np.uint16), np.eye(4))
+        nibabel.save(volume, tmp_path / folder / "2b.nii.gz")
+    scans, problems = find_scans([tmp_path])
+    volumes = [volume for volume, _ in itertools.groupby(scan.volume for scan in scans)]
+    assert len(volumes) == len(set(volumes)) == 2 * len(folders)
+    for batch in read_batches(scans, 1, problems, ["FLAIR"], rescales=True):
+        pixels = [slices.images[0].max() for scan, slices in batch if not scan.is_volume]
+        assert pixels in ([], [0, 128, 255])  # rescaled over all three
+    assert not problems
 
 
 def test_a_true_mask_with_another_affine_than_its_volume_is_refused(tmp_path: Path) -> None:
