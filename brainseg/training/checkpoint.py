@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -31,6 +31,7 @@ from brainseg.storage.files import (
     write_folder,
     write_text,
 )
+from brainseg.storage.values import explain
 
 _MANIFEST, _RECORD = "manifest.json", "state.json"
 _STATE, _BEST = "state.safetensors", "best.safetensors"
@@ -67,7 +68,7 @@ class EpochState:
         best_model: Weights and buffers of the best epoch.
         optimizer: `torch.optim.Optimizer.state_dict()`.
         scheduler: `ReduceLROnPlateau.state_dict()`; other schedules have no state.
-        scaler: `GradScaler.state_dict()`.
+        scaler: `GradScaler.state_dict()`; empty if it was disabled.
         average: The moving average of the weights; empty if there is none.
     """
 
@@ -116,7 +117,7 @@ class CheckpointFolder:
             The state, or None if there is no checkpoint.
 
         Raises:
-            CheckpointError: If it belongs to another experiment or dataset.
+            CheckpointError: If it belongs to another experiment, dataset or version.
         """
         for folder in reversed(self._list()):
             try:
@@ -171,7 +172,14 @@ class CheckpointFolder:
         )
 
     def _check_identity(self, folder: Path, record: Mapping[str, Any]) -> None:
-        theirs = Experiment.model_validate(record["experiment"])
+        try:
+            theirs = Experiment.model_validate(record["experiment"])
+        except ValidationError as error:  # the checksums hold: these are the bytes that were saved
+            raise CheckpointError(
+                f"{folder} was written by another version of brainseg: "
+                f"{explain(error).rstrip('.')}. Continue with that version, or delete "
+                f"{self._folder} to train from the start"
+            ) from error
         ours = self._experiment
         if _is_path(ours) and _is_path(theirs):
             # The checkpoint holds the weights: their file may have been moved.

@@ -385,7 +385,9 @@ class _Stage:
             self.scheduler.load_state_dict(state.scheduler)
         if self.average is not None:
             self.average.load_state_dict(state.average)
-        self.scaler.load_state_dict(state.scaler)
+        # A disabled scaler, of a processor or a GPU with bfloat16, has written none.
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
 
 
 def _copy_weights(model: torch.nn.Module) -> Tensors:

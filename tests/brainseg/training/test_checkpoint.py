@@ -185,6 +185,20 @@ def test_other_experiments_and_other_data_are_refused(
         CheckpointFolder(tmp_path, Experiment(), "e" * 64).latest()
 
 
+def test_a_checkpoint_of_another_version_is_refused_and_kept(
+    folder: CheckpointFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Experiment.model_dump
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "model_dump", lambda *a, **b: {**whole(*a, **b), "renamed": 1})
+        path = folder.save(_state(1, 1))
+    with pytest.raises(
+        CheckpointError, match=r"by another version of brainseg: unknown key renamed\. .*"
+    ):
+        folder.latest()
+    assert path.is_dir()
+
+
 def test_a_write_that_fails_leaves_the_previous_one(
     folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from brainseg.model.device import Compute
 from brainseg.model.model_file import Tensors
 from brainseg.model.networks import build_model, calibrate_encoder
 from brainseg.training import checkpoint as checkpoint
+from brainseg.training import trainer
+from brainseg.training.checkpoint import EpochState
 from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import Training, TrainResult, train_two_stage
 
@@ -148,6 +151,29 @@ def test_a_resumed_training_gives_the_same_bits(
     assert _losses(resumed) == _losses(quiet)
     assert resumed.header.best == quiet.header.best
     assert _equal(resumed.weights, quiet.weights)
+
+
+def test_a_checkpoint_without_a_scaler_is_resumed_where_gradients_are_scaled(
+    tiny: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stage(*, scaled: bool) -> trainer._Stage:
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        monkeypatch.setattr(trainer, "build_scaler", lambda device: scaler)
+        network = torch.nn.Conv2d(3, 1, 1)
+        return trainer._Stage(
+            1, tiny.stages[0], tiny.optimizer, network, torch.device("cpu"), steps_per_epoch=1
+        )
+
+    def state(of: trainer._Stage) -> EpochState:
+        assert of.scheduler is not None
+        states = of.optimizer.state_dict(), of.scheduler.state_dict(), of.scaler.state_dict()
+        return EpochState(1, 1, [], {}, {}, {}, *states)
+
+    before, after = stage(scaled=False), stage(scaled=True)
+    assert state(before).scaler == {}
+    after.restore(state(before))
+    after.restore(replace(state(before), scaler={**after.scaler.state_dict(), "scale": 128.0}))
+    assert after.scaler.state_dict()["scale"] == 128.0
 
 
 @pytest.mark.slow
