@@ -28,6 +28,10 @@ from brainseg.storage.values import MAX_BYTES, cut, explain
 
 Tensors = dict[str, torch.Tensor]
 
+_DTYPES = (
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 _PACKAGES = (
     "torch",
     "segmentation-models-pytorch",
@@ -105,13 +109,19 @@ def load_model(path: Path) -> tuple[Tensors, ModelHeader]:
 
     Raises:
         CheckpointError: If it is missing, damaged, was not written by `save_model`, or holds
-            weights that are infinite or NaN.
+            weights that are infinite, NaN or of a type that networks do not compute with.
     """
     header = read_header(path)
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read the model file {path}: {cut(str(error))}") from error
+    if other := [name for name, values in weights.items() if values.dtype not in _DTYPES]:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise CheckpointError(
+            f"the model file {path} holds {weights[other[0]].dtype} in {other[0]}; expected "
+            f"{known}: convert its weights"
+        )
     if bad := [name for name, values in weights.items() if not torch.isfinite(values).all()]:
         raise CheckpointError(
             f"the model file {path} holds weights that are infinite or NaN, in {len(bad)} of "

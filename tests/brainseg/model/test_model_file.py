@@ -38,6 +38,13 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         load_model(path)
 
 
+def test_weights_of_a_type_that_networks_do_not_compute_with_are_refused(tmp_path: Path) -> None:
+    path, weights = tmp_path / "m.safetensors", torch.ones(4).to(torch.float8_e4m3fn)
+    save_model(path, {"a": torch.ones(2), "w": weights}, _header())
+    with pytest.raises(CheckpointError, match=r"m\.safetensors holds torch.float8_e4m3fn in w;"):
+        load_model(path)
+
+
 def test_a_header_written_before_a_key_was_added_is_read() -> None:
     old = json.loads(_header().model_dump_json())
     del old["experiment"]["model"]["batchnorm_momentum"]
