@@ -44,6 +44,14 @@ class Compute:
             raise ConfigError(f"--device {cut(name)} cannot be used here: {reason}") from error
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device; only CUDA copies while the CPU goes on.
+
+    Others, such as MPS, would read pageable memory after it has been used for something else.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def fix_algorithms(device: torch.device) -> None:
     """Let a GPU use only algorithms that give the same bits each time, where there are such."""
     if device.type == "cuda":

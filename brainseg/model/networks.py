@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from brainseg.config import Experiment, ModelConfig
 from brainseg.errors import CheckpointError, ConfigError, WeightsError
-from brainseg.model.device import mixed_precision
+from brainseg.model.device import mixed_precision, send
 from brainseg.model.encoders import check_encoder, find_encoder_weights, smp
 from brainseg.plugins import NETWORKS, describe, installed, is_path, load
 from brainseg.storage.values import cut
@@ -111,7 +111,10 @@ def build_network(config: ModelConfig, channels: int = 3) -> torch.nn.Module:
             else f"model.architecture {name} has no encoder to load weights into or to freeze: "
             "set model.encoder and model.encoder_weights to none, and stages.0.epochs to 0"
         )
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:  # network.to() would refuse those of three-dimensional layers
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return network
 
 
 def check_network(experiment: Experiment, network: torch.nn.Module) -> None:
@@ -320,7 +323,7 @@ def normalise(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     channels = [index % 3 for index in range(images.shape[3])]
     mean = torch.tensor(IMAGENET_MEAN, device=device)[channels] * 255
     scale = 1 / (torch.tensor(IMAGENET_STD, device=device)[channels] * 255)
-    moved = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    moved = send(images, device).permute(0, 3, 1, 2)
     scaled = (moved.float() - mean[:, None, None]) * scale[:, None, None]
     return scaled.contiguous(memory_format=torch.channels_last)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from brainseg.config import Experiment
 from brainseg.data.loader import Batch
 from brainseg.metrics import Counts, count_pixels
-from brainseg.model.device import mixed_precision
+from brainseg.model.device import mixed_precision, send
 from brainseg.model.loss import segmentation_loss
 from brainseg.model.networks import infer_logits, normalise
 
@@ -99,7 +99,7 @@ def train_epoch(
         count = max(1, min(batch_parts, len(batch) // 2))
         parts = zip(batch.tensor_split(count), batch_masks.tensor_split(count), strict=True)
         for images, masks in parts:
-            target = masks.to(device, non_blocking=True)
+            target = send(masks, device)
             with mixed_precision(device):
                 logits = model(normalise(images, device))[:, 0]
             loss = segmentation_loss(logits.float(), target.float(), experiment.loss)
@@ -135,7 +135,7 @@ def validate(
     """
     total, counts, masks_shown = torch.zeros((), device=device), [], {}
     for images, masks, indices in batches:
-        target = masks.to(device, non_blocking=True)
+        target = send(masks, device)
         logits = infer_logits(model, images, device)
         predicted = is_tumour(logits, experiment.threshold)
         total += segmentation_loss(logits, target.float(), experiment.loss) * len(images)

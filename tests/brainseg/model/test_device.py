@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from brainseg.errors import ConfigError
-from brainseg.model.device import Compute, fix_algorithms, mixed_precision
+from brainseg.model.device import Compute, fix_algorithms, mixed_precision, send
 
 
 def test_a_device_that_is_not_here_is_refused_by_name() -> None:
@@ -19,6 +19,18 @@ def test_a_device_that_is_not_here_is_refused_by_name() -> None:
 def test_a_device_that_cannot_compute_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device {name} cannot be used here: .*"):
         Compute(name).torch_device()
+
+
+def test_only_cuda_copies_while_the_program_goes_on() -> None:
+    class Recorder(torch.Tensor):
+        def to(self, *_: object, **options: object) -> torch.Tensor:
+            asked.append(options["non_blocking"])
+            return self
+
+    asked: list[object] = []
+    for name in ("cpu", "mps", "cuda"):
+        send(Recorder(), torch.device(name))
+    assert asked == [False, False, True]
 
 
 def test_a_gpu_is_told_to_give_the_same_bits_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

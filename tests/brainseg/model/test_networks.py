@@ -90,6 +90,20 @@ def test_calibration_takes_a_users_network_as_it_is() -> None:
     calibrate_encoder(torch.nn.Conv2d(3, 1, 1), images, CPU)
 
 
+def test_a_network_with_three_dimensional_layers_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\ndef build(channels):\n"
+        "    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Conv3d(1, 1, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = ModelConfig(architecture="./mine.py:build", encoder="none", encoder_weights="none")
+    weights = build_network(config, 3).state_dict()
+    assert [tuple(w.shape[2:]) for w in weights.values()] == [(3, 3), (), (3, 3, 3), ()]
+    assert weights["0.weight"].is_contiguous(memory_format=torch.channels_last)
+
+
 def _momenta(config: ModelConfig) -> set[float]:
     norms = (m for m in build_model(config, seed=1).modules() if isinstance(m, BatchNorm2d))
     return {round(float(norm.momentum or 0), 6) for norm in norms}
