@@ -76,7 +76,7 @@ def _export(args: argparse.Namespace) -> int:
         f"on {num_slices} {kind}, onnxruntime differs from torch by at most {difference:.1e} in a "
         f"probability and in {pixels} pixels of the masks"
     )
-    say(f"input: {describe_input(predictor.experiment)}")
+    say(f"input: {describe_input(predictor.header)}")
     return FINISHED
 
 

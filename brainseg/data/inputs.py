@@ -275,13 +275,18 @@ def name_channels(experiment: Experiment, store: SliceStore) -> Experiment:
     return experiment.replaced({"data.channels": list(store.channels)})
 
 
-def describe_channels(experiment: Experiment) -> str:
-    """Return the channels of the network's input in words."""
+def describe_channels(experiment: Experiment, channels: Sequence[str]) -> str:
+    """Return the channels of the network's input in words.
+
+    Args:
+        experiment: Its choice of channels, neighbouring slices and edges.
+        channels: Names of the channels of the dataset.
+    """
     data = experiment.data
-    own = ", ".join(data.channels or CHANNELS)
+    own = ", ".join(data.channels or channels)
     words = f"Channels {own}"
     if data.context:
-        shared = ", ".join(data.context_channels or data.channels or CHANNELS)
+        shared = ", ".join(data.context_channels or data.channels or channels)
         words += f"; before and after them {shared} of the {data.context} slices on each side"
     return words + ("; last the edges" if EDGES in experiment.preprocess.filters else "")
 
@@ -300,13 +305,20 @@ def describe_preparation(experiment: Experiment) -> str:
     low, high = config.percentiles
     intensities = {
         "none": [],
-        "percentile": [f"each volume's channels rescaled from percentile {low:g} to {high:g}"],
-        "zscore": ["z-scores of each volume's channels"],
+        "percentile": [
+            f"each volume's channels rescaled from percentile {low:g} to {high:g} of its "
+            "foreground, as bytes that occur, to 0 to 255"
+        ],
+        "zscore": [
+            "z-scores z of each volume's channels, by mean and deviation of its foreground, as "
+            f"the bytes {_Z_CENTRE:g} + {_Z_STEPS:g} z"
+        ],
     }
     words = intensities[config.intensities] + [
         about.get(name, f"the filter {Path(name).name}") for name in config.filters
     ]
-    words += ["cut to the brain"] if config.crop == "brain" else []
+    if config.crop == "brain":
+        words.append("cut to the smallest square around the foreground of the volume's slices")
     return ", then ".join(words) or "no filters"
 
 

@@ -88,16 +88,40 @@ _COMPONENTS = {
 }
 
 
-def describe_input(experiment: Experiment) -> str:
+_RESCALED = (
+    " Values that are not bytes become bytes first: each channel of a scan is rescaled from its "
+    "0.5th to its 99.5th percentile, over the values that are not 0, to 0 to 255; NaN is 0."
+)
+
+
+def describe_input(header: ModelHeader) -> str:
     """Return how to prepare a slice for the graph and how to turn its output into a mask."""
-    size = experiment.data.size
+    experiment = header.experiment
+    size, preprocess = experiment.data.size, experiment.preprocess
+    has_foreground = preprocess.intensities != "none" or preprocess.crop != "none"
+    foreground = (
+        f" The foreground of a volume are the pixels at which one of {', '.join(header.channels)} "
+        "reaches a tenth of the volume's highest value, and at least 1."
+    )
     return (
-        f"{describe_channels(experiment)} as uint8; a slice that is not square is padded with 0 "
-        f"on both sides to a square; {describe_preparation(experiment)}, at the slice's own size; "
-        f"resized to {size} x {size} by bilinear interpolation (OpenCV INTER_LINEAR). "
-        f"Normalisation is in the graph. Tumour is where the probability is at least "
-        f"{experiment.threshold:g}."
-        + (" Before that, average over the slice and its three flips." if experiment.flips else "")
+        f"{describe_channels(experiment, header.channels)} as uint8; a slice that is not square "
+        "is padded with 0 on both sides to a square (of an odd number, one more below or to the "
+        f"right); {describe_preparation(experiment)}, at the slice's own size; resized to {size} "
+        f"x {size} by bilinear interpolation (OpenCV INTER_LINEAR). New bytes are rounded and "
+        "clipped."
+        + (_RESCALED if header.rescales else "")
+        + (foreground if has_foreground else "")
+        + " Normalisation is in the graph. The output"
+        + (
+            ", averaged over the slice and its three flips, which are flipped back,"
+            if experiment.flips
+            else ""
+        )
+        + " is turned back: probabilities p, kept from 1e-6 to 1 - 1e-6, into logits "
+        "log(p / (1 - p)), these resized to the "
+        + ("cut square, with -100 around it" if preprocess.crop != "none" else "padded square")
+        + " by bilinear interpolation, and the padding cut off. Tumour is where the probability, "
+        f"1 / (1 + exp(-logit)), is at least {experiment.threshold:g}."
         + _COMPONENTS[experiment.largest_component]
     )
 
@@ -134,7 +158,7 @@ def _write_graph(network: torch.nn.Module, experiment: Experiment, path: Path) -
 def _metadata(header: ModelHeader) -> dict[str, str]:
     return {
         "brainseg": header.model_dump_json(),
-        "preprocessing": describe_input(header.experiment),
+        "preprocessing": describe_input(header),
         "settings": json.dumps(header.experiment.preprocess.model_dump()),
         "input": f"slices: uint8 (batch, rows, columns, {header.experiment.input_channels})",
         "output": "probabilities: float32 (batch, rows, columns) in [0, 1]",
