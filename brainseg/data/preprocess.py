@@ -89,7 +89,8 @@ def detect_edges(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def rescale(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
     """Rescale the values of one scan to bytes.
 
-    Each channel goes from its 0.5th to its 99.5th percentile over the values that are not 0.
+    Each channel goes from its 0.5th to its 99.5th percentile over the values that are not 0; from
+    0 if these are equal, so that a channel of one value stays apart from air.
 
     Args:
         images: (H, W, C) each.
@@ -102,6 +103,8 @@ def rescale(images: Sequence[NDArray[Any]]) -> list[NDArray[np.uint8]]:
         values = np.concatenate([image[:, :, channel].ravel() for image in scaled])
         values = values[values != 0]
         low, high = np.percentile(values, _RESCALED) if values.size else (0.0, 1.0)
+        if high <= low:
+            low = 0.0
         for image in scaled:
             image[:, :, channel] = (image[:, :, channel] - low) / max(high - low, 1e-6) * 255
     return [image.round().clip(0, 255).astype(np.uint8) for image in scaled]

@@ -119,7 +119,8 @@ def _first(names: Sequence[str]) -> str:
 
 def _gaps_in_numbers(slices: pd.DataFrame) -> list[str]:
     """Return patients with a scan whose slice names do not end in consecutive numbers."""
-    numbers = slices["name"].str.extract(r"(\d+)$")[0].fillna(-1).astype(int)
+    # A DICOM UID has more digits than an integer holds.
+    numbers = slices["name"].str.extract(r"(\d{1,18})$")[0].fillna(-1).astype(int)
     scans = numbers.groupby([slices["patient"], slices["scan"]], sort=False)
     own = scans.agg(["min", "max", "size", "nunique"])
     is_whole = (own["max"] - own["min"] + 1 == own["size"]) & (own["nunique"] == own["size"])

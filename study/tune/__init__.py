@@ -1,7 +1,7 @@
 """Everything that uses Ray: the only package that imports it.
 
 `cluster` starts or joins Ray. `tuner` hands the trials to Tune, `trainable` is what runs in a
-worker, and `lost_nodes` tells a lost node from a failure of the trial. `searcher` draws the
+worker, and `failures` decides what counts as a failure of a trial. `searcher` draws the
 candidates of a search, `schedulers` stops poor ones. `progress` prints epochs, `waiting` says why
 trials wait, and `tensorboard` writes live curves.
 """

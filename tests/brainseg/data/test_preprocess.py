@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from brainseg.config import PreprocessConfig
-from brainseg.data.preprocess import apply_filters, resize_mask
+from brainseg.data.preprocess import apply_filters, rescale, resize_mask
 
 RAW, FILTERED = PreprocessConfig(), PreprocessConfig(filters=("median", "clahe"))
 
@@ -49,3 +49,15 @@ def test_a_resized_mask_is_not_blended() -> None:
     mask = np.random.default_rng(0).integers(0, 2, (64, 64), dtype=np.uint8)
     assert set(np.unique(resize_mask(mask, 32))) <= {0, 1}
     assert resize_mask(mask, 32).shape == (32, 32)
+
+
+def test_a_channel_of_one_value_is_not_erased_when_it_is_rescaled() -> None:
+    label = np.zeros((32, 32, 2), np.uint16)
+    label[8:20, 8:20] = 1, 700
+    label[9, 9, 1] = 701
+    (found,) = rescale([label])
+    assert np.array_equal(found[:, :, 0] == 255, label[:, :, 0] > 0)
+    assert np.array_equal(found[:, :, 1] == 255, label[:, :, 1] > 0)
+    assert set(np.unique(found)) == {0, 255}
+    flat = rescale([np.zeros((4, 4, 1), np.uint16)])[0]
+    assert not flat.any()

@@ -92,6 +92,13 @@ def _brighten(paths: list[Path]) -> None:
         _rewrite(path, lambda pixels: np.maximum(pixels, np.uint8(90)))
 
 
+def _name_by_uids(paths: list[Path]) -> None:
+    for number, path in enumerate(paths):
+        uid = 7 * 10**25 + number + 10 * (number == 4)
+        path.rename(path.with_name(f"1.2.{uid}.tif"))
+        path.with_name(f"{path.stem}_mask.tif").rename(path.with_name(f"1.2.{uid}_mask.tif"))
+
+
 def _renumber(paths: list[Path]) -> None:
     for path in (paths[4], paths[4].with_name(f"{paths[4].stem}_mask.tif")):
         path.rename(path.with_name(path.name.replace("_5", "_9")))
@@ -105,6 +112,7 @@ def _renumber(paths: list[Path]) -> None:
         (_missing_in_one, "Patients with a sequence missing in some slices only: 1 "),
         (_saturate, "Slices with more than 1 % of a sequence saturated: 1 "),
         (_brighten, "Sequences of patients whose background is not black: 3 "),
+        (_name_by_uids, "Patients whose slices are not numbered without gaps: 1 "),
         (_renumber, "Patients whose slices are not numbered without gaps: 1 "),
     ],
 )
