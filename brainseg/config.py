@@ -416,6 +416,11 @@ class Experiment(_Section):
         return self.data.split == LEAKY_SPLIT
 
     @property
+    def num_epochs(self) -> int:
+        """Epochs of both stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+    @property
     def network(self) -> str:
         """The network in a few words, such as `unet resnet50`, for tables."""
         model = self.model

@@ -154,7 +154,7 @@ def resolve(args: argparse.Namespace, say: Say) -> Study:
         "fingerprint": data.fingerprint,
         "patients": len(data.patients),
         "slices": len(data.slices),
-        "tumour_slices": num_tumour_slices(data),
+        "tumour_slices": data.num_tumour_slices,
         "data": hide_home(str(data.source)),
         "synthetic": data.synthetic,
         "channels": data.channels,
@@ -259,11 +259,6 @@ def write_facts(study: Study, resources: TrialResources) -> None:
     write_csv(study.folder / "patients.csv", patients)
 
 
-def num_tumour_slices(data: SliceStore) -> int:
-    """Return how many slices have tumour."""
-    return sum(item.tumour_pixels > 0 for item in data.slices)
-
-
 def _open_data(path: Location | None, say: Say) -> SliceStore:
     source = path or find_default_root()
     if source is None:
@@ -276,7 +271,7 @@ def _open_data(path: Location | None, say: Say) -> SliceStore:
         say(f"Note: {note}")
     say(
         f"Data: {len(data.patients)} patients, {len(data.slices):,} slices, "
-        f"{num_tumour_slices(data):,} with tumour, {data.size} px, "
+        f"{data.num_tumour_slices:,} with tumour, {data.size} px, "
         f"fingerprint {data.fingerprint[:12]}"
     )
     return data

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg.data.about import CHANNELS
+from brainseg.data.about import CHANNELS, FLAIR
 from brainseg.data.slice_store import SliceStore
 from brainseg.storage.files import read_csv
 
-_FLAIR = 1
 _SEQUENCES = {"pre-contrast": 0, "post-contrast": 2}
 _CLINICAL = {
     "grade": "neoplasm_histologic_grade",
@@ -37,7 +36,7 @@ def missing_sequences(image: NDArray[np.uint8]) -> str:
     Returns:
         `pre-contrast`, `post-contrast`, `pre-contrast + post-contrast`, or an empty text.
     """
-    flair = image[:, :, _FLAIR]
+    flair = image[:, :, FLAIR]
     names = [n for n, c in _SEQUENCES.items() if np.array_equal(image[:, :, c], flair)]
     return " + ".join(names)
 

@@ -156,6 +156,11 @@ class SliceStore:
         return self.flat.reshape(-1, *self.shapes[0], len(self.channels) + 1)
 
     @property
+    def num_tumour_slices(self) -> int:
+        """Number of slices with tumour."""
+        return sum(item.tumour_pixels > 0 for item in self.slices)
+
+    @property
     def patients(self) -> list[str]:
         """Patients in order of appearance."""
         return list(dict.fromkeys(item.patient for item in self.slices))

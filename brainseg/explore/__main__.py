@@ -96,11 +96,10 @@ def _explore(args: argparse.Namespace) -> int:
 
 def _check(data: SliceStore) -> int:
     """Print what a dataset holds; what is wrong with it was an error that lists every file."""
-    tumour = sum(item.tumour_pixels > 0 for item in data.slices)
     sizes = Counter(f"{height} x {width}" for height, width in data.shapes)
     say(f"dataset     {data.about.name or 'without a name'}, in {data.root}")
     say(f"patients    {len(data.patients)}")
-    say(f"slices      {len(data.slices):,}, {tumour:,} with tumour")
+    say(f"slices      {len(data.slices):,}, {data.num_tumour_slices:,} with tumour")
     say(f"sizes       {', '.join(f'{size}: {n:,}' for size, n in sizes.most_common(5))} px")
     say(f"channels    {', '.join(data.channels)}")
     say(f"licence     {data.about.licence or 'not stated'}")

@@ -154,7 +154,7 @@ class Training:
             self._history, self._best_weights = state.history, state.best_model
             self._model.load_state_dict(state.model)
             for row in self._history:
-                yield EpochReport(row, self._num_epochs, replayed=True)
+                yield EpochReport(row, self._experiment.num_epochs, replayed=True)
         elif self._experiment.model.calibrate_encoder:
             images = (batch[0] for batch in self._train_batches.epoch(0, 0))
             calibrate_encoder(self._model, images, self._device)
@@ -195,10 +195,6 @@ class Training:
     def _best(self) -> dict[str, float]:
         row = self._best_row()
         return {key: row[key] for key in ("stage", "epoch", "val_loss")}
-
-    @property
-    def _num_epochs(self) -> int:
-        return sum(stage.epochs for stage in self._experiment.stages)
 
     def _batches(self, part: str, workers: int) -> Batches | ResidentBatches:
         indices, augmented = self._split.indices(self._data.slices, part), part == "train"
@@ -278,7 +274,7 @@ class Training:
         self._history.append(row)
         if self._checkpoints is not None:
             self._checkpoints.save(self._state(stage, epoch))
-        return EpochReport(row, self._num_epochs, self._draw_examples(validated.masks))
+        return EpochReport(row, self._experiment.num_epochs, self._draw_examples(validated.masks))
 
     def _val_scores(self, counts: Counts) -> dict[str, float]:
         indices = self._split.indices(self._data.slices, "val")

@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.bootstrap import Estimate, estimate_group_mean
-from study.storage.schema import Row
+from study.storage.schema import ALL_SEEDS, Row
 
 PLAIN = "plain"
-_ALL_SEEDS = "all"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def compare_postprocessing(rows: Sequence[Row]) -> list[PostprocessingEffect]:
     table = pd.DataFrame(list(rows), columns=[*keys, "seed", "stage", "setting", "Dice"])
     table["Dice"] = table["Dice"].astype(np.float64)
     plain = table[table["stage"] == PLAIN]
-    members = plain.groupby(keys)["Dice"].agg(_mean).reset_index().assign(seed=_ALL_SEEDS)
+    members = plain.groupby(keys)["Dice"].agg(_mean).reset_index().assign(seed=ALL_SEEDS)
     paired = table[table["stage"] != PLAIN].merge(
         pd.concat([plain, members])[[*keys, "seed", "Dice"]],
         on=[*keys, "seed"],

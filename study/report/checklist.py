@@ -33,6 +33,7 @@ from brainseg.storage.files import write_text
 from study.report.people import known_facts
 from study.report.provenance import check_split, describe_study
 from study.report.results import StudyResults
+from study.storage.schema import ENSEMBLE_STEP
 
 REPORTED, NOT_APPLICABLE, AUTHOR = "reported", "not applicable", "to be filled in by the author"
 
@@ -108,7 +109,7 @@ def find_facts(results: StudyResults, sections: Sequence[Section]) -> set[str]:
         "characteristics": bool(results.patients),
         "split.json": bool(results.split),
         "checked": bool(checks) and all(holds for _, holds in checks),
-        "ensemble": any(effect.step == "ensemble" for effect in effects),
+        "ensemble": any(effect.step == ENSEMBLE_STEP for effect in effects),
         "sites": any(breakdown.title == "Site" for breakdown in results.breakdowns),
     }
     names = {section.name for section in sections}

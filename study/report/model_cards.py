@@ -24,7 +24,7 @@ from brainseg.storage.files import hide_home, write_text
 from study.report.provenance import describe_licence, describe_study
 from study.report.results import StudyResults, format_estimate
 from study.spec.grid import LEAKY
-from study.storage.schema import Row
+from study.storage.schema import FINISHED, Row
 from study.storage.tables import kept_models
 
 
@@ -118,7 +118,7 @@ def _data(results: StudyResults, row: Row) -> Iterator[str]:
 def _scores(results: StudyResults, row: Row) -> Iterator[Block]:
     variant = row["variant"]
     (scores,) = (item for item in results.comparison.variants if item.variant == variant)
-    num_trials = len(results.trials_of(variant, "finished"))
+    num_trials = len(results.trials_of(variant, FINISHED))
     table = [
         {"score": name, "value": format_estimate(found, ".1f" if "HD95" in name else ".3f")}
         for name, found in scores.scores.items()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from study.report.results import StudyResults
-from study.storage.schema import Row
+from study.storage.schema import FINISHED, Row
 
 PIXELS = "pixels of the slice"
 UNITS = {
@@ -85,7 +85,7 @@ def _describe_variants(results: StudyResults) -> list[dict[str, Any]]:
                 "variant": item.variant,
                 "patients": item.num_patients,
                 "trials": len(results.trials_of(item.variant)),
-                "finished": len(results.trials_of(item.variant, "finished")),
+                "finished": len(results.trials_of(item.variant, FINISHED)),
                 "ranks": item.ranks,
                 "scores": {
                     name: {"unit": UNITS[name], "n": item.num_patients, **_plain(found)}

@@ -20,7 +20,7 @@ from brainseg.document import (
 from brainseg.storage.files import hash_file, read_text
 from study.analysis.protocol import describe_changes
 from study.report.results import SYNTHETIC, StudyResults
-from study.storage.schema import EXTERNAL, Row
+from study.storage.schema import EXTERNAL, FINISHED
 from study.storage.study_folder import GRID_FILE, changed_lines, grid_copies
 
 _HOUR = 3600
@@ -135,7 +135,7 @@ def check_split(results: StudyResults) -> list[tuple[str, bool]]:
 
 def _trials(results: StudyResults) -> Iterator[Block]:
     trained = [row for row in results.trials if row["status"] != EXTERNAL]
-    failed = [row for row in trained if row["status"] != "finished"]
+    failed = [row for row in trained if row["status"] != FINISHED]
     halved = [row for row in results.trials if row.get("batch_parts") not in (None, "", "1")]
     total = len(trained)
     yield Paragraph(f"{total - len(failed)} of {total} trials finished.")
@@ -165,21 +165,15 @@ def _stopping(results: StudyResults) -> Iterator[Block]:
             "numbers depend on the machine."
         )
     if rules:
-        finished = [row for row in results.trials if row["status"] == "finished"]
+        finished = [row for row in results.trials if row["status"] == FINISHED]
         epochs = [int(row["epochs"]) for row in finished]
         between = f"{min(epochs)} to {max(epochs)}" if epochs else "no"
-        early = sum(
-            ran < _planned_epochs(results, row) for ran, row in zip(epochs, finished, strict=True)
-        )
+        planned = [results.folder_of(row).read_experiment().num_epochs for row in finished]
+        early = sum(ran < full for ran, full in zip(epochs, planned, strict=True))
         yield Paragraph(
             f"{' '.join(rules)} The trials ran {between} epochs; {early} of {len(finished)} ended "
             "before their last. The rule is the same for all variants."
         )
-
-
-def _planned_epochs(results: StudyResults, row: Row) -> int:
-    """Return the epochs that a trial has if nothing ends it early."""
-    return sum(stage.epochs for stage in results.folder_of(row).read_experiment().stages)
 
 
 def _published(results: StudyResults) -> Iterator[Block]:

@@ -34,7 +34,7 @@ from study.report.results import (
     format_estimate,
     has_wide,
 )
-from study.storage.schema import Row
+from study.storage.schema import ENSEMBLE_STEP, FINISHED, Row
 
 _SCORES = {
     **dict.fromkeys(("Dice/patient", "global Dice", "Dice/slice"), ".3f"),
@@ -86,7 +86,7 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
     formats = _SCORES | ({IN_MM: ".1f"} if _knows_spacing(results) else {})
     for item in results.comparison.variants:
         variant = item.variant
-        finished = results.trials_of(variant, "finished")
+        finished = results.trials_of(variant, FINISHED)
         losses = [float(row["val_loss"]) for row in finished]
         scores = {**item.scores, "Dice/slice": results.slice_dice.get(variant)}
         rows.append(
@@ -502,7 +502,7 @@ def _postprocessing(results: StudyResults, figures: FigureWriter) -> Iterator[Bl
         for effect in effects
     ]
     yield Table("Post-processing steps, paired by patient.", rows)
-    if not any(effect.step == "ensemble" for effect in effects):
+    if not any(effect.step == ENSEMBLE_STEP for effect in effects):
         yield Paragraph(_why_no_ensemble(results))
 
 

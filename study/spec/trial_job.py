@@ -88,7 +88,7 @@ class TrialJob(BaseModel):
     @property
     def num_epochs(self) -> int:
         """Epochs of both stages of one training."""
-        return sum(stage.epochs for stage in self.experiment.stages)
+        return self.experiment.num_epochs
 
     def placed(self, study: Location, resources: TrialResources) -> TrialJob:
         """Return the job with the study's location and its resources, ready to run."""

@@ -22,8 +22,7 @@ from brainseg.inference.mask_metrics import keep_components
 from brainseg.metrics import count_pixels, dice, sum_by_patient
 from brainseg.storage.files import regular_file, write_bytes, write_csv
 from study.spec.trial_job import TrialJob
-from study.storage.schema import ALL_SEEDS, Row
-from study.storage.schema import ENSEMBLE as ENSEMBLE_TABLE
+from study.storage.schema import ALL_SEEDS, ENSEMBLE, ENSEMBLE_STEP, Row
 from study.storage.trial_folder import TrialFolder
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ _DAMAGES = (
 )
 """What reading an archive of arrays can raise that was changed or cut."""
 
-ENSEMBLE = "ensemble"
 _PARTS = ("val", "test")
 
 
@@ -120,10 +118,10 @@ def collect_ensembles(study: Path, jobs: Sequence[TrialJob]) -> None:
     rows: list[Row] = []
     for (variant, fold), members in groups.items():
         if len(members) > 1:
-            head = {"variant": variant, "fold": fold, "seed": ALL_SEEDS, "stage": ENSEMBLE}
+            head = {"variant": variant, "fold": fold, "seed": ALL_SEEDS, "stage": ENSEMBLE_STEP}
             head["setting"] = f"{len(members)} seeds"
             rows += [head | row for row in _vote(study, members)]
-    write_csv(study / "ensemble.csv", rows, ENSEMBLE_TABLE.names)
+    write_csv(study / "ensemble.csv", rows, ENSEMBLE.names)
 
 
 def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:

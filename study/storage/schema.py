@@ -33,6 +33,7 @@ FAILURES = ("failed", "diverged")
 unfinished trial has not ended."""
 
 ALL_SEEDS = "all"
+ENSEMBLE_STEP = "ensemble"  # in the column "stage"
 """The seed of an ensemble's rows."""
 
 _KINDS = {
