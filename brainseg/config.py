@@ -5,7 +5,6 @@ The defaults are the published protocol at 256 pixels; `configs/baseline.yaml` l
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,16 @@ from brainseg.errors import ConfigError
 from brainseg.plugins import FILTERS as OWN_FILTERS
 from brainseg.plugins import installed, is_path
 from brainseg.storage.urls import name_of, to_location
-from brainseg.storage.values import Checked, Line, cut, parse_yaml, read_yaml, unknown, validated
+from brainseg.storage.values import (
+    Checked,
+    Line,
+    cut,
+    did_you_mean,
+    parse_yaml,
+    read_yaml,
+    unknown,
+    validated,
+)
 
 NUM_FOLDS = 10
 """Folds that patients are assigned to, and rotations that choose which fold is tested."""
@@ -149,8 +157,7 @@ class PreprocessConfig(_Section):
                 continue
             known = [*FILTERS, *installed(OWN_FILTERS)]
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(f"{hint}Valid: {', '.join(known)}, or FILE.py:FUNCTION")
         return names
 

@@ -31,7 +31,7 @@ from brainseg.storage.files import (
 )
 from brainseg.storage.remote import RemoteFolder
 from brainseg.storage.urls import is_url, name_of
-from brainseg.storage.values import cut
+from brainseg.storage.values import cut, did_you_mean
 
 _TIMM_NAME = re.compile(r"\w+(\.\w+)?", re.ASCII)
 _PROBE_SECONDS = 10.0
@@ -86,8 +86,7 @@ def check_encoder(encoder: str) -> None:
             f"model.encoder is {cut(encoder)}, which timm does not have; "
             + (f"near: {names}" if near else "tu- stands before a name of timm.list_models()")
         )
-    near = difflib.get_close_matches(encoder, smp.encoders.encoders, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(encoder, smp.encoders.encoders)
     names = ", ".join(sorted(smp.encoders.encoders))
     raise ConfigError(
         f"model.encoder is {cut(encoder)}, which is unknown; {hint}Valid: tu-<any timm model>, "

@@ -5,7 +5,6 @@ Shapes: B slices of a batch, H and W pixels.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import threading
@@ -24,7 +23,7 @@ from brainseg.errors import CheckpointError, ConfigError, WeightsError
 from brainseg.model.device import mixed_precision, send
 from brainseg.model.encoders import check_encoder, find_encoder_weights, smp
 from brainseg.plugins import NETWORKS, describe, installed, is_path, load
-from brainseg.storage.values import cut
+from brainseg.storage.values import cut, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -234,8 +233,7 @@ def check_architecture(name: str) -> None:
     known = [*SMP, *_MONAI, *installed(NETWORKS)]
     if is_path(name) or name in known:
         return
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(name, known)
     raise ConfigError(
         f"model.architecture is {cut(name)}, which is unknown; {hint}Valid: {', '.join(known)}, "
         "or FILE.py:FUNCTION"

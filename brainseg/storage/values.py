@@ -309,6 +309,12 @@ def _unknown(key: str, known: Sequence[str]) -> str:
     return f"unknown key {cut(key) or repr(key)}{hint}"
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question whether the nearest known name was meant; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def _valid(known: Sequence[str]) -> str:
     return f" Valid keys: {', '.join(known)}" if known else ""
 

@@ -7,7 +7,6 @@ how to write one.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -21,7 +20,15 @@ from pydantic import Field
 from brainseg.config import NUM_FOLDS, NUM_INNER_FOLDS, Experiment, Name
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import read_text, user_path
-from brainseg.storage.values import Checked, Line, cut, read_yaml, shown, validated
+from brainseg.storage.values import (
+    Checked,
+    Line,
+    cut,
+    did_you_mean,
+    read_yaml,
+    shown,
+    validated,
+)
 from study.spec.configs import shipped
 
 Changes = dict[str, Any]
@@ -266,8 +273,7 @@ def load_grid(source: str) -> Grid:
     path = shipped("grids") / f"{source}.yaml"
     if not _NAME.fullmatch(source) or not path.is_file():
         names = [found.stem for found in _shipped_files()]
-        near = difflib.get_close_matches(source, names, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(source, names)
         raise ConfigError(
             f"--grid {cut(source)}: there is no grid of this name; {hint}Give one of "
             f"{', '.join(names)}, or the path of a YAML file"
