@@ -31,6 +31,9 @@ Masks = TypeVar("Masks", NDArray[Any], "torch.Tensor")
 Counts = NDArray[np.int64 | np.float64]
 """(..., 4): TP, FP, FN, TN in pixels; int64, or float64 for means over seeds."""
 
+COUNT_NAMES = ("TP", "FP", "FN", "TN")
+"""Columns of tables for the last axis of `Counts`."""
+
 
 def count_pixels(predicted_BHW: Masks, masks_BHW: Masks) -> Masks:
     """Count the pixels of each slice.

@@ -35,7 +35,7 @@ from brainseg.inference.mask_metrics import (
     keep_components,
 )
 from brainseg.inference.predictor import Predictor
-from brainseg.metrics import Counts, count_pixels, dice, sum_by_patient
+from brainseg.metrics import COUNT_NAMES, Counts, count_pixels, dice, sum_by_patient
 from brainseg.training.epoch import is_tumour
 
 PLAIN, FLIPS, THRESHOLD = "plain", "flips", "threshold"
@@ -370,8 +370,7 @@ def _quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _count_cells(counts: Counts, form: str = "") -> Row:
     score = float(dice(counts))
-    names = ("TP", "FP", "FN", "TN")
-    cells: Row = dict(zip(names, counts.tolist(), strict=True))
+    cells: Row = dict(zip(COUNT_NAMES, counts.tolist(), strict=True))
     return cells | {"Dice": form.format(score) if form else score}
 
 

@@ -27,6 +27,7 @@ from brainseg.inference.overlay import PREDICTED, TRUE, draw_outlines, encode_pi
 from brainseg.inference.predictor import Prediction
 from brainseg.inference.readers import Scan, Slices
 from brainseg.metrics import (
+    COUNT_NAMES,
     Counts,
     accuracy,
     count_pixels,
@@ -41,7 +42,6 @@ from brainseg.storage.files import write_csv
 Mask = NDArray[np.bool_]
 Row = dict[str, Any]
 
-_COUNTS = ("TP", "FP", "FN", "TN")
 _SCORES = {
     "dice": dice,
     "iou": iou,
@@ -56,10 +56,10 @@ _IN_MM = tuple(f"{name}_mm" for name in _DISTANCES)
 """Columns of files that name the spacing of their pixels."""
 _SLICE_COLUMNS = (
     *("patient", "file", "slice", "height", "width", "area_pixels", "area_share"),
-    *("max_probability", "mean_probability", *_COUNTS, *_SCORES, *_DISTANCES),
+    *("max_probability", "mean_probability", *COUNT_NAMES, *_SCORES, *_DISTANCES),
 )
 _PATIENT_COLUMNS = (
-    *("patient", "slices", "tumour_slices", "area_pixels", *_COUNTS, *_SCORES, *_DISTANCES),
+    *("patient", "slices", "tumour_slices", "area_pixels", *COUNT_NAMES, *_SCORES, *_DISTANCES),
 )
 
 
@@ -198,10 +198,10 @@ def _patient_rows(rows: Sequence[Row]) -> list[Row]:
 def _counts_of(rows: Sequence[Row]) -> tuple[Counts, list[str]]:
     """Return int64 (N, 4) TP, FP, FN, TN of the N rows with a true mask, and their patients."""
     known = [row for row in rows if "TP" in row]
-    counts = np.array([[row[name] for name in _COUNTS] for row in known], np.int64)
+    counts = np.array([[row[name] for name in COUNT_NAMES] for row in known], np.int64)
     return counts.reshape(-1, 4), [row["patient"] for row in known]
 
 
 def _score_cells(counts: Counts) -> Row:
-    cells: Row = dict(zip(_COUNTS, counts.tolist(), strict=True))
+    cells: Row = dict(zip(COUNT_NAMES, counts.tolist(), strict=True))
     return cells | {name: f"{float(score(counts)):.6f}" for name, score in _SCORES.items()}

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from brainseg.metrics import dice
+from brainseg.metrics import COUNT_NAMES, dice
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import Pair, VariantScores, compare
 from study.analysis.scores import Floats, ScoreMatrix
 from study.spec.grid import LEAKY, Changes
 from study.storage.schema import Row
 
-_COUNTS = ("TP", "FP", "FN", "TN")
 _KEY = "data.split"
 
 
@@ -109,5 +108,6 @@ def _sum_over_rotations(scores: Sequence[Row], variant: str) -> dict[tuple[int, 
     sums: dict[tuple[int, str], Floats] = defaultdict(lambda: np.zeros(4))
     for row in scores:
         if row["variant"] == variant:
-            sums[int(row["seed"]), str(row["patient"])] += [float(row[name]) for name in _COUNTS]
+            counts = [float(row[name]) for name in COUNT_NAMES]
+            sums[int(row["seed"]), str(row["patient"])] += counts
     return dict(sums)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from brainseg.errors import StudyError
-from brainseg.metrics import dice, volume_similarity
+from brainseg.metrics import COUNT_NAMES, dice, volume_similarity
 from study.spec.trial_job import trial_name
 from study.storage.schema import EXTERNAL, Row
 
@@ -31,7 +31,6 @@ MEASURES = (
 Those in millimetres are there only if the spacing of the pixels is known."""
 
 _CELL = ("variant", "seed", "patient")
-_COUNTS = ("TP", "FP", "FN", "TN")
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
 def _values(row: Row) -> list[float]:
     """Return TP, FP, FN, TN, Dice and the measures of a row of scores.csv."""
     try:
-        values = [float(row[column]) for column in (*_COUNTS, "Dice")]
+        values = [float(row[column]) for column in (*COUNT_NAMES, "Dice")]
         cells = [row.get(name) for name in MEASURES]
         measures = [np.nan if cell in ("", None) else float(cell) for cell in cells]
     except ValueError as error:
@@ -161,13 +160,13 @@ def read_slices(rows: Sequence[Row]) -> pd.DataFrame:
         these counts), tumour_pixels (int64, of the slice as stored) and missing (text, the
         sequences that the slice lacks).
     """
-    columns = (*_CELL, "slice", "fold", *_COUNTS, "tumour_pixels", "missing")
+    columns = (*_CELL, "slice", "fold", *COUNT_NAMES, "tumour_pixels", "missing")
     slices = pd.DataFrame(list(rows), columns=columns)
-    whole = ("seed", "fold", *_COUNTS, "tumour_pixels")
+    whole = ("seed", "fold", *COUNT_NAMES, "tumour_pixels")
     slices = slices.astype(dict.fromkeys(whole, np.int64))
     slices = slices.astype({"seed": "category", "patient": "category"})
     slices["variant"] = pd.Categorical(slices["variant"], slices["variant"].unique())
-    slices["Dice"] = dice(slices[list(_COUNTS)].to_numpy())
+    slices["Dice"] = dice(slices[list(COUNT_NAMES)].to_numpy())
     return slices
 
 
@@ -192,5 +191,5 @@ def sum_by_patient(slices: pd.DataFrame, column: str) -> Floats:
 
 def dice_by_patient(slices: pd.DataFrame) -> Floats:
     """Return the Dice (V, S, P) of the counts summed over each patient's slices, or NaN."""
-    counts = np.stack([sum_by_patient(slices, column) for column in _COUNTS], axis=-1)
+    counts = np.stack([sum_by_patient(slices, column) for column in COUNT_NAMES], axis=-1)
     return np.where(np.isnan(counts[..., 0]), np.nan, dice(counts))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from brainseg.errors import DataError
 from brainseg.inference.mask_metrics import keep_components
-from brainseg.metrics import count_pixels, dice, sum_by_patient
+from brainseg.metrics import COUNT_NAMES, count_pixels, dice, sum_by_patient
 from brainseg.storage.files import regular_file, write_bytes, write_csv
 from study.spec.trial_job import TrialJob
 from study.storage.schema import ALL_SEEDS, ENSEMBLE, ENSEMBLE_STEP, Row
@@ -148,7 +148,7 @@ def _vote(study: Path, members: Sequence[TrialJob]) -> list[Row]:
             [count_pixels(m[None], t[None]) for m, t in zip(masks, first.true, strict=True)]
         )
         for patient, sums in sum_by_patient(counts, first.patients).items():
-            cells: Row = dict(zip(("TP", "FP", "FN", "TN"), sums.tolist(), strict=True))
+            cells: Row = dict(zip(COUNT_NAMES, sums.tolist(), strict=True))
             cells["Dice"] = f"{float(dice(sums)):.6f}"
             rows.append({"part": part, "patient": patient, **cells})
     return rows

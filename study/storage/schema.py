@@ -17,7 +17,7 @@ import numpy as np
 
 from brainseg.config import NUM_FOLDS
 from brainseg.errors import DataError
-from brainseg.metrics import dice
+from brainseg.metrics import COUNT_NAMES, dice
 from brainseg.storage.files import read_cells
 from study.spec.study_spec import SCORE
 
@@ -530,7 +530,7 @@ def _check_results(table: Table, rows: Sequence[Row], lines: Sequence[int]) -> N
 
 
 def _check_dice(rows: Sequence[Row], lines: Sequence[int]) -> None:
-    counts = np.array([[int(row[name]) for name in ("TP", "FP", "FN", "TN")] for row in rows])
+    counts = np.array([[int(row[name]) for name in COUNT_NAMES] for row in rows])
     expected = dice(counts)
     wrong = np.abs(expected - [float(row["Dice"]) for row in rows]) > _ROUNDED
     if wrong.any():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from brainseg.errors import DataError, StudyError
+from brainseg.metrics import COUNT_NAMES
 from brainseg.storage.files import write_atomically, write_csv
 from study.spec.grid import parse_winner
 from study.spec.study_spec import StudySpec
@@ -204,7 +205,7 @@ def _check_counts(scores: Sequence[Row], slices: Sequence[Row]) -> None:
 
 
 def _counts(row: Row) -> list[int]:
-    return [int(row["TP"]), int(row["FP"]), int(row["FN"]), int(row["TN"])]
+    return [int(row[name]) for name in COUNT_NAMES]
 
 
 def _check_lengths(name: str, rows: Sequence[Row], parts: Sequence[str]) -> None:
