@@ -26,7 +26,7 @@ from brainseg.model.networks import (
     check_network,
     set_training,
 )
-from brainseg.plugins import describe
+from brainseg.plugins import describe_error
 from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import Training, train_two_stage
 
@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace) -> int:
             except (AssertionError, BrainsegError) as error:
                 found, ok = str(error), False
             except Exception as error:  # the user's code may raise anything
-                found, ok = describe(error), False
+                found, ok = describe_error(error), False
             failed += not ok
             say(f"{'ok    ' if ok else 'FAILED'}  {name:<12} {found}")
     say(f"{failed} of the checks failed" if failed else "A study can train this.")

@@ -14,8 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from brainseg.errors import ConfigError
-from brainseg.plugins import FILTERS as OWN_FILTERS
-from brainseg.plugins import installed, is_path
+from brainseg.plugins import FILTER_GROUP, installed, is_path
 from brainseg.storage.urls import name_of, to_location
 from brainseg.storage.values import (
     Checked,
@@ -155,7 +154,7 @@ class PreprocessConfig(_Section):
         for name in names:
             if name in FILTERS or is_path(name):
                 continue
-            known = [*FILTERS, *installed(OWN_FILTERS)]
+            known = [*FILTERS, *installed(FILTER_GROUP)]
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ValueError(f"{hint}Valid: {', '.join(known)}, or FILE.py:FUNCTION")

@@ -18,21 +18,21 @@ from typing import Any
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import hash_file, hide_home, user_path
 
-NETWORKS = "brainseg.networks"
+NETWORK_GROUP = "brainseg.networks"
 """Group of entry points: `build(channels: int) -> torch.nn.Module`."""
 
-FILTERS = "brainseg.filters"
+FILTER_GROUP = "brainseg.filters"
 """Group of entry points: `filter(image) -> image`, both uint8 (H, W, C)."""
 
-LAYOUTS = "brainseg.layouts"
+LAYOUT_GROUP = "brainseg.layouts"
 """Group of entry points: `find(root: Path) -> Iterable[dict]`, the rows of a manifest."""
 
-_MARK = ".py:"
+_FILE_MARK = ".py:"
 
 
 def is_path(reference: str) -> bool:
     """Return whether a reference names a file, such as `./mine.py:build`."""
-    return _MARK in reference
+    return _FILE_MARK in reference
 
 
 def installed(group: str) -> list[str]:
@@ -40,7 +40,7 @@ def installed(group: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=group)})
 
 
-def absolute(reference: str) -> str:
+def absolute_reference(reference: str) -> str:
     """Return a reference whose file, if it names one, has an absolute path or one from `~`.
 
     Raises:
@@ -62,13 +62,13 @@ def fingerprint(reference: str) -> str:
     """
     if is_path(reference):
         return hash_file(_parts(reference)[0])
-    for group in (NETWORKS, FILTERS):
+    for group in (NETWORK_GROUP, FILTER_GROUP):
         for point in entry_points(group=group, name=reference):
             return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
     raise ConfigError(f"{reference} is not an entry point of an installed package")
 
 
-def load(reference: str, group: str, key: str) -> Callable[..., Any]:
+def load_function(reference: str, group: str, key: str) -> Callable[..., Any]:
     """Import a user's function.
 
     Args:
@@ -97,13 +97,13 @@ def load(reference: str, group: str, key: str) -> Callable[..., Any]:
     except (ConfigError, DataError):
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise ConfigError(f"{key} is {reference}, which fails: {describe(error)}") from error
+        raise ConfigError(f"{key} is {reference}, which fails: {describe_error(error)}") from error
     if not callable(found):
         raise ConfigError(f"{key} is {reference}, which is not a function")
     return found  # type: ignore[no-any-return]
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error of a user's code in one line."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -27,7 +27,7 @@ from brainseg.data.layouts import decode, describe_unused, natural_key, show_nam
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
-from brainseg.plugins import LAYOUTS, describe, load
+from brainseg.plugins import LAYOUT_GROUP, describe_error, load_function
 from brainseg.storage.files import read_cells, write_csv, write_text
 from brainseg.storage.values import Line, read_yaml, validated
 
@@ -181,7 +181,7 @@ def describe_by(reference: str, root: object) -> Path:
     """
     if not isinstance(root, Path):
         raise ConfigError(f"--layout needs --data with a folder of this machine, not {root}")
-    find = load(reference, LAYOUTS, "--layout")
+    find = load_function(reference, LAYOUT_GROUP, "--layout")
     if not root.expanduser().is_dir():
         raise DataError(f"--layout: there is no folder {root}: correct --data")
     folder = root.expanduser().resolve()
@@ -192,7 +192,7 @@ def describe_by(reference: str, root: object) -> Path:
     try:
         rows = [{str(k): v for k, v in row.items()} for row in find(folder)]
     except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"--layout {reference} fails: {describe(error)}") from error
+        raise ConfigError(f"--layout {reference} fails: {describe_error(error)}") from error
     keys = list(dict.fromkeys(key for row in rows for key in row))
     if not rows or not {"mask", "patient"} <= set(keys):
         raise ConfigError(

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from brainseg.config import FILTERS, PreprocessConfig
 from brainseg.errors import ConfigError
-from brainseg.plugins import FILTERS as OWN_FILTERS
-from brainseg.plugins import describe, load
+from brainseg.plugins import FILTER_GROUP, describe_error, load_function
 
 _RESCALED = (0.5, 99.5)
 
@@ -55,7 +54,7 @@ def apply_filters(image: NDArray[np.uint8], config: PreprocessConfig) -> NDArray
 
 @lru_cache(maxsize=32)
 def _load_own(name: str) -> Callable[..., Any]:
-    return load(name, OWN_FILTERS, "preprocess.filters")
+    return load_function(name, FILTER_GROUP, "preprocess.filters")
 
 
 def _apply_own(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
@@ -63,7 +62,7 @@ def _apply_own(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     try:
         filtered = np.asarray(function(image.copy()))
     except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"preprocess.filters: {name} fails: {describe(error)}") from error
+        raise ConfigError(f"preprocess.filters: {name} fails: {describe_error(error)}") from error
     if filtered.shape != image.shape or filtered.dtype != np.uint8:
         raise ConfigError(
             f"preprocess.filters: {name} returns {filtered.dtype} {filtered.shape} for uint8 "

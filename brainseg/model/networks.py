@@ -22,7 +22,7 @@ from brainseg.config import Experiment, ModelConfig
 from brainseg.errors import CheckpointError, ConfigError, WeightsError
 from brainseg.model.device import mixed_precision, send
 from brainseg.model.encoders import check_encoder, find_encoder_weights, smp
-from brainseg.plugins import NETWORKS, describe, installed, is_path, load
+from brainseg.plugins import NETWORK_GROUP, describe_error, installed, is_path, load_function
 from brainseg.storage.values import cut, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -129,7 +129,7 @@ def check_network(experiment: Experiment, network: torch.nn.Module) -> None:
         with torch.inference_mode():
             shape = tuple(network(slices).shape)
     except Exception as error:  # shape errors of torch and assertions of timm, among others
-        reason = describe(error)
+        reason = describe_error(error)
         raise ConfigError(
             f"the network {experiment.network} cannot take slices of data.size {size}: {reason}"
         ) from error
@@ -193,7 +193,7 @@ def _build_smp(config: ModelConfig, channels: int) -> torch.nn.Module:
     except Exception as error:  # smp and timm raise a dozen kinds for what does not fit together
         raise ConfigError(
             f"model.architecture {config.architecture} does not work with model.encoder "
-            f"{config.encoder}: {describe(error)}"
+            f"{config.encoder}: {describe_error(error)}"
         ) from error
 
 
@@ -230,7 +230,7 @@ def check_architecture(name: str) -> None:
     Raises:
         ConfigError: With the valid names.
     """
-    known = [*SMP, *_MONAI, *installed(NETWORKS)]
+    known = [*SMP, *_MONAI, *installed(NETWORK_GROUP)]
     if is_path(name) or name in known:
         return
     hint = did_you_mean(name, known)
@@ -242,11 +242,11 @@ def check_architecture(name: str) -> None:
 
 def _build_plugin(name: str, channels: int) -> torch.nn.Module:
     check_architecture(name)
-    build = load(name, NETWORKS, "model.architecture")
+    build = load_function(name, NETWORK_GROUP, "model.architecture")
     try:
         network = build(channels)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise ConfigError(f"model.architecture {name} fails: {describe(error)}") from error
+        raise ConfigError(f"model.architecture {name} fails: {describe_error(error)}") from error
     if not isinstance(network, torch.nn.Module):
         raise ConfigError(f"model.architecture {name} returns no torch.nn.Module")
     return network

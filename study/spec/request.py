@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from brainseg.config import Experiment, load_experiment, parse_changes
-from brainseg.plugins import NETWORKS, absolute, fingerprint, installed, is_path
+from brainseg.plugins import NETWORK_GROUP, absolute_reference, fingerprint, installed, is_path
 from brainseg.storage.files import hash_file, hide_home, user_path
 from brainseg.storage.urls import is_url
 from study.spec.configs import shipped
@@ -97,7 +97,7 @@ def build_spec(
 def _fingerprint_networks(experiments: Iterable[Experiment]) -> dict[str, str]:
     """Return the fingerprint of each network of the user's own, or of a package."""
     names = {experiment.model.architecture for experiment in experiments}
-    own = sorted(name for name in names if is_path(name) or name in installed(NETWORKS))
+    own = sorted(name for name in names if is_path(name) or name in installed(NETWORK_GROUP))
     return {name: fingerprint(name) for name in own}
 
 
@@ -143,7 +143,7 @@ def _absolute_path(text: str, key: str) -> str:
 
 
 def _absolute_code(value: Any) -> Any:
-    return absolute(value) if isinstance(value, str) else value
+    return absolute_reference(value) if isinstance(value, str) else value
 
 
 def _absolute_split(value: Any) -> Any:
@@ -171,7 +171,7 @@ def _resolve_files(grid: Grid, experiment: Experiment) -> tuple[Grid, Experiment
     """
     find: dict[str, Callable[[Any], Any]] = {
         **_OF_FILES,
-        "preprocess.filters": lambda names: [absolute(name) for name in names],
+        "preprocess.filters": lambda names: [absolute_reference(name) for name in names],
         "data.split": _absolute_split,
     }
     experiment = experiment.replaced({key: f(experiment.value(key)) for key, f in find.items()})

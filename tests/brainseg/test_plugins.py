@@ -17,7 +17,7 @@ from brainseg.errors import CheckpointError, ConfigError, DataError
 from brainseg.explore import __main__ as explore
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
-from brainseg.plugins import absolute, fingerprint, load
+from brainseg.plugins import absolute_reference, fingerprint, load_function
 from brainseg.training.trainer import train_two_stage
 
 NETWORK = """
@@ -63,7 +63,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_network_from_a_file_is_trained_saved_and_loaded_only_if_allowed(
     mine: str, data: SliceStore, tiny: Experiment, tmp_path: Path
 ) -> None:
-    keys = {"model.architecture": absolute(mine), "model.encoder": "own"}
+    keys = {"model.architecture": absolute_reference(mine), "model.encoder": "own"}
     experiment = tiny.replaced({**keys, "stages.1.epochs": 1})
     path = train_two_stage(experiment, data, compute=CPU).save(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"mine\.py:build.*--allow-code"):
@@ -93,10 +93,10 @@ def test_the_check_tells_what_a_study_could_not_use(
 
 def test_a_changed_file_is_another_network(mine: str) -> None:
     before = fingerprint(mine)
-    first = load(mine, "brainseg.networks", "model.architecture")
+    first = load_function(mine, "brainseg.networks", "model.architecture")
     Path("mine.py").write_text(Path("mine.py").read_text() + "\n# changed\n")
     assert fingerprint(mine) != before
-    assert load(mine, "brainseg.networks", "model.architecture") is not first
+    assert load_function(mine, "brainseg.networks", "model.architecture") is not first
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_changed_file_is_another_network(mine: str) -> None:
 )
 def test_a_faulty_reference_is_refused(mine: str, reference: str, kind: type[Exception]) -> None:
     with pytest.raises(kind, match="expected FILE"):
-        absolute(reference)
+        absolute_reference(reference)
 
 
 FILTER = """
@@ -130,7 +130,7 @@ def test_a_filter_from_a_file_is_one_among_the_others(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(FILTER)
-    image, path = data.image(0), absolute("./mine.py:invert")
+    image, path = data.image(0), absolute_reference("./mine.py:invert")
     config = PreprocessConfig(filters=("median", path))
     plain = apply_filters(image, PreprocessConfig(filters=("median",)))
     assert np.array_equal(apply_filters(image, config), 255 - plain)
@@ -144,7 +144,7 @@ def test_a_filter_from_a_file_is_one_among_the_others(
     found = Predictor.load(saved, CPU, allow_code=True).probabilities([image])
     assert np.array_equal(found[0], Predictor.of(result, CPU).probabilities([image])[0])
     for name, words in (("grey", "returns float64"), ("absent", "has no attribute")):
-        bad = PreprocessConfig(filters=(absolute(f"./mine.py:{name}"),))
+        bad = PreprocessConfig(filters=(absolute_reference(f"./mine.py:{name}"),))
         with pytest.raises(ConfigError, match=words):
             apply_filters(image, bad)
     with pytest.raises(ConfigError, match="did you mean median"):
