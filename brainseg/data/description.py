@@ -31,7 +31,7 @@ from brainseg.plugins import LAYOUT_GROUP, describe_error, load_function
 from brainseg.storage.files import read_cells, write_csv, write_text
 from brainseg.storage.values import Line, read_yaml, validated
 
-FILE, MANIFEST = "dataset.yaml", "manifest.csv"
+DESCRIPTION_FILE, MANIFEST_FILE = "dataset.yaml", "manifest.csv"
 _IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _UNUSED = "match no pattern and are not used"
 _SECONDS = 2.0  # a pattern such as (a|aa)+b may take for ever
@@ -71,7 +71,7 @@ class Description(About):
         for pattern in value.values() if isinstance(value, dict) else [value]:
             path = PurePosixPath(pattern or "")
             if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"{pattern} leaves the folder of {FILE}")
+                raise ValueError(f"{pattern} leaves the folder of {DESCRIPTION_FILE}")
             for name in _PLACEHOLDER.findall(pattern or ""):
                 if name not in ("patient", "name"):
                     raise ValueError(
@@ -150,7 +150,7 @@ def read_description(root: Path) -> Description | None:
     Raises:
         DataError: Naming the file and the key.
     """
-    path = root / FILE
+    path = root / DESCRIPTION_FILE
     if not os.path.lexists(path):
         return None
     try:
@@ -159,11 +159,11 @@ def read_description(root: Path) -> Description | None:
         raise DataError(str(error)) from error
 
 
-def describe_by(reference: str, root: object) -> Path:
-    """Let a user's function find the files of a dataset; write its manifest and description.
+def write_manifest(reference: str, root: object) -> Path:
+    """Run a user's function once to find the files of a dataset.
 
-    The function runs once, here: what it found is data, which every command, process and machine
-    reads without running anything.
+    What it found is written as manifest.csv and dataset.yaml, which every command, process and
+    machine reads without running anything.
 
     Args:
         reference: Of `find(root: Path)`, which yields a dictionary per image or volume: `image`
@@ -185,7 +185,7 @@ def describe_by(reference: str, root: object) -> Path:
     if not root.expanduser().is_dir():
         raise DataError(f"--layout: there is no folder {root}: correct --data")
     folder = root.expanduser().resolve()
-    if there := [name for name in (FILE, MANIFEST) if (folder / name).exists()]:
+    if there := [name for name in (DESCRIPTION_FILE, MANIFEST_FILE) if (folder / name).exists()]:
         raise ConfigError(
             f"--layout: {folder / there[0]} is there already: move it away to write it again"
         )
@@ -207,13 +207,13 @@ def describe_by(reference: str, root: object) -> Path:
                 path = folder / value
                 line[key] = path.relative_to(folder) if path.is_relative_to(folder) else path
         lines.append(line)
-    write_csv(folder / MANIFEST, lines, keys)
+    write_csv(folder / MANIFEST_FILE, lines, keys)
     text = (
         f"# Written by --layout {Path(reference).name}. Complete it: docs/data.md.\n"
-        f'name: {json.dumps(folder.name)}\nsource: ""\nlicence: ""\nmanifest: {MANIFEST}\n'
+        f'name: {json.dumps(folder.name)}\nsource: ""\nlicence: ""\nmanifest: {MANIFEST_FILE}\n'
         f"channels: {json.dumps(_name_channels(folder, lines, keys))}\n"
     )
-    write_text(folder / FILE, text)
+    write_text(folder / DESCRIPTION_FILE, text)
     return folder
 
 
@@ -365,8 +365,8 @@ def _read_image(item: Item, description: Description) -> NDArray[Any]:
     expected = len(description.channel_names)
     if values.shape[3] != expected:
         raise DataError(
-            f"{item.images[0].name}: {values.shape[3]} channels; {FILE} names {expected}: "
-            f"{', '.join(description.channel_names)}"
+            f"{item.images[0].name}: {values.shape[3]} channels; {DESCRIPTION_FILE} names "
+            f"{expected}: {', '.join(description.channel_names)}"
         )
     return values
 
@@ -398,7 +398,7 @@ def _to_mask(values: NDArray[Any], tumour: tuple[int, ...] | None, name: str) ->
         shown = ", ".join(f"{value:g}" for value in found[:6])
         raise DataError(
             f"{name}: values {shown}; expected 0 and 255, or 0 and 1: name the tumour's in "
-            f"{FILE}, such as tumour: [1, 2]"
+            f"{DESCRIPTION_FILE}, such as tumour: [1, 2]"
         )
     return (values > 0).astype(np.uint8)
 
@@ -454,8 +454,8 @@ def _patient(key: Key, description: Description) -> str:
             found = regex.fullmatch(description.patient_pattern, patient, timeout=_SECONDS)
         except TimeoutError as error:
             raise DataError(
-                f"{FILE}: patient_pattern: {description.patient_pattern} took more than "
-                f"{_SECONDS:g} s for {show_name(patient)}: give a simpler pattern"
+                f"{DESCRIPTION_FILE}: patient_pattern: {description.patient_pattern} took more "
+                f"than {_SECONDS:g} s for {show_name(patient)}: give a simpler pattern"
             ) from error
         patient = found.group(1) if found else patient
     return patient

@@ -26,8 +26,8 @@ from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from brainseg.data.about import CHANNELS, LGG, About
-from brainseg.data.description import FILE as DESCRIPTION
 from brainseg.data.description import (
+    DESCRIPTION_FILE,
     Description,
     Files,
     Item,
@@ -68,7 +68,7 @@ PHANTOM = "phantom://"
 
 _FETCHED = (
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".nii", ".nii.gz"),
-    *(".csv", MARKER, DESCRIPTION),
+    *(".csv", MARKER, DESCRIPTION_FILE),
 )
 
 
@@ -328,7 +328,7 @@ def _signature(root: Path, items: Sequence[Item]) -> str:
     """A hash of the dataset's state, without decoding it: a changed file gives another store."""
     digest = hashlib.sha256(f"{_FORMAT} {root}".encode(errors="surrogateescape"))
     paths = [path for item in items for path in (*item.images, item.mask)]
-    description = root / DESCRIPTION
+    description = root / DESCRIPTION_FILE
     if description.exists():  # its manifest may give other names and patients to the same files
         paths.append(description)
         names = "".join(f"\n{item.patient}\0{item.name}" for item in items)

@@ -70,15 +70,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _explore(args: argparse.Namespace) -> int:
     # Imported here: the figures take seconds, and --help does not need them.
-    from brainseg.data.description import FILE as DESCRIPTION
-    from brainseg.data.description import MANIFEST, describe_by
+    from brainseg.data.description import DESCRIPTION_FILE, MANIFEST_FILE, write_manifest
     from brainseg.data.slice_store import open_default
     from brainseg.explore.exploration import explore
     from brainseg.explore.page import write_page
 
     if args.layout is not None:
-        folder = describe_by(args.layout, args.data)
-        say(f"written: {folder / DESCRIPTION} and {folder / MANIFEST}; complete the first")
+        folder = write_manifest(args.layout, args.data)
+        written = " and ".join(str(folder / name) for name in (DESCRIPTION_FILE, MANIFEST_FILE))
+        say(f"written: {written}; complete the first")
         return FINISHED
     if args.check:
         return _check(open_default(args.data))

@@ -9,7 +9,7 @@ import pytest
 from brainseg import check
 from brainseg.cli import FINISHED, KNOWN_ERROR, USAGE
 from brainseg.config import Experiment, PreprocessConfig
-from brainseg.data.description import describe_by, read_description
+from brainseg.data.description import read_description, write_manifest
 from brainseg.data.inputs import describe_preparation
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore, open_dataset
@@ -217,7 +217,7 @@ def test_a_layout_from_a_file_becomes_a_list_that_needs_no_code(
     Path("mine.py").write_text(LAYOUT)
     for name in ("dataset.yaml", "manifest.csv"):
         Path("set", name).unlink()
-    described = read_description(describe_by("./mine.py:apart", Path("set")))
+    described = read_description(write_manifest("./mine.py:apart", Path("set")))
     assert described is not None
     assert described.channel_names == ("T2",)  # not age, whose cells name no files
     assert explore.main([*command, "./mine.py:find"]) == USAGE

@@ -17,7 +17,7 @@ from predictions import read_pixels, read_rows, run_predict
 
 from brainseg.config import Experiment
 from brainseg.data.about import CHANNELS
-from brainseg.data.description import FILE, find_files, read_description
+from brainseg.data.description import DESCRIPTION_FILE, find_files, read_description
 from brainseg.data.inputs import StoreInputs
 from brainseg.data.patients import describe_patients
 from brainseg.data.slice_store import open_dataset
@@ -225,8 +225,8 @@ def test_two_volumes_of_a_patient_are_rescaled_apart(tmp_path: Path) -> None:
     data = open_dataset(root)
     own = [n for n, item in enumerate(data.slices) if item.patient == "P1"]
     assert [data.slices[n].scan for n in own] == ["P1"] * 4 + ["P1x"] * 4
-    text = (root / FILE).read_text()
-    (root / FILE).write_text(text.replace("patient_pattern: (P.)x?\n", ""))
+    text = (root / DESCRIPTION_FILE).read_text()
+    (root / DESCRIPTION_FILE).write_text(text.replace("patient_pattern: (P.)x?\n", ""))
     apart = open_dataset(root)
     assert {"P1", "P1x"} < set(apart.patients)
     for n in own:
@@ -517,7 +517,7 @@ def test_a_pattern_that_takes_for_ever_is_given_up(tmp_path: Path) -> None:
     for suffix in ("", "_mask"):
         path = tmp_path / f"{'a' * 40}!{suffix}.png"
         cv2.imwrite(str(path), np.zeros((8, 8), np.uint8))
-    (tmp_path / FILE).write_text(
+    (tmp_path / DESCRIPTION_FILE).write_text(
         "images: '{name}.png'\nmasks: '{name}_mask.png'\npatient_pattern: '((?:a|aa)+)[bc]'\n"
         "channels: [FLAIR]\n"
     )
