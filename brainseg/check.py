@@ -31,8 +31,9 @@ from brainseg.training.epoch import EpochReport
 from brainseg.training.trainer import Training, train_two_stage
 
 _CPU = Compute("cpu")
+_SIZES = (64, 96)
 _TINY = {
-    "data.size": 64,
+    "data.size": _SIZES[0],
     "model.encoder_weights": "none",
     "stages.0.epochs": 1,
     "stages.1.epochs": 2,
@@ -80,12 +81,14 @@ def _network(text: str) -> str:
 
 def _check(args: argparse.Namespace) -> int:
     base = Experiment().replaced({**_TINY, "model.architecture": args.network}, "NETWORK")
-    experiment = _fit_encoder(base, parse_changes(args.changes))
+    changes = parse_changes(args.changes)
+    experiment = _fit_encoder(base, changes)
+    sizes = (experiment.data.size,) if "data.size" in changes else _SIZES
     failed = 0
     with tempfile.TemporaryDirectory(prefix="brainseg-check-") as folder:
         root = generate_phantom(Path(folder) / "data", patients=12, slices=3, size=64)
         data = open_dataset(root)
-        for name, check in _checks(experiment, data, Path(folder)):
+        for name, check in _checks(experiment, data, Path(folder), sizes):
             try:
                 found, ok = check(), True
             except (AssertionError, BrainsegError) as error:
@@ -113,24 +116,33 @@ def _fit_encoder(base: Experiment, changes: dict[str, object]) -> Experiment:
 
 
 def _checks(
-    experiment: Experiment, data: SliceStore, folder: Path
+    experiment: Experiment, data: SliceStore, folder: Path, sizes: Sequence[int]
 ) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield the name of each check and a function that returns what it found, or raises."""
+    """Yield the name of each check and a function that returns what it found, or raises.
+
+    Args:
+        experiment: The experiment.
+        data: Generated slices.
+        folder: For checkpoints and a model file.
+        sizes: In pixels, of the slices that the network must take.
+    """
+    size = experiment.data.size
 
     def build(seed: int = 0) -> torch.nn.Module:
         return build_model(experiment.model, seed, experiment.input_channels)
 
     def shapes() -> str:
         network = build()
-        for size in (64, 96):
-            check_network(experiment.replaced({"data.size": size}), network)
+        for side in sizes:
+            check_network(experiment.replaced({"data.size": side}), network)
         weights = sum(weight.numel() for weight in network.parameters())
-        return f"{experiment.network}: {weights:,} weights, maps of 64 and 96 px"
+        shown = " and ".join(map(str, sizes))
+        return f"{experiment.network}: {weights:,} weights, maps of {shown} px"
 
     def gradients() -> str:
         network = build()
         set_training(network, freeze_encoder=False)
-        slices = torch.randn(2, experiment.input_channels, 64, 64)
+        slices = torch.randn(2, experiment.input_channels, size, size)
         network(slices).square().mean().backward()
         without = [name for name, p in network.named_parameters() if p.grad is None]
         assert not without, f"no gradient reaches {', '.join(without[:3])}"
@@ -143,7 +155,7 @@ def _checks(
         before = {k: v.clone() for k, v in network.encoder.state_dict().items()}  # type: ignore[union-attr,operator]
         set_training(network, freeze_encoder=True)
         optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad])
-        slices = torch.randn(2, experiment.input_channels, 64, 64)
+        slices = torch.randn(2, experiment.input_channels, size, size)
         network(slices).square().mean().backward()
         optimizer.step()
         after = network.encoder.state_dict()  # type: ignore[union-attr,operator]
@@ -210,11 +222,13 @@ _EPILOG = """\
 examples:
   python -m brainseg.check ./mine.py:build
   python -m brainseg.check unetplusplus --set model.encoder=resnet18
+  python -m brainseg.check pan --set data.size=128
   python -m brainseg.check --set 'preprocess.filters=[./mine.py:sharpen]'
 
 A function of your own takes the number of input channels and returns a torch.nn.Module, which maps
 float32 (B, channels, H, W) to logits (B, 1, H, W). Its attribute `encoder`, if it has one, is what
-the first stage freezes. docs/networks.md has an example.
+the first stage freezes. Slices are of 64 and 96 px, or of data.size alone if that is set.
+docs/networks.md has an example.
 
 exit codes:
   0  all checks hold

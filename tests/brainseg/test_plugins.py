@@ -91,6 +91,16 @@ def test_the_check_tells_what_a_study_could_not_use(
     assert said in told.out + told.err
 
 
+def test_a_network_is_checked_at_the_size_that_the_user_names(
+    mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path("mine.py").read_text()
+    large = "    def forward(self, slices):\n        assert slices.shape[2] == 128\n"
+    Path("mine.py").write_text(text.replace("    def forward(self, slices):\n", large))
+    assert check.main([mine, "--set", "data.size=128"]) == 0
+    assert "maps of 128 px" in capsys.readouterr().out
+
+
 def test_a_changed_file_is_another_network(mine: str) -> None:
     before = fingerprint(mine)
     first = load_function(mine, "brainseg.networks", "model.architecture")
