@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _export(args: argparse.Namespace) -> int:
     # Imported here: torch takes seconds, and --help does not need it.
     from brainseg.data.slice_store import open_default
-    from brainseg.inference.onnx import describe_input, export_onnx
+    from brainseg.inference.onnx import describe_input, export_onnx, takes_channels
     from brainseg.inference.predictor import Predictor
     from brainseg.model.device import Compute
 
@@ -68,6 +68,12 @@ def _export(args: argparse.Namespace) -> int:
             f"--onnx {path}: there is no folder {path.parent}: make it, or name another"
         )
     data = open_default(args.data)
+    header, found = predictor.header, ", ".join(data.channels)
+    if not takes_channels(header, data.channels):
+        raise ConfigError(
+            f"the model takes the channels {', '.join(header.channels)}, the slices to compare on "
+            f"have {found}: give --data with a dataset like the model's"
+        )
     say(f"tracing {predictor.experiment.network}, then comparing it on slices ...")
     difference, pixels, num_slices = export_onnx(predictor, path, data)
     kind = "SYNTHETIC slices" if data.synthetic else "slices"
@@ -76,7 +82,7 @@ def _export(args: argparse.Namespace) -> int:
         f"on {num_slices} {kind}, onnxruntime differs from torch by at most {difference:.1e} in a "
         f"probability and in {pixels} pixels of the masks"
     )
-    say(f"input: {describe_input(predictor.header)}")
+    say(f"input: {describe_input(header)}")
     return FINISHED
 
 

@@ -157,7 +157,8 @@ def write_examples(data: SliceStore, header: ModelHeader, folder: Path) -> Examp
     with the most tumour.
 
     Args:
-        data: The dataset; only the test part is used if the model was trained on it.
+        data: The dataset; only the test part is used if the model was trained on it. There are no
+            examples if its channels are not the model's.
         header: The header of the model.
         folder: The folder to write.
     """
@@ -166,6 +167,13 @@ def write_examples(data: SliceStore, header: ModelHeader, folder: Path) -> Examp
         about = "Generated phantoms, SYNTHETIC"
     elif header.fingerprint == data.fingerprint:
         about = "Test patients of the model's split"
+    if data.channels != header.channels:
+        return Examples(
+            f"None: the slices at hand have the channels {', '.join(data.channels)}, not those of "
+            "the model. Start the demo with --data and a dataset like the model's.",
+            [],
+            [],
+        )
     indices = unseen_slices(data, header)
     if len(data.channels) not in _CHANNELS_OF_FILES:
         about = f"None: a file of {len(data.channels)} channels cannot be written"

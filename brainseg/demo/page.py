@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 
+from brainseg.data.about import CHANNELS
 from brainseg.demo.catalog import Examples
 from brainseg.demo.handlers import NO_SECOND, Handlers
 from brainseg.demo.render import ASSETS, render
@@ -51,7 +52,7 @@ def build_page(handlers: Handlers, examples: Examples) -> gr.Blocks:
     names = list(models)
     labels = [(f"{name}, val Dice {models[name].val_dice:.3f}", name) for name in names]
     with _new_page() as page:
-        gr.HTML(render("heading"))
+        gr.HTML(_heading(models[names[0]].header.channels))
         with gr.Row():
             first = gr.Dropdown(
                 labels, value=names[0], label="Model", min_width=300, elem_id="first"
@@ -74,7 +75,7 @@ def build_page(handlers: Handlers, examples: Examples) -> gr.Blocks:
 def build_empty_page() -> gr.Blocks:
     """Build the page that says how to train a model."""
     with _new_page() as page:
-        gr.HTML(render("heading"))
+        gr.HTML(_heading(CHANNELS))
         gr.Markdown((ASSETS / "how_to.md").read_text(encoding="utf-8"), elem_id="how")
     return page
 
@@ -175,6 +176,10 @@ def _launch(
         js=_LABEL_UPLOADS,
     )
     return str(address)
+
+
+def _heading(channels: Sequence[str]) -> str:
+    return render("heading", ", ".join(channels), tuple(channels) == CHANNELS)
 
 
 def _new_page() -> gr.Blocks:

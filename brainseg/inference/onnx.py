@@ -11,6 +11,7 @@ import importlib
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +80,15 @@ def export_onnx(predictor: Predictor, path: Path, data: SliceStore) -> Compariso
             )
     differs = (found >= experiment.threshold) != (expected >= experiment.threshold)
     return Comparison(difference, int(differs.sum()), len(slices))
+
+
+def takes_channels(header: ModelHeader, channels: Sequence[str]) -> bool:
+    """Return whether a network computes on slices of a dataset with these channels.
+
+    Their names count only where the experiment chose channels by name.
+    """
+    chosen = header.experiment.data.channels or ()
+    return len(channels) == len(header.channels) and set(chosen) <= set(channels)
 
 
 _COMPONENTS = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -115,7 +116,15 @@ def test_slices_of_other_channels_are_examples_if_a_file_can_hold_them(
     text = f"images: {{{images}}}\nmasks: '{{patient}}/{{name}}_mask.png'\n"
     (tmp_path / "data" / "dataset.yaml").write_text(text)
     data = open_dataset(tmp_path / "data")
-    examples = write_examples(data, load_model(model_file)[1], tmp_path / "examples")
+    header = load_model(model_file)[1]
+    foreign = write_examples(data, header, tmp_path / "none")
+    assert not foreign.slices
+    assert not foreign.patient
+    assert re.match(
+        r"None: .* the channels c0.*, not those of the model\. .*--data", foreign.about
+    )
+    header = header.model_copy(update={"channels": data.channels})
+    examples = write_examples(data, header, tmp_path / "examples")
     assert len(examples.slices) == len({sample.image for sample in examples.slices}) == count
     for sample in examples.slices:
         found = cv2.imread(str(sample.image), cv2.IMREAD_UNCHANGED)

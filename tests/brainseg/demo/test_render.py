@@ -23,6 +23,11 @@ def test_names_and_messages_are_escaped() -> None:
         assert "&lt;img src=x" in html
 
 
+def test_the_heading_names_the_channels_of_the_model() -> None:
+    assert "with the channels T2, like those" in render("heading", "T2", False)
+    assert "channels pre, post, as in the LGG" in render("heading", "pre, post", True)
+
+
 def test_scores_need_a_true_mask() -> None:
     assert "<dl" not in render_slice(_slice(MASK, None), ())
     html = render_slice(_slice(MASK, MASK), ())

@@ -18,7 +18,7 @@ from brainseg.inference import onnx as onnx_export
 from brainseg.inference.onnx import describe_input, export_onnx
 from brainseg.inference.predictor import Predictor
 from brainseg.model.device import Compute
-from brainseg.model.model_file import ModelHeader, load_model
+from brainseg.model.model_file import ModelHeader, load_model, save_model
 
 CPU = Compute(device="cpu")
 
@@ -159,6 +159,21 @@ def test_a_missing_folder_is_told_before_the_network_is_traced(
     assert export.main([str(model_file), "--onnx", str(tmp_path / "no" / "model.onnx")]) == 2
     said = capsys.readouterr()
     assert "there is no folder" in said.err
+    assert "tracing" not in said.out
+
+
+def test_a_model_of_other_channels_than_the_slices_asks_for_its_data_before_it_is_traced(
+    model_file: Path, data: SliceStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, header = load_model(model_file)
+    named = header.experiment.replaced({"data.channels": ["T1", "T2", "PD"]})
+    header = header.model_copy(update={"experiment": named, "channels": ("T1", "T2", "PD")})
+    path = tmp_path / "model.safetensors"
+    save_model(path, weights, header)
+    assert export.main([str(path), "--onnx", "--data", str(data.root)]) == 2
+    said = capsys.readouterr()
+    assert "takes the channels T1, T2, PD, the slices" in said.err
+    assert "have pre-contrast, FLAIR, post-contrast: give --data" in said.err
     assert "tracing" not in said.out
 
 
