@@ -99,7 +99,12 @@ def _predict_files(args: argparse.Namespace) -> int:
         with tqdm(total=total, desc="predicting", unit="slice", disable=None) as bar:
             header = predictor.header
             for batch in read_batches(
-                scans, size, problems, header.channels, rescales=header.rescales
+                scans,
+                size,
+                problems,
+                header.channels,
+                rescales=header.rescales,
+                together=predictor.experiment.needs_volume,
             ):
                 images = [image for _, slices in batch for image in slices.images]
                 volumes = [str(scan.volume) for scan, slices in batch for _ in slices.images]

@@ -177,10 +177,12 @@ def read_batches(
     channels: Sequence[str] = CHANNELS,
     *,
     rescales: bool = False,
+    together: bool = True,
 ) -> Iterator[list[tuple[Scan, Slices]]]:
     """Yield groups of files that hold at least `size` slices; the last may hold fewer.
 
-    Files of one volume that follow each other are in one group.
+    Files of one volume that follow each other are in one group where they are needed together: for
+    the network, or because values of 16 bits are rescaled over the volume.
 
     Args:
         scans: The files.
@@ -188,19 +190,36 @@ def read_batches(
         problems: A sentence is appended for each file that cannot be used.
         channels: Names of the channels that the network was trained with.
         rescales: Whether values that are not bytes are rescaled, or refused.
+        together: Whether the network needs all slices of a volume at once.
     """
     batch: list[tuple[Scan, Slices]] = []
-    for scan in scans:
-        is_new = not batch or batch[-1][0].volume != scan.volume
-        if is_new and sum(len(slices.images) for _, slices in batch) >= size:
-            yield _rescaled(batch)
-            batch = []
-        try:
-            batch.append((scan, read_scan(scan, channels, rescales=rescales)))
-        except DataError as error:
-            problems.append(f"{scan.path.parent}/{error}")
+    for _, group in itertools.groupby(scans, key=lambda scan: scan.volume):
+        own = list(group)
+        # A folder may hold more slices than fit in memory.
+        is_apart = not together and (not rescales or (len(own) > size and _hold_bytes(own)))
+        for part in [[scan] for scan in own] if is_apart else [own]:
+            if sum(len(slices.images) for _, slices in batch) >= size:
+                yield _rescaled(batch)
+                batch = []
+            for scan in part:
+                try:
+                    batch.append((scan, read_scan(scan, channels, rescales=rescales)))
+                except DataError as error:
+                    problems.append(f"{scan.path.parent}/{error}")
     if batch:
         yield _rescaled(batch)
+
+
+def _hold_bytes(scans: Sequence[Scan]) -> bool:
+    """Whether no image holds values of 16 bits; decoded for this, since headers do not all tell.
+
+    Files that cannot be read count for nothing, as when they are predicted.
+    """
+    for scan in scans:
+        with suppress(DataError):
+            if read_values(scan.path).dtype != np.uint8:
+                return False
+    return True
 
 
 def _rescaled(batch: Sequence[tuple[Scan, Slices]]) -> list[tuple[Scan, Slices]]:

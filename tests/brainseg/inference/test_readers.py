@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from predictions import read_rows, run_predict
 
+from brainseg.data.about import CHANNELS
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
 from brainseg.inference.overlay import encode_picture
+from brainseg.inference.predictor import Predictor
 from brainseg.inference.readers import find_scans, read_batches, read_user_image
 
 
@@ -182,6 +184,34 @@ def test_the_images_of_a_folder_stay_together_whatever_the_names(tmp_path: Path)
         pixels = [slices.images[0].max() for scan, slices in batch if not scan.is_volume]
         assert pixels in ([], [0, 128, 255])  # rescaled over all three
     assert not problems
+
+
+def test_slices_that_are_predicted_alone_are_not_all_in_memory_at_once(
+    predictor: Predictor, patient: Path
+) -> None:
+    def batches(*, together: bool, rescales: bool = False) -> list[list[NDArray[np.uint8]]]:
+        found = read_batches(scans, 2, [], CHANNELS, rescales=rescales, together=together)
+        return [[image for _, slices in batch for image in slices.images] for batch in found]
+
+    scans, _ = find_scans([patient])
+    (whole,) = batches(together=True)
+    parts = batches(together=False)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert np.array_equal(np.concatenate(parts), whole)
+    assert np.array_equal(np.concatenate(batches(together=False, rescales=True)), whole)
+    masks = [mask for part in parts for mask in predictor.masks(part)]
+    assert np.array_equal(masks, predictor.masks(whole))
+
+
+def test_a_folder_with_an_image_of_16_bits_is_rescaled_as_a_whole(tmp_path: Path) -> None:
+    for number in range(6):
+        level = np.uint16(900) if number == 5 else np.uint8(100)
+        _save_png(tmp_path / f"{number}.png", np.full((32, 32), level))
+    (tmp_path / "7.png").write_bytes(b"no image")
+    scans, problems = find_scans([tmp_path])
+    (batch,) = read_batches(scans, 2, problems, ["T2"], rescales=True, together=False)
+    assert [slices.images[0].max() for _, slices in batch] == [0] * 5 + [255]
+    assert len(problems) == 1
 
 
 def test_a_true_mask_with_another_affine_than_its_volume_is_refused(tmp_path: Path) -> None:
