@@ -100,8 +100,8 @@ _COMPONENTS = {
 
 _RESCALED = (
     " Values that are not bytes become bytes first: each channel of a scan is rescaled from its "
-    "0.5th to its 99.5th percentile, over the values that are not 0, or from 0 if these are "
-    "equal, to 0 to 255; NaN is 0."
+    "0.5th (from 0, if both are equal) to its 99.5th percentile, over the values that are not 0, "
+    "to 0 to 255; NaN is 0."
 )
 
 

