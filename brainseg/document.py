@@ -162,8 +162,14 @@ def format_number(value: float, decimals: int = 3) -> str:
 
 
 def format_p(p: float) -> str:
-    """Return a p-value; `< 0.001` for smaller ones and a dash for NaN."""
-    return "< 0.001" if p < 0.001 else format_number(p)
+    """Return a p-value; `< 0.001` for smaller ones and a dash for NaN.
+
+    Close to 0.05 it has more decimals, so that a reader sees on which side it lies.
+    """
+    decimals = 3
+    while decimals < 6 and p != 0.05 == round(p, decimals):
+        decimals += 1
+    return "< 0.001" if p < 0.001 else format_number(p, decimals)
 
 
 def to_markdown(document: Document) -> str:

@@ -18,8 +18,8 @@ from brainseg.document import Block, Bullets, Document, Paragraph, Section, to_h
 from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import write_csv, write_text
 from brainseg.storage.urls import Location
-from study.analysis.conclusion import patients_of
 from study.analysis.scores import Floats, ScoreMatrix
+from study.analysis.selection import patients_of
 from study.cli import build_console
 from study.report.build import print_rows
 from study.report.figures import FigureWriter

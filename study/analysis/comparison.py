@@ -76,12 +76,15 @@ class VariantScores:
         ranks: Probability of each rank, first to last: the share of widened resamples; ties share
             their ranks. Empty if the variant is not ranked, because it lacks more than half of the
             cells or because the ranked variants share fewer than 2 patients.
+        shared: Dice/patient on the cells that all ranked variants have, which ranks them: that of
+            `scores` unless trainings have no scores. None if the variant is not ranked.
     """
 
     variant: str
     num_patients: int
     scores: Mapping[str, Estimate]
     ranks: tuple[float, ...]
+    shared: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Pair:
         p: Two-sided p-value of `sign_flip_test`.
         p_holm: The same, corrected for the number of pairs.
         patients_needed: Number of patients at which a paired t-test finds this difference with
-            power 0.8 at level 0.05; inf if the difference is 0, NaN with fewer than 2 patients.
+            power 0.8 at level 0.05 / number of pairs; inf if the difference is 0, NaN with fewer
+            than 2 patients. It may be at most `num_patients`: the difference is uncertain.
     """
 
     first: str
@@ -112,6 +116,20 @@ class Pair:
     p: float
     p_holm: float
     patients_needed: float
+
+    def seen_from(self, variant: str) -> Pair:
+        """Return the comparison of one of the two variants, as the first, with the other one."""
+        if variant == self.first:
+            return self
+        found = self.difference
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            difference=Estimate(-found.point, -found.high, -found.low),
+            share_better=1 - self.share_better,
+            improvement=1 - self.improvement,
+        )
 
 
 @dataclass(frozen=True)
@@ -187,13 +205,20 @@ def compare(
     couples = list(itertools.combinations(scored, 2))
     values = [matrix.dice[matrix.index(a)] - matrix.dice[matrix.index(b)] for a, b in couples]
     p_values = sign_flip_tests([average_seeds(own) for own in values], rng)
+    level = LEVEL / max(int(np.count_nonzero(~np.isnan(p_values))), 1)
     pairs = [
-        _pair(*couple, own, p, draws)
+        _pair(*couple, own, p, draws, level)
         for couple, own, p in zip(couples, values, p_values, strict=True)
     ]
     corrected = correct_by_holm(p_values)
+    variants = [
+        _on_shared(_variant(matrix, v, draws, ranks.get(v, ())), matrix, shared, draws)
+        if v in ranked
+        else _variant(matrix, v, draws, ())
+        for v in order
+    ]
     return Comparison(
-        variants=tuple(_variant(matrix, v, draws, ranks.get(v, ())) for v in order),
+        variants=tuple(variants),
         num_shared=int(shared.any(axis=0).sum()),
         pairs=tuple(replace(q, p_holm=float(p)) for q, p in zip(pairs, corrected, strict=True)),
         effects=_effects(matrix, factors or {}, draws, rng),
@@ -262,7 +287,19 @@ def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]
     return VariantScores(name, num_patients, scores, ranks)
 
 
-def _pair(first: str, second: str, values: Floats, p: float, draws: Draws) -> Pair:
+def _on_shared(
+    item: VariantScores, matrix: ScoreMatrix, shared: NDArray[np.bool_], draws: Draws
+) -> VariantScores:
+    """Add a ranked variant's Dice/patient on the cells that all ranked variants have."""
+    v = matrix.index(item.variant)
+    if not shared.any():
+        return item
+    if (matrix.tested[v] == shared).all():
+        return replace(item, shared=item.scores["Dice/patient"])
+    return replace(item, shared=estimate_mean(np.where(shared, matrix.dice[v], np.nan), draws))
+
+
+def _pair(first: str, second: str, values: Floats, p: float, draws: Draws, level: float) -> Pair:
     """Describe the differences of two variants' Dice, (S, P), whose p-value is known."""
     differences = average_seeds(values)
     return Pair(
@@ -274,7 +311,7 @@ def _pair(first: str, second: str, values: Floats, p: float, draws: Draws) -> Pa
         improvement=_mean((np.sign(values) + 1) / 2) if len(differences) else np.nan,
         p=p,
         p_holm=np.nan,
-        patients_needed=patients_needed(differences),
+        patients_needed=patients_needed(differences, level),
     )
 
 
@@ -452,15 +489,17 @@ def correct_by_holm(p_values: Sequence[float]) -> Floats:
     return corrected
 
 
-def patients_needed(differences: Floats) -> float:
+def patients_needed(differences: Floats, level: float = LEVEL) -> float:
     """Return how many patients a paired t-test needs to find the observed mean difference.
 
     The smallest n at which Student's t with n - 1 degrees of freedom and noncentrality
-    |mean| / sd * sqrt(n) exceeds the two-sided critical value at level 0.05 with power 0.8 (Cohen
-    1988, section 2.3). The observed difference is itself uncertain, and so is this number.
+    |mean| / sd * sqrt(n) exceeds the two-sided critical value with power 0.8 (Cohen 1988, section
+    2.3). The observed difference is itself uncertain, and so is this number.
 
     Args:
         differences: (P,), each patient's difference averaged over seeds.
+        level: Level of significance. For several pairs it is divided by their number, since
+            Holm's method compares the smallest p-value with that.
 
     Returns:
         A whole number from 2; inf if the mean is 0; NaN with fewer than 2 patients.
@@ -471,16 +510,16 @@ def patients_needed(differences: Floats) -> float:
     if mean <= 1e-12:
         return np.inf
     effect = mean / max(spread, 1e-12)
-    normal = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(_POWER)
+    normal = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(_POWER)
     patients = max(2, int((normal / effect) ** 2))
-    while _power(effect, patients) < _POWER:
+    while _power(effect, patients, level) < _POWER:
         patients += 1
     return float(patients)
 
 
-def _power(effect: float, patients: int) -> float:
+def _power(effect: float, patients: int, level: float) -> float:
     df, shift = patients - 1, effect * np.sqrt(patients)
-    critical = stats.t.ppf(1 - LEVEL / 2, df)
+    critical = stats.t.ppf(1 - level / 2, df)
     if shift > 1e3 * critical:
         return 1.0  # scipy's nct overflows there
     return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))

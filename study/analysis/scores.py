@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from brainseg.errors import StudyError
 from brainseg.metrics import COUNT_NAMES, dice, volume_similarity
 from study.spec.trial_job import trial_name
-from study.storage.schema import EXTERNAL, Row
+from study.storage.schema import EXTERNAL, UNFINISHED, Row
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +48,7 @@ class ScoreMatrix:
             where one is undefined or was not measured.
         num_trials: Trials in the plan.
         missing: Names of the planned trials that have no scores.
+        ends: Variant -> status -> number of its planned trials that ended so.
     """
 
     variants: tuple[str, ...]
@@ -59,6 +60,7 @@ class ScoreMatrix:
     measures: Mapping[str, Floats] = field(default_factory=dict)
     num_trials: int = 0
     missing: tuple[str, ...] = ()
+    ends: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def tested(self) -> NDArray[np.bool_]:
@@ -75,6 +77,25 @@ class ScoreMatrix:
         """Return the matrix with all its scores changed; axes V, S and P come first."""
         measures = {name: change(values) for name, values in self.measures.items()}
         return replace(self, counts=change(self.counts), dice=change(self.dice), measures=measures)
+
+    def of_patients(self, patients: Collection[str]) -> ScoreMatrix:
+        """Return the scores of some of the patients."""
+        kept = np.array([patient in patients for patient in self.patients], bool)
+        return replace(
+            self.mapped(lambda values: values[:, :, kept]),
+            patients=tuple(patient for patient in self.patients if patient in patients),
+            folds=self.folds[:, kept],
+        )
+
+    def scored_seeds(self, external: Collection[str] = ()) -> tuple[int, ...]:
+        """Return the seeds with which a training has scores.
+
+        Args:
+            external: Variants that were not trained here, whose scores stand for every seed.
+        """
+        trained = self.without(external).tested
+        tested = np.asarray((trained if trained.any() else self.tested).any(axis=(0, 2)))
+        return tuple(seed for seed, has in zip(self.seeds, tested, strict=True) if has)
 
     def index(self, variant: str) -> int:
         """Return the index of a variant."""
@@ -127,8 +148,27 @@ def read_matrix(scores: Sequence[Row], trials: Sequence[Row] = ()) -> ScoreMatri
         measures[name][partly] = np.nan
     measures["volume_similarity"] = np.where(tested, volume_similarity(counts), np.nan)
     return ScoreMatrix(
-        variants, seeds, patients, folds, counts, values[..., 4], measures, num_trials, missing
+        variants,
+        seeds,
+        patients,
+        folds,
+        counts,
+        values[..., 4],
+        measures,
+        num_trials,
+        missing,
+        count_ends(trials),
     )
+
+
+def count_ends(trials: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Return variant -> status -> number of rows of trials.csv."""
+    ends: dict[str, dict[str, int]] = {}
+    for row in trials:
+        own = ends.setdefault(str(row["variant"]), {})
+        status = str(row.get("status", UNFINISHED))
+        own[status] = own.get(status, 0) + 1
+    return ends
 
 
 def _values(row: Row) -> list[float]:

@@ -21,12 +21,12 @@ from study.report.people import describe_people
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
-from study.report.sections import IN_MM, describe_findings, ranked_rows
+from study.report.sections import IN_MM, SHARED, describe_findings, ranked_rows
 from study.storage.schema import SCORE_TABLE
 from study.storage.study_folder import read_study
 from study.storage.sync import StudySync
 
-_MANUSCRIPT = ("variant", "Dice/patient", "global Dice", "precision", "recall", "HD95", IN_MM)
+_MANUSCRIPT = ("global Dice", "precision", "recall", "HD95", IN_MM)
 _HEADINGS = {"accuracy": "acc.", "precision": "prec.", "val loss": "loss", "global Dice": "Dice"}
 _NOT_PRINTED = ("Dice/slice", "IoU", "patients", IN_MM)
 
@@ -93,7 +93,10 @@ def write_report(folder: Path) -> StudyResults:
         points=results.points,
         sections=[*sections, describe_checklists(results, sections)],
     )
-    rows = [{key: row[key] for key in _MANUSCRIPT if key in row} for row in ranked_rows(results)]
+    rows = [
+        {key: row[key] for key in ("variant", _ranks_by(row), *_MANUSCRIPT) if key in row}
+        for row in ranked_rows(results)
+    ]
     units = "pixels and millimetres" if any(IN_MM in row for row in rows) else "pixels"
     caption = f"Test scores with 95 % intervals; HD95 in {units}. {facts}."
     write_text(folder / "report.html", to_html(document, folder))
@@ -106,6 +109,11 @@ def write_report(folder: Path) -> StudyResults:
     return results
 
 
+def _ranks_by(row: Mapping[str, str]) -> str:
+    """Return the column that ranks: the only Dice/patient where there is little room."""
+    return SHARED if SHARED in row else "Dice/patient"
+
+
 def print_rows(
     rows: Sequence[Mapping[str, str]], title: str, caption: str, console: Console
 ) -> None:
@@ -113,7 +121,8 @@ def print_rows(
     printed = table.Table(title=title, caption=caption, title_justify="left")
     printed.caption_justify, printed.box = "left", box.SIMPLE_HEAD
     printed.padding, printed.pad_edge = (0, 1, 0, 0), False
-    columns = [column for column in rows[0] if column not in _NOT_PRINTED]
+    hidden = {*_NOT_PRINTED, SHARED, "Dice/patient"} - {_ranks_by(rows[0])}
+    columns = [column for column in rows[0] if column not in hidden]
     for column in columns:
         left = column in ("", "variant", "published")
         heading = _HEADINGS.get(column, column)
@@ -124,6 +133,6 @@ def print_rows(
 
 
 def _shorten(column: str, value: str) -> str:
-    if column not in ("variant", "Dice/patient"):
+    if column not in ("variant", "Dice/patient", SHARED):
         value = value.partition(" (")[0]
     return f"{float(value):.3f}" if re.fullmatch(r"\d\.\d{4}", value) else value

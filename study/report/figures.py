@@ -89,12 +89,14 @@ class FigureWriter:
         """Draw the Dice/patient of each ranked variant, the best on top."""
         ranked = [item for item in self._results.comparison.variants if item.ranks]
         rows = [
-            (item.variant, item.scores["Dice/patient"], self._styles[item.variant]["color"])
+            (item.variant, item.shared, self._styles[item.variant]["color"])
             for item in ranked
+            if item.shared
         ]
         with self._draw("scores", 0.9 + 0.28 * len(rows)) as (_, (axis,)):
             _draw_forest(axis, rows, line=None)
-            axis.set_xlabel("Dice/patient on test patients, 95 % interval")
+            patients = f"{self._results.comparison.num_shared} test patients"
+            axis.set_xlabel(f"Dice/patient on {patients}, 95 % interval")
         return "figures/scores.png"
 
     def differences(self) -> str:

@@ -87,6 +87,7 @@ def _describe_variants(results: StudyResults) -> list[dict[str, Any]]:
                 "trials": len(results.trials_of(item.variant)),
                 "finished": len(results.trials_of(item.variant, FINISHED)),
                 "ranks": item.ranks,
+                "shared": _plain(item.shared),
                 "scores": {
                     name: {"unit": UNITS[name], "n": item.num_patients, **_plain(found)}
                     for name, found in scores.items()

@@ -22,6 +22,7 @@ from study.analysis.leak import Leak, measure_leaks
 from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
 from study.analysis.robustness import Ranking, rank_otherwise
 from study.analysis.scores import ScoreMatrix, read_matrix, read_slices
+from study.analysis.selection import Choice, find_choices
 from study.analysis.subgroups import (
     Breakdown,
     SliceErrors,
@@ -61,6 +62,8 @@ class StudyResults:
         history: The rows of each trial's history.csv with its variant, fold and seed.
         matrix: scores.csv as arrays, without leaky variants.
         leaks: What the leaky variants are worth.
+        averaged: Of two compared studies that share no seed: the number of seeds over which the
+            scores of each were averaged.
     """
 
     folder: Path
@@ -75,6 +78,7 @@ class StudyResults:
     history: pd.DataFrame
     matrix: ScoreMatrix
     leaks: Sequence[Leak] = ()
+    averaged: tuple[int, ...] = ()
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -94,12 +98,18 @@ class StudyResults:
             self.matrix,
             self.comparison,
             self.about["synthetic"],
-            self.split.get("search", ()),
+            self.choices,
             self.rankings,
             self.leaks,
             self.external,
-            self.about.get("chosen_on"),
+            self.averaged,
         )
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """By whom the settings of some variants were chosen."""
+        searched, chosen_on = self.split.get("search", ()), self.about.get("chosen_on")
+        return find_choices(self.matrix, self.comparison, searched, chosen_on, self.external)
 
     @cached_property
     def breakdowns(self) -> list[Breakdown]:
@@ -195,6 +205,7 @@ def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
     """
     if estimate is None or math.isnan(estimate.point):
         return NONE
+    style = style.replace(".", "z.")  # no negative zero
     point = format(estimate.point, style)
     if math.isnan(estimate.low) or estimate.low == estimate.high:
         return point

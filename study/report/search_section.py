@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +21,8 @@ from brainseg.document import (
     format_number,
     format_p,
 )
-from study.analysis.bootstrap import Estimate
-from study.analysis.comparison import Pair, compare
-from study.analysis.conclusion import patients_of
-from study.analysis.scores import ScoreMatrix
+from study.analysis.comparison import Pair
+from study.analysis.selection import Choice
 from study.report.figures import STYLE, FigureWriter
 from study.report.results import StudyResults, format_estimate
 from study.spec.grid import Changes, parse_winner
@@ -60,11 +57,10 @@ _NOTHING_LEARNT = 0.01
 
 
 def describe_search(results: StudyResults, figures: FigureWriter) -> list[Section]:
-    """Return a section on each search of a study; empty if the study has none."""
+    """Return a section on settings chosen before a study, and on each of the study's searches."""
+    sections = [_describe_choice(choice) for choice in results.choices if not choice.in_study]
     if not results.about.get("search"):
-        return []
-    sections = []
-    parts = _compare_parts(results)
+        return sections
     for spec in read_spec(results.folder).searches:
         rows, group = read_leaderboard(results.folder, spec), spec.group
         if not rows:
@@ -74,23 +70,13 @@ def describe_search(results: StudyResults, figures: FigureWriter) -> list[Sectio
         blocks = [
             *_summary(spec, rows, params),
             *_best(results, spec, rows, params),
-            *_winner(results, group, parts),
+            *_winner(results, group),
             *_early_stopping(results, spec, rows),
             *_figures(results, spec, rows, params, figures),
         ]
         name = f"search-{group}" if group else "search"
         sections.append(Section(name, f"Search{group and f' of {group}'}", blocks))
     return sections
-
-
-def restrict(matrix: ScoreMatrix, patients: Collection[str]) -> ScoreMatrix:
-    """Return the score matrix of some of its patients."""
-    kept = np.array([patient in patients for patient in matrix.patients], bool)
-    return replace(
-        matrix.mapped(lambda values: values[:, :, kept]),
-        patients=tuple(p for p in matrix.patients if p in patients),
-        folds=matrix.folds[:, kept],
-    )
 
 
 def to_optuna(
@@ -130,7 +116,7 @@ def _summary(spec: StudySpec, rows: Sequence[Row], params: Sequence[Changes]) ->
     counts = Counter(row["status"] for row in rows)
     ends = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     sampler, scheduler = spec.own_search.sampler, spec.own_search.scheduler
-    stopping = "all trained in full" if scheduler == "none" else f"stopped early by {scheduler}"
+    stopping = "none stopped early" if scheduler == "none" else f"stopped early by {scheduler}"
     text = f"{len(rows)} candidates, drawn by {sampler} and {stopping}: {ends}. "
     full = ranked(rows)
     if full:
@@ -196,61 +182,52 @@ def _shorten(text: str) -> str:
         return text or NONE
 
 
-def _compare_parts(results: StudyResults) -> dict[str, Sequence[Pair]]:
-    """Compare all variants on all test patients and on those new to the search.
-
-    Returns:
-        Part of the patients -> pairs; empty without winners.
-    """
-    splits = results.split.get("search", [])
-    if not splits or not any(map(parse_winner, results.matrix.variants)):
-        return {}
-    judges, seen = patients_of(splits)
-    everyone = set(results.matrix.patients)
-    parts = {
-        "all": everyone,
-        "not used to judge candidates": everyone - judges,
-        "never seen by the search": everyone - seen,
-    }
-    return {
-        part: compare(restrict(results.matrix, patients), external=results.external).pairs
-        for part, patients in parts.items()
-    }
-
-
-def _winner(
-    results: StudyResults, group: str, parts: Mapping[str, Sequence[Pair]]
-) -> Iterator[Block]:
+def _winner(results: StudyResults, group: str) -> Iterator[Block]:
     """Compare the retrained winner on all test patients and on those new to the search."""
-    found = {name: parse_winner(name) for name in results.matrix.variants}
-    winners = [name for name, winner in found.items() if winner and winner[0] == group]
-    if not winners or not parts:
-        return
-    winner = winners[-1]  # winners of earlier searches precede it
+    for choice in results.choices:
+        found = {name: parse_winner(name) for name in choice.variants}
+        winners = [name for name, winner in found.items() if winner and winner[0] == group]
+        if choice.in_study and winners:
+            winner = winners[-1]  # winners of earlier searches precede it
+            yield from _compare_parts(
+                winner,
+                choice,
+                f"{winner}, trained in full with other seeds than in the search: difference from "
+                "each variant. Rotations other than 0 test patients that candidates were trained "
+                "or judged on.",
+            )
+
+
+def _describe_choice(choice: Choice) -> Section:
+    """Compare variants whose settings were chosen before this study on the new patients."""
+    blocks: list[Block] = [
+        Paragraph(
+            "The grid names the patients by whom settings were chosen before this study. Scores "
+            "on these patients are too high by an unknown amount."
+        )
+    ]
+    for variant in choice.variants:
+        blocks += _compare_parts(variant, choice, f"{variant}: difference from each variant.")
+    return Section("chosen", "Settings chosen before this study", blocks)
+
+
+def _compare_parts(variant: str, choice: Choice, caption: str) -> Iterator[Table]:
     rows = [
-        _pair_row(winner, part, pair)
-        for part, pairs in parts.items()
+        _pair_row(part, pair.seen_from(variant))
+        for part, pairs in choice.parts.items()
         for pair in pairs
-        if winner in (pair.first, pair.second)
+        if variant in (pair.first, pair.second)
     ]
     if rows:
-        yield Table(
-            f"{winner}, trained in full with other seeds than in the search: difference from each "
-            "variant. Rotations other than 0 test patients that candidates were trained or judged "
-            "on.",
-            rows,
-        )
+        yield Table(f"{caption} p is not corrected for the number of variants and parts.", rows)
 
 
-def _pair_row(winner: str, part: str, pair: Pair) -> dict[str, str]:
-    found, is_first = pair.difference, pair.first == winner
-    if not is_first:
-        found = Estimate(-found.point, -found.high, -found.low)
+def _pair_row(part: str, pair: Pair) -> dict[str, str]:
     return {
         "test patients": part,
         "patients": str(pair.num_patients),
-        "against": pair.second if is_first else pair.first,
-        "difference in Dice/patient": format_estimate(found, "+.3f"),
+        "against": pair.second,
+        "difference in Dice/patient": format_estimate(pair.difference, "+.3f"),
         "p": format_p(pair.p),
     }
 

@@ -23,7 +23,7 @@ from brainseg.document import (
     format_p,
 )
 from brainseg.inference.mask_metrics import TOLERANCE, TOLERANCE_MM
-from study.analysis.comparison import Comparison
+from study.analysis.comparison import LEVEL, Comparison, Pair
 from study.analysis.variance import MEANINGS
 from study.report.figures import FigureWriter, shown_pairs
 from study.report.results import (
@@ -42,6 +42,8 @@ _SCORES = {
     "HD95": ".1f",
 }
 """Score -> format."""
+SHARED = "Dice/patient, shared"
+"""The column of Dice/patient on the patients that all ranked variants share, if they differ."""
 IN_MM = "HD95, mm"
 """The score that stands beside HD95 where the spacing of the pixels is known."""
 
@@ -93,6 +95,7 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             {
                 "": str(1 + ranked.index(variant)) if variant in ranked else NONE,
                 "variant": f"{variant} (external)" if variant in results.external else variant,
+                **({SHARED: format_estimate(item.shared)} if _is_partial(results) else {}),
                 **{name: format_estimate(scores.get(name), f) for name, f in formats.items()},
                 "val loss": format_number(fmean(losses)) if losses else NONE,
                 "patients": str(item.num_patients),
@@ -102,6 +105,14 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _is_partial(results: StudyResults) -> bool:
+    """Return whether a ranked variant was tested on more than what all of them share."""
+    return any(
+        item.shared and item.shared != item.scores["Dice/patient"]
+        for item in results.comparison.variants
+    )
 
 
 def _knows_spacing(results: StudyResults) -> bool:
@@ -154,6 +165,13 @@ def _scores(results: StudyResults) -> Iterator[Block]:
     if results.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         yield Table(caption, ranked_rows(results))
+    if _is_partial(results):
+        patients = results.comparison.num_shared
+        yield Paragraph(
+            "Some trainings have no scores. Each variant's means are over the patients and seeds "
+            f"that tested it, so they do not compare. {SHARED}, is the mean over the {patients} "
+            "patients that all ranked variants share, and ranks them."
+        )
     rows = list(_outline_rows(results))
     if rows:
         yield Paragraph(
@@ -250,7 +268,7 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
                 "P(higher mean)": format_number(pair.share_better, 2),
                 "P(better on a patient)": format_number(pair.improvement, 2),
                 "patients": str(pair.num_patients),
-                "patients needed": _format_needed(pair.patients_needed),
+                "patients needed": _format_needed(pair),
             }
             for pair in comparison.pairs
         ]
@@ -263,7 +281,8 @@ def _differences(results: StudyResults, figures: FigureWriter) -> Iterator[Block
             "is the probability that the first variant has the higher mean. P(better on a "
             "patient) is the probability that it has the higher Dice on a single patient, where "
             "ties count half. With the patients needed, a paired t-test would detect this "
-            "difference with a power of 0.8."
+            f"difference with a power of 0.8, at level {LEVEL:g} divided by the number of pairs. "
+            "There is no such number if it is at most that of the patients tested."
         )
 
 
@@ -348,8 +367,9 @@ def _leak(results: StudyResults) -> Iterator[Block]:
         )
 
 
-def _format_needed(patients: float) -> str:
-    if math.isnan(patients):
+def _format_needed(pair: Pair) -> str:
+    patients = pair.patients_needed
+    if math.isnan(patients) or patients <= pair.num_patients:
         return NONE
     return f"{patients:,.0f}" if patients < 1e6 else "> 1,000,000"
 

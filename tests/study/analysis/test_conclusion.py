@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from matrices import draw_dice, matrix_of
 
 from study.analysis.comparison import compare
 from study.analysis.conclusion import Conclusion, conclude, is_shown
-from study.analysis.scores import Floats
+from study.analysis.scores import Floats, ScoreMatrix
+from study.analysis.selection import find_choices
 
 NAN = np.nan
 
@@ -27,6 +29,16 @@ def _conclude(dice: Floats, num_folds: int = 1, synthetic: bool = False) -> Conc
     for sentence in re.split(r"(?<=\.) ", " ".join([conclusion.sentence, *conclusion.caveats])):
         assert len(sentence.split()) <= 25, sentence
     return conclusion
+
+
+def _after_choice(
+    matrix: ScoreMatrix,
+    searched: Sequence[Mapping[str, Sequence[str]]] = (),
+    chosen_on: Mapping[str, Sequence[str]] | None = None,
+) -> Conclusion:
+    comparison = compare(matrix)
+    choices = find_choices(matrix, comparison, searched, chosen_on)
+    return conclude(matrix, comparison, choices=choices)
 
 
 def test_a_clear_winner() -> None:
@@ -160,26 +172,26 @@ def test_test_patients_that_the_search_used_are_counted() -> None:
     matrix = replace(matrix_of(_draw(2, 3, 12), 4), variants=("raw", "winner-c0003"))
     patients = matrix.patients
     searched = [{"val": [*patients[:3], "of none"], "train": patients[2:10]}]
-    found = conclude(matrix, compare(matrix), searched=searched).sentence
+    found = _after_choice(matrix, searched).sentence
     assert "winner-c0003 judged candidates on 3 of these patients and trained them on 7" in found
     assert "only 2 are new to it" in found
     elsewhere = [{"val": ["of none"], "train": []}]
-    assert "search" not in conclude(matrix, compare(matrix), searched=elsewhere).sentence
+    assert "search" not in _after_choice(matrix, elsewhere).sentence
     grid = replace(matrix, variants=("raw", "preprocessed"))
-    assert "search" not in conclude(grid, compare(grid), searched=searched).sentence
+    assert "search" not in _after_choice(grid, searched).sentence
 
 
 def test_test_patients_that_chose_settings_before_the_study_are_counted() -> None:
     matrix = replace(matrix_of(_draw(2, 3, 12), 4), variants=("protocol", "winner"))
     names = list(matrix.patients)
     chosen = {"variants": ["winner"], "judged": [*names[:3], "of none"], "trained": names[2:10]}
-    found = conclude(matrix, compare(matrix), chosen_on=chosen).sentence
+    found = _after_choice(matrix, chosen_on=chosen).sentence
     words = "chosen on 3 of these patients; candidates were trained on 7 of them. 2 are new to"
     assert words in found
-    others = conclude(matrix, compare(matrix), chosen_on=chosen | {"judged": ["of none"]}).sentence
+    others = _after_choice(matrix, chosen_on=chosen | {"judged": ["of none"]}).sentence
     assert "chosen on other patients; candidates were trained on 8 of them. 4 are new" in others
     elsewhere = chosen | {"judged": ["of none"], "trained": []}
-    assert "chosen" not in conclude(matrix, compare(matrix), chosen_on=elsewhere).sentence
+    assert "chosen" not in _after_choice(matrix, chosen_on=elsewhere).sentence
 
 
 def test_a_readers_first_questions_are_answered() -> None:
@@ -234,3 +246,123 @@ def test_the_answers_say_whether_the_difference_may_be_chance() -> None:
 def test_of_many_variants_a_sentence_names_three() -> None:
     conclusion = _conclude(np.repeat(_draw(1, 2, 12), 8, axis=0))
     assert "a, b, c and 5 others rank first together" in conclusion.sentence
+
+
+def _with_failed_folds(dice: Floats, failed: dict[str, dict[str, int]]) -> ScoreMatrix:
+    """Return the matrix of ten rotations, with the ends of each variant's ten trainings."""
+    matrix = matrix_of(dice, 10)
+    ends = {name: {"finished": 10} for name in matrix.variants} | {
+        name: {"finished": 10 - sum(own.values()), **own} for name, own in failed.items()
+    }
+    return replace(matrix, ends=ends)
+
+
+def test_a_variant_that_diverges_on_hard_patients_is_not_surely_the_best() -> None:
+    dice = _draw(2, 1, 40, num_folds=10) + np.array([0, 0.1])[:, None, None]
+    sure = _with_failed_folds(dice, {})
+    assert dict(conclude(sure, compare(sure)).answers)["How sure is that?"].startswith("Sure: ")
+    dice[1, :, np.arange(40) % 10 < 4] = NAN
+    matrix = _with_failed_folds(dice, {"b": {"diverged": 3, "failed": 1}})
+    found = conclude(matrix, compare(matrix))
+    assert "On 24 shared test patients with 1 seed, b ranks first" in found.sentence
+    words = "1 of b's 10 trainings failed, 3 diverged. These count nowhere, which may favour b."
+    assert words in found.sentence
+    answers = dict(found.answers)
+    assert "on the 24 patients that all ranked variants share" in answers["Which is best?"]
+    assert answers["How sure is that?"].startswith("Not sure: ")
+    assert answers["How sure is that?"].endswith("Trainings of b failed or diverged.")
+
+
+def test_failures_of_another_variant_leave_it_fairly_sure() -> None:
+    dice = _draw(2, 1, 40, num_folds=10) + np.array([0.1, 0])[:, None, None]
+    dice[1, :, ::10] = NAN
+    matrix = _with_failed_folds(dice, {"b": {"diverged": 1}})
+    answer = dict(conclude(matrix, compare(matrix)).answers)["How sure is that?"]
+    assert answer.startswith("Fairly sure: ")
+
+
+def test_a_variant_chosen_on_the_test_patients_is_not_surely_the_best() -> None:
+    dice = _draw(2, 3, 40) + np.array([0, 0.1])[:, None, None]
+    matrix = replace(matrix_of(dice, 10), variants=("raw", "winner-c0003"))
+    names = matrix.patients
+    for num_new, sureness in ((2, "Not sure: "), (0, "Not sure: "), (20, "Sure: ")):
+        searched = [{"val": names[num_new : num_new + 9], "train": names[num_new + 9 :]}]
+        answers = dict(_after_choice(matrix, searched).answers)
+        assert answers["How sure is that?"].startswith(sureness), num_new
+        are = f"{num_new} of 40 are new to the settings of winner-c0003."
+        assert answers["On whom?"].endswith(are)
+    chosen = {"variants": ["winner-c0003"], "judged": names[1:9], "trained": names[9:]}
+    found = _after_choice(matrix, chosen_on=chosen)
+    assert "1 is new to these settings." in found.sentence
+    assert (
+        "On the 1 new to them no difference is shown" in dict(found.answers)["How sure is that?"]
+    )
+    other = chosen | {"variants": ["raw"]}  # what scores too high is not the best
+    answer = dict(_after_choice(matrix, chosen_on=other).answers)["How sure is that?"]
+    assert answer.startswith("Sure: ")
+
+
+def test_an_unranked_variant_that_scored_better_is_on_the_first_screen() -> None:
+    dice = _draw(3, 1, 20) + np.array([0.05, 0, 0])[:, None, None]
+    dice[2] = dice[0] + 0.15
+    dice[2, :, :12] = NAN
+    answers = dict(_conclude(dice, 2).answers)
+    assert "But c (not ranked) scored better" in answers["Which is best?"]
+    assert answers["How sure is that?"].startswith("Not sure: ")
+    dice[2] = dice[0] + 0.001 * _draw(1, 1, 20)[0]
+    dice[2, :, 3:] = NAN
+    assert "; c (not ranked) may be as good" in dict(_conclude(dice, 2).answers)["Which is best?"]
+
+
+def test_seeds_without_scores_do_not_count() -> None:
+    dice = _draw(3, 3, 20)
+    dice[:2, 1:] = NAN  # c is external: its scores stand for all seeds
+    matrix = matrix_of(dice)
+    found = conclude(matrix, compare(matrix, external=["c"]), external=["c"])
+    assert "On 20 test patients with 1 seed," in found.sentence
+    assert any(caveat.startswith("One seed") for caveat in found.caveats)
+    assert "each tested by 1 training of" in dict(found.answers)["On whom?"]
+    dice[:2, 1, :9] = 0.5
+    matrix = matrix_of(dice)
+    answers = dict(conclude(matrix, compare(matrix, external=["c"]), external=["c"]).answers)
+    assert "each tested by 1 to 2 trainings of" in answers["On whom?"]
+
+
+def test_patients_needed_are_corrected_and_more_than_were_tested() -> None:
+    # Shown without a correction, not with one.
+    gain = np.array([0.012, *[0.0] * 7])[:, None, None]
+    rng = np.random.default_rng(3)
+    base = rng.uniform(0.4, 0.85, (1, 1, 20))
+    matrix = matrix_of(base + gain + rng.normal(0, 0.018, (8, 1, 20)))
+    comparison = compare(matrix)
+    sentence = conclude(matrix, comparison).sentence
+    found = re.search(r"About (\d+) patients would be needed to .* among 28 pairs", sentence)
+    assert found and int(found[1]) > 20
+    assert comparison.pairs[0].patients_needed == pytest.approx(int(found[1]), rel=0.05)
+    few = tuple(replace(pair, patients_needed=20.0) for pair in comparison.pairs)
+    assert "needed" not in conclude(matrix, replace(comparison, pairs=few)).sentence
+
+
+def test_equal_means_and_tiny_differences_have_words() -> None:
+    dice = np.array([[[0.1, 0.2, 0.3, 0.7, 0.6, 0.45]], [[0.2, 0.3, 0.7, 0.6, 0.45, 0.1]]])
+    assert (
+        dict(_conclude(dice).answers)["By how much?"]
+        == "By nothing: b, the next, has the same mean."
+    )
+    close = _draw(1, 1, 40) + np.array([0.0002, 0])[:, None, None]
+    close[1] += np.random.default_rng(0).normal(0, 0.0004, 40)
+    conclusion = _conclude(close)
+    assert "By less than 0.001 in Dice/patient" in dict(conclusion.answers)["By how much?"]
+    assert "-0.000" not in conclusion.sentence + str(conclusion.answers)
+
+
+def test_ranking_first_in_nearly_all_resamples_is_not_certain() -> None:
+    gain = np.array([0.1, 0])[:, None, None]
+    answer = dict(_conclude(_draw(2, 3, 40, num_folds=10) + gain, 10).answers)["How sure is that?"]
+    assert "first in > 99 % of" in answer
+
+
+def test_one_missing_trial_has_no_scores() -> None:
+    dice = _draw(2, 1, 20)
+    dice[0, :, ::10] = NAN
+    assert _conclude(dice, 10).caveats[0].startswith("1 of 20 trials has no scores.")

@@ -23,8 +23,9 @@ from brainseg.storage.files import read_csv
 from study.report.build import write_report
 from study.report.figures import FigureWriter
 from study.report.results import StudyResults, read_results
-from study.report.search_section import describe_search, restrict, to_optuna
-from study.storage.leaderboard import ranked, write_leaderboard
+from study.report.search_section import _summary, describe_search, to_optuna
+from study.storage.leaderboard import ranked, read_candidates, write_leaderboard
+from study.storage.study_folder import read_spec
 from study.storage.trial_folder import candidate_folder
 
 
@@ -119,7 +120,7 @@ def test_the_winner_is_compared_on_patients_new_to_the_search(
 def test_the_factors_of_the_grid_are_compared_without_the_winner(results: StudyResults) -> None:
     assert results.comparison.effects == ()  # two of the four variants are gone
     kept = [patient for patient in results.matrix.patients if patient.endswith("9")]
-    few = restrict(results.matrix, kept)
+    few = results.matrix.of_patients(kept)
     assert few.patients == tuple(kept)
     assert few.dice.shape[-1] == few.folds.shape[-1] == len(kept)
 
@@ -187,3 +188,28 @@ def test_a_report_with_a_search_needs_neither_torch_nor_ray(study: Path) -> None
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert (study / "report.html").read_bytes() == before
     assert b"Each curve is a candidate" in before
+
+
+def test_settings_chosen_before_the_study_are_compared_on_new_patients(small: Path) -> None:
+    about = json.loads((small / "study.json").read_text())
+    tested = read_results(small).matrix.patients
+    judged, trained = list(tested[:1]), list(tested[1:2])
+    chosen = {"variants": ["raw-lite0"], "judged": judged, "trained": trained}
+    (small / "study.json").write_text(json.dumps(about | {"chosen_on": chosen}))
+    results = read_results(small)
+    (section,) = describe_search(results, FigureWriter(results))
+    assert section.name == "chosen"
+    rows = _table(section, "difference from each variant").rows
+    assert [int(row["patients"]) for row in rows] == [len(tested) - n for n in (0, 1, 2)]
+    assert {row["against"] for row in rows} == {"preprocessed-lite0"}
+
+
+def test_a_search_without_a_scheduler_stops_none_early(study: Path, results: StudyResults) -> None:
+    (spec,) = read_spec(study).searches
+    search = spec.search.model_copy(update={"scheduler": "none"}) if spec.search else None
+    rows, params = read_csv(study / "candidates.csv"), read_candidates(study, spec)
+    rows[0]["status"] = "failed"
+    text = next(_summary(spec.model_copy(update={"search": search}), rows, params))
+    assert isinstance(text, Paragraph)
+    assert "and none stopped early: " in text.text
+    assert "1 failed" in text.text

@@ -40,6 +40,24 @@ def test_the_ranking_has_the_means_of_scores_csv(generated: Path) -> None:
     assert own["patients"] == str(len(patients))
 
 
+def test_means_over_different_trainings_do_not_stand_side_by_side_unsaid(
+    generated: Path, small: Path
+) -> None:
+    results = read_results(generated)  # one of its trials failed
+    section = _sections(results)["scores"]
+    assert any("so they do not compare" in b.text for b in section.blocks if hasattr(b, "text"))
+    shown = [float(row["Dice/patient, shared"].split()[0]) for row in _table(section).rows]
+    assert shown == sorted(shown, reverse=True)
+    matrix = results.matrix
+    cells = np.where(
+        matrix.tested.all(axis=0), matrix.dice[matrix.index(results.variants[0])], np.nan
+    )
+    assert shown[0] == pytest.approx(np.nanmean(np.nanmean(cells, axis=0)), abs=6e-4)
+    section = _sections(read_results(small))["scores"]
+    assert "Dice/patient, shared" not in _table(section).rows[0]
+    assert not any("do not compare" in b.text for b in section.blocks if hasattr(b, "text"))
+
+
 def test_ties_share_the_first_rank(small: Path) -> None:
     rows = read_csv(small / "scores.csv")
     variants = dict.fromkeys(row["variant"] for row in rows)
