@@ -6,8 +6,8 @@ al. 2018; Wiesenfarth et al. 2021, challengeR): these rankings show whether it w
 
 from __future__ import annotations
 
+import itertools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from study.analysis.scores import Floats, ScoreMatrix
 MEAN, MEDIAN, MEAN_RANK, WINS = "mean", "median", "mean rank", "significant wins"
 PRIMARY = ("Dice/patient", MEAN)
 _DIGITS = 12  # equal means can differ in their last bits
+_EXACT = 50  # differences up to which sign flips are counted, as in scipy without ties
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,47 @@ def _merits(values: Floats) -> dict[str, Floats]:
 
 
 def _count_wins(values: Floats) -> Floats:
-    size = len(values)
-    pairs = [(a, b) for a in range(size) for b in range(size) if a != b]
-    p = correct_by_holm([_wilcoxon(values[a] - values[b]) for a, b in pairs])
-    wins = np.zeros(size)
+    """Return how many of the others each variant beats, (V,), of values (V, P)."""
+    pairs = list(itertools.permutations(range(len(values)), 2))
+    found: dict[tuple[int, int], float] = {}
+    for a, b in itertools.combinations(range(len(values)), 2):
+        found[a, b], found[b, a] = signed_rank_tests(values[a] - values[b])
+    p = correct_by_holm([found[pair] for pair in pairs])
+    wins = np.zeros(len(values))
     for (a, _), value in zip(pairs, p, strict=True):
         wins[a] += value < LEVEL
     return wins
 
 
-def _wilcoxon(differences: Floats) -> float:
-    """Return the p-value of the first one's being better; 1 where nothing differs."""
+def signed_rank_tests(differences: Floats) -> tuple[float, float]:
+    """Return the p-values of Wilcoxon's one-sided tests that differences are above, below 0.
+
+    Zeros are dropped, ties share their mean rank. For up to 50 differences the p-values are exact
+    with ties too: of each number of half ranks, the sign flips that give it as a sum are counted.
+    For more, whose counting takes long, they are those of the normal approximation.
+
+    Args:
+        differences: (P,), each patient's difference.
+    """
     differences = differences.round(_DIGITS)
-    if not differences.any():
-        return 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # few patients, ties: the normal approximation is used
-        return float(stats.wilcoxon(differences, alternative="greater").pvalue)
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0, 1.0
+    ranks = stats.rankdata(np.abs(differences))
+    if len(differences) > _EXACT:
+        ties = np.unique(ranks, return_counts=True)[1]
+        size = len(ranks)
+        spread = size * (size + 1) * (2 * size + 1) / 24 - (ties**3 - ties).sum() / 48
+        z = (ranks[differences > 0].sum() - ranks.sum() / 2) / math.sqrt(spread)
+        return float(stats.norm.sf(z)), float(stats.norm.cdf(z))
+    halves = np.rint(2 * ranks).astype(int)
+    shares = np.zeros(halves.sum() + 1)
+    shares[0] = 1
+    for half in halves:
+        shares[half:] += shares[:-half].copy()
+        shares /= 2
+    observed = halves[differences > 0].sum()
+    return float(shares[observed:].sum()), float(shares[: observed + 1].sum())
 
 
 def _ranks(merit: Floats) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,13 @@ from scipy import stats
 
 from study.analysis.comparison import compare
 from study.analysis.conclusion import conclude
-from study.analysis.robustness import PRIMARY, Ranking, other_winners, rank_otherwise
+from study.analysis.robustness import (
+    PRIMARY,
+    Ranking,
+    other_winners,
+    rank_otherwise,
+    signed_rank_tests,
+)
 from study.analysis.scores import ScoreMatrix
 
 NAN = np.nan
@@ -97,3 +104,30 @@ def test_equal_variants_tie_and_have_no_tau() -> None:
     ranking = _rankings(matrix_of(np.full((2, 1, 4), 0.5)))["Dice/patient", "mean"]
     assert ranking.ranks == (1, 1)
     assert np.isnan(ranking.tau)
+
+
+@pytest.mark.parametrize("size", [3, 9, 12])
+def test_signed_ranks_with_ties_and_zeros_are_those_of_all_sign_flips(size: int) -> None:
+    differences = np.random.default_rng(size).integers(-4, 6, size).astype(float)
+    left = differences[differences != 0]
+    ranks = stats.rankdata(np.abs(left))
+    sums = np.array(list(itertools.product([0, 1], repeat=len(left)))) @ ranks
+    observed = ranks[left > 0].sum()
+    expected = ((sums >= observed).mean(), (sums <= observed).mean())
+    assert signed_rank_tests(differences) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [5, 50, 51, 200])
+def test_signed_ranks_without_ties_are_those_of_scipy(size: int) -> None:
+    differences = np.random.default_rng(size).normal(0.1, 1, size)
+    expected = [
+        stats.wilcoxon(differences, alternative=side).pvalue for side in ("greater", "less")
+    ]
+    assert signed_rank_tests(differences) == pytest.approx(expected)
+
+
+def test_signed_ranks_of_many_ties_are_those_of_scipy_and_of_zeros_show_nothing() -> None:
+    differences = np.random.default_rng(0).integers(-3, 6, 80).astype(float)
+    expected = stats.wilcoxon(differences, alternative="greater", method="asymptotic").pvalue
+    assert signed_rank_tests(differences)[0] == pytest.approx(expected)
+    assert signed_rank_tests(np.zeros(5)) == (1, 1)
