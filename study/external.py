@@ -20,7 +20,7 @@ from brainseg.inference.external import read_external
 from brainseg.metrics import summarise
 from brainseg.storage.files import write_csv
 from study.spec.study_spec import StudySpec
-from study.storage.schema import OF_EXTERNAL, Row
+from study.storage.schema import EXTERNAL_TABLES, Row
 from study.storage.tables import external_folder
 
 
@@ -31,7 +31,7 @@ class ExternalVariant:
     Attributes:
         name: Of the variant.
         patients: Test patient -> fingerprint of the masks of the patient's slices.
-        tables: Name in `OF_EXTERNAL` -> rows with their fold, without variant and seed.
+        tables: Name in `EXTERNAL_TABLES` -> rows with their fold, without variant and seed.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ExternalVariant:
         folder = external_folder(study, self.name)
         folder.mkdir(parents=True, exist_ok=True)
         for table, rows in self.tables.items():
-            write_csv(folder / f"{table}.csv", rows, OF_EXTERNAL[table].names_in(rows))
+            write_csv(folder / f"{table}.csv", rows, EXTERNAL_TABLES[table].names_in(rows))
 
 
 def score_external(name: str, folder: Path, spec: StudySpec, data: SliceStore) -> ExternalVariant:
@@ -66,7 +66,7 @@ def score_external(name: str, folder: Path, spec: StudySpec, data: SliceStore) -
         split = split_of(spec.experiment.replaced({"fold": fold}), data.slices)
         test_of[fold] = split.indices(data.slices, "test").tolist()
     masks = read_external(folder, data, [i for indices in test_of.values() for i in indices])
-    tables: dict[str, list[Row]] = {table: [] for table in OF_EXTERNAL}
+    tables: dict[str, list[Row]] = {table: [] for table in EXTERNAL_TABLES}
     for fold, indices in test_of.items():
         predicted = [masks[index] for index in indices]
         test = evaluate_masks(data, indices, predicted, spec.experiment.data.spacing_mm)

@@ -37,7 +37,7 @@ from study.storage.leaderboard import (
     count_open,
     winner_jobs,
 )
-from study.storage.schema import FAILURES, OF_EXTERNAL
+from study.storage.schema import EXTERNAL_TABLES, FAILURES
 from study.storage.study_folder import default_name, read_spec, read_study, write_study
 from study.storage.sync import StudySync
 from study.storage.tables import external_folder
@@ -87,7 +87,7 @@ class Study:
         tables = [
             external_folder(self.folder, name) / f"{table}.csv"
             for name in self.spec.external
-            for table in OF_EXTERNAL
+            for table in EXTERNAL_TABLES
         ]
         is_known = read_spec(self.folder).external == self.spec.external
         return not (is_known and all(path.exists() for path in tables))

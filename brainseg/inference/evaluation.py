@@ -218,13 +218,13 @@ def postprocessing_rows(evaluation: Evaluation) -> list[Row]:
     """Return a row per post-processing, part and patient: TP, FP, FN, TN, Dice."""
     rows = []
     known = {*evaluation.test.counts, THRESHOLD}
-    for stage in filter(known.__contains__, (PLAIN, FLIPS, THRESHOLD, LARGEST, LARGEST_3D)):
+    for step in filter(known.__contains__, (PLAIN, FLIPS, THRESHOLD, LARGEST, LARGEST_3D)):
         for name, part in (("val", evaluation.val), ("test", evaluation.test)):
-            counts, setting = part.counts.get(stage), ""
+            counts, setting = part.counts.get(step), ""
             if counts is None:
                 counts = part.by_threshold[evaluation.threshold]
                 setting = f"{evaluation.threshold:.2f}"
-            head = {"stage": stage, "setting": setting, "part": name}
+            head = {"stage": step, "setting": setting, "part": name}
             for patient, sums in sum_by_patient(counts, part.patients).items():
                 rows.append({**head, "patient": patient, **_count_cells(sums, "{:.6f}")})
     return rows
@@ -262,8 +262,8 @@ def _evaluate_part(
         true = [data.mask(index) > 0 for _, index, _ in own]
         alone, flips = zip(*(torch.from_numpy(pair) for *_, pair in own), strict=True)
         found = _post_process(alone, flips, experiment)
-        for stage, of_stage in found.items():
-            counts.setdefault(stage, []).extend(map(_count, of_stage, true))
+        for step, masks_of_step in found.items():
+            counts.setdefault(step, []).extend(map(_count, masks_of_step, true))
         logits = flips if experiment.flips else alone
         for value, rows in by_threshold.items():
             rows.extend(map(_count, _masks(logits, value, experiment), true))
@@ -275,7 +275,7 @@ def _evaluate_part(
         masks += true
     return PartEvaluation(
         slices,
-        {stage: np.stack(rows) for stage, rows in counts.items()},
+        {step: np.stack(rows) for step, rows in counts.items()},
         {value: np.stack(rows) for value, rows in by_threshold.items()},
         levels,
         masks,
@@ -312,9 +312,9 @@ def _post_process(
     found = {PLAIN: plain}
     if not experiment.flips:
         found[FLIPS] = _masks(flips, experiment.threshold, experiment)
-    for stage, place in ((LARGEST, "slice"), (LARGEST_3D, "volume")):
+    for step, place in ((LARGEST, "slice"), (LARGEST_3D, "volume")):
         if experiment.largest_component != place:
-            found[stage] = keep_components(plain, [""] * len(plain), place)
+            found[step] = keep_components(plain, [""] * len(plain), place)
     return found
 
 

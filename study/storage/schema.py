@@ -273,7 +273,8 @@ SLICES = Table(
     ),
     ("variant", "fold", "seed", "patient", "slice"),
 )
-STAGES = Table(
+# The file and its column "stage" keep the name of version 0.1.
+POSTPROCESSING = Table(
     "stages.csv",
     "a val or test patient of a trial after a post-processing",
     (
@@ -286,13 +287,13 @@ STAGES = Table(
     ("variant", "fold", "seed", "stage", "part", "patient"),
 )
 ENSEMBLE = replace(
-    STAGES,
+    POSTPROCESSING,
     file="ensemble.csv",
     rows="a val or test patient of an ensemble over the seeds of a fold",
     columns=(
         *(_VARIANT, _FOLD),
         Column("seed", "text", "all seeds vote", options=(ALL_SEEDS,)),
-        *STAGES.columns[3:],
+        *POSTPROCESSING.columns[3:],
     ),
 )
 CALIBRATION = Table(
@@ -420,26 +421,31 @@ SCORE_TABLE = Table(
     ),
     ("variant", "score"),
 )
-OF_TRIALS = {"scores": SCORES, "slices": SLICES, "stages": STAGES, "calibration": CALIBRATION}
+TRIAL_TABLES = {
+    "scores": SCORES,
+    "slices": SLICES,
+    "stages": POSTPROCESSING,
+    "calibration": CALIBRATION,
+}
 """Tables that each finished trial writes, and that the study joins."""
 
-OF_STUDY = {
+STUDY_TABLES = {
     "trials": TRIALS,
-    **OF_TRIALS,
+    **TRIAL_TABLES,
     "ensemble": ENSEMBLE,
     "patients": PATIENTS,
     "examples": EXAMPLES,
 }
 """Tables in a study's folder that a report reads."""
 
-OF_EXTERNAL = {
+EXTERNAL_TABLES = {
     "trials": replace(TRIALS, columns=(_FOLD, *_TESTS), key=("fold",)),
     "scores": SCORES.without("variant", "seed"),
     "slices": SLICES.without("variant", "seed"),
 }
 """Tables of the predictions of another tool; see `study.external`."""
 
-TABLES = (*OF_STUDY.values(), SCORE_TABLE, HISTORY, CANDIDATES, DECISIONS, COMPARISON)
+TABLES = (*STUDY_TABLES.values(), SCORE_TABLE, HISTORY, CANDIDATES, DECISIONS, COMPARISON)
 
 
 def read_table(path: Path, table: Table) -> list[Row]:

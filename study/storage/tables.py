@@ -20,10 +20,10 @@ from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
 from study.storage.schema import (
     EXTERNAL,
+    EXTERNAL_TABLES,
     FINISHED,
-    OF_EXTERNAL,
-    OF_STUDY,
-    OF_TRIALS,
+    STUDY_TABLES,
+    TRIAL_TABLES,
     TRIALS,
     UNFINISHED,
     Row,
@@ -50,7 +50,7 @@ def collect(study: Path, jobs: Sequence[TrialJob], external: Iterable[str] = ())
     """
     ordered = _in_order(jobs)
     rows: list[Row] = []
-    tables: dict[str, list[Row]] = {name: [] for name in OF_TRIALS}
+    tables: dict[str, list[Row]] = {name: [] for name in TRIAL_TABLES}
     for job in ordered:
         folder = TrialFolder(study / job.path)
         row = folder.read() or describe_job(job) | _NOT_ENDED
@@ -61,7 +61,7 @@ def collect(study: Path, jobs: Sequence[TrialJob], external: Iterable[str] = ())
     others = [row for name in external for row in _read_external(study, name, jobs, tables)]
     write_csv(study / "trials.csv", [*rows, *others], TRIALS.names)
     for name, joined in tables.items():
-        write_csv(study / f"{name}.csv", joined, OF_TRIALS[name].names_in(joined))
+        write_csv(study / f"{name}.csv", joined, TRIAL_TABLES[name].names_in(joined))
     for job in _best_of_each(ordered, rows):
         _export_model(TrialFolder(study / job.path).model, study / "models", job.variant)
     return [*rows, *others]
@@ -71,14 +71,14 @@ def read_tables(study: Path) -> dict[str, list[Row]]:
     """Read the tables of a study, and check that they are of one study and complete.
 
     Returns:
-        Name in `OF_STUDY` -> rows, cells as text; no rows if there is no such file.
+        Name in `STUDY_TABLES` -> rows, cells as text; no rows if there is no such file.
 
     Raises:
         DataError: Naming the file and what is wrong, if a table is not as `collect` writes it.
     """
     record = read_study(study)
     spec, protocols = StudySpec.model_validate(record), record["protocol"]
-    tables = {name: read_table(study / table.file, table) for name, table in OF_STUDY.items()}
+    tables = {name: read_table(study / table.file, table) for name, table in STUDY_TABLES.items()}
     try:
         _check_trials(tables["trials"], spec, protocols)
         _check_cells(study, tables)
@@ -151,7 +151,7 @@ def _check_cells(study: Path, tables: Mapping[str, Sequence[Row]]) -> None:
     """Refuse rows of other trials than those that finished, and trials without rows."""
     status = {_cell(row): row["status"] for row in tables["trials"]}
     for name in ("scores", "slices", "stages", "calibration"):
-        ended = (FINISHED, EXTERNAL) if name in OF_EXTERNAL else (FINISHED,)
+        ended = (FINISHED, EXTERNAL) if name in EXTERNAL_TABLES else (FINISHED,)
         expected = [cell for cell, how in status.items() if how in ended]
         found = dict.fromkeys(map(_cell, tables[name]))
         for cell in found.keys() - expected:
@@ -229,14 +229,14 @@ def _read_external(
     seeds, folder = sorted({job.seed for job in jobs}), external_folder(study, variant)
 
     def read(name: str) -> list[Row]:
-        rows = read_table(folder / f"{name}.csv", OF_EXTERNAL[name])
+        rows = read_table(folder / f"{name}.csv", EXTERNAL_TABLES[name])
         if not rows:
             raise StudyError(
                 f"{folder / name}.csv has no rows: give --predictions {variant}=DIR again"
             )
         return [{**row, "variant": variant, "seed": seed} for seed in seeds for row in rows]
 
-    for name in OF_EXTERNAL.keys() & OF_TRIALS.keys():
+    for name in EXTERNAL_TABLES.keys() & TRIAL_TABLES.keys():
         tables[name].extend(read(name))
     about = {"status": EXTERNAL, "error": "", "network": "not trained here"}
     return [row | about for row in read("trials")]

@@ -24,8 +24,8 @@ from study.spec.trial_job import TrialJob, candidate_path, search_path
 from study.storage.schema import (
     FINISHED,
     HISTORY,
-    OF_TRIALS,
     STOPPED,
+    TRIAL_TABLES,
     UNFINISHED,
     Row,
     read_table,
@@ -179,8 +179,8 @@ class TrialFolder:
         write_csv(self._history, history)
 
     def read_table(self, name: str) -> list[Row]:
-        """Return the rows of one of `OF_TRIALS`; none if the trial left no such file."""
-        return read_table(self.path / f"{name}.csv", OF_TRIALS[name])
+        """Return the rows of one of `TRIAL_TABLES`; none if the trial left no such file."""
+        return read_table(self.path / f"{name}.csv", TRIAL_TABLES[name])
 
     def write_params(self, params: Changes) -> None:
         """Make a candidate's folder, with its parameters in it."""
@@ -196,12 +196,12 @@ class TrialFolder:
         Args:
             job: The trial.
             values: Columns of trials.csv, and further facts for result.json.
-            tables: Name in `OF_TRIALS` -> rows, without variant, fold and seed.
+            tables: Name in `TRIAL_TABLES` -> rows, without variant, fold and seed.
         """
         cell = {"variant": job.variant, "fold": job.fold, "seed": job.seed}
         for name, rows in tables.items():
             path = self.path / f"{name}.csv"
-            write_csv(path, [cell | row for row in rows], OF_TRIALS[name].names_in(rows))
+            write_csv(path, [cell | row for row in rows], TRIAL_TABLES[name].names_in(rows))
         self._write_result(job, {"status": FINISHED, "error": "", **values})
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.commit()

@@ -24,7 +24,15 @@ from brainseg.data.phantom import generate_phantom
 from brainseg.errors import BrainsegError, DataError
 from brainseg.storage.files import read_json, write_csv
 from study.storage.probability_maps import load_probabilities
-from study.storage.schema import CANDIDATES, OF_EXTERNAL, OF_STUDY, TABLES, Column, Row, Table
+from study.storage.schema import (
+    CANDIDATES,
+    EXTERNAL_TABLES,
+    STUDY_TABLES,
+    TABLES,
+    Column,
+    Row,
+    Table,
+)
 from study.storage.schema import read_table as read
 from study.storage.study_folder import read_spec, read_split, read_study
 from study.storage.tables import collect, read_tables
@@ -32,7 +40,7 @@ from study.storage.trial_folder import TrialFolder, candidate_folder, read_param
 
 pytestmark = pytest.mark.slow  # thousands of cases
 
-EVERY = [*TABLES, *(replace(t, file=f"external/NAME/{t.file}") for t in OF_EXTERNAL.values())]
+EVERY = [*TABLES, *(replace(t, file=f"external/NAME/{t.file}") for t in EXTERNAL_TABLES.values())]
 FOLDER, PIPE, HUGE = "folder", "pipe", "huge"
 
 
@@ -235,7 +243,7 @@ def test_a_score_of_other_counts_is_named(tmp_path: Path) -> None:
 
 
 def test_a_finished_trial_has_its_results(tmp_path: Path) -> None:
-    for table in (OF_STUDY["trials"], CANDIDATES):
+    for table in (STUDY_TABLES["trials"], CANDIDATES):
         results = [column.name for column in table.columns if column.is_result]
         assert results
         for name in results:
@@ -577,7 +585,7 @@ REPORTED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     **{
         f"{name}.csv is {what}": (_become(name, what), f"{name}.csv")
-        for name in OF_STUDY
+        for name in STUDY_TABLES
         for what in ("empty", "zeros alone", "a folder", "a pipe")
     },
 }

@@ -17,7 +17,7 @@ from brainseg.data.layouts import patient_of
 from brainseg.model.model_file import load_model
 from brainseg.storage.files import read_csv
 from study.run import main
-from study.storage.schema import OF_TRIALS
+from study.storage.schema import TRIAL_TABLES
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "raw": {"preprocess.filters": []},
@@ -149,7 +149,7 @@ def test_an_equal_study_has_byte_equal_scores_and_equal_weights(
     folder = study.with_name("again")
     for variant in two:
         scores = [path / "trials" / f"{variant}-fold0-seed44" for path in (study, folder)]
-        for name in (*(f"{table}.csv" for table in OF_TRIALS), "probabilities.npz"):
+        for name in (*(f"{table}.csv" for table in TRIAL_TABLES), "probabilities.npz"):
             assert (scores[0] / name).read_bytes() == (scores[1] / name).read_bytes()
         weights = [load_model(path / "model.safetensors")[0] for path in scores]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

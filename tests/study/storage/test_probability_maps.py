@@ -19,7 +19,7 @@ from study.storage.probability_maps import (
     load_probabilities,
     save_probabilities,
 )
-from study.storage.schema import OF_TRIALS
+from study.storage.schema import TRIAL_TABLES
 from study.storage.trial_folder import TrialFolder
 
 TRUE = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], bool)
@@ -40,7 +40,7 @@ def _finish(study: Path, job: TrialJob, probabilities: list[float]) -> None:
     folder.path.mkdir(parents=True)
     save_probabilities(folder.probabilities, _evaluation(probabilities))
     write_text(folder.model, "weights")
-    folder.write_success(job, {"val_loss": 0.5}, {name: [] for name in OF_TRIALS})
+    folder.write_success(job, {"val_loss": 0.5}, {name: [] for name in TRIAL_TABLES})
 
 
 def _jobs(**counts: int) -> list[TrialJob]:

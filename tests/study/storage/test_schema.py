@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from study.storage.schema import (
-    OF_STUDY,
     SCORE_TABLE,
     SLICES,
+    STUDY_TABLES,
     TABLES,
     Table,
     describe_tables,
@@ -44,8 +44,8 @@ def test_a_table_names_each_column_once_and_says_what_it_is(table: Table) -> Non
 
 def test_every_table_that_a_study_has_is_in_the_schema(generated: Path) -> None:
     found = {path.name for path in generated.glob("*.csv")}
-    assert found == {table.file for table in (*OF_STUDY.values(), SCORE_TABLE)}
-    for table in OF_STUDY.values():
+    assert found == {table.file for table in (*STUDY_TABLES.values(), SCORE_TABLE)}
+    for table in STUDY_TABLES.values():
         with (generated / table.file).open(newline="", encoding="utf-8") as file:
             assert tuple(next(csv.reader(file))) == table.names_in([])
 

@@ -14,7 +14,7 @@ from study.analysis.scores import read_matrix
 from study.spec.grid import load_grid
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import TrialJob
-from study.storage.schema import OF_EXTERNAL, OF_TRIALS, Row
+from study.storage.schema import EXTERNAL_TABLES, TRIAL_TABLES, Row
 from study.storage.study_folder import read_spec, read_study, write_study
 from study.storage.tables import collect, external_folder, read_tables
 from study.storage.trial_folder import TrialFolder
@@ -38,7 +38,7 @@ def _finish(study: Path, job: TrialJob, dice: float) -> None:
     values: dict[str, Any] = {f"test_{key}": dice for key in keys}
     values |= {"val_loss": 1 - dice, "seconds": 4, "epochs": 2, "weights": "none"}
     counts = {"TP": 5, "FP": 6, "FN": 7, "TN": 8, "Dice": 10 / 23, "hd95": ""}
-    tables: dict[str, list[Row]] = {name: [] for name in OF_TRIALS}
+    tables: dict[str, list[Row]] = {name: [] for name in TRIAL_TABLES}
     tables["scores"] = [{"patient": "p1", **counts}, {"patient": "p2", **counts}]
     folder.write_success(job, values, tables)
 
@@ -67,7 +67,7 @@ def test_every_requested_trial_has_a_row(study: Path) -> None:
 
 def test_scores_are_sorted_and_hold_no_times(study: Path) -> None:
     rows = read_csv(study / "scores.csv")
-    assert list(rows[0]) == list(OF_TRIALS["scores"].names_in([]))
+    assert list(rows[0]) == list(TRIAL_TABLES["scores"].names_in([]))
     keys = [(row["variant"], row["fold"], row["seed"], row["patient"]) for row in rows]
     assert keys == [("raw-lite0", "0", seed, p) for seed in ("44", "45") for p in ("p1", "p2")]
     assert rows[0]["TP"] == "5"
@@ -80,7 +80,7 @@ def test_a_variants_model_is_the_one_of_the_lowest_val_loss(study: Path) -> None
 
 
 def test_collecting_again_changes_nothing(study: Path) -> None:
-    names = ["trials.csv", *(f"{table}.csv" for table in OF_TRIALS)]
+    names = ["trials.csv", *(f"{table}.csv" for table in TRIAL_TABLES)]
     before = {name: (study / name).read_bytes() for name in names}
     collect(study, JOBS)
     assert before == {name: (study / name).read_bytes() for name in before}
@@ -103,7 +103,7 @@ def test_an_external_variant_has_a_row_per_fold_and_seed_or_is_missed(study: Pat
         ("scores", counts),
         ("slices", {**counts, "slice": "p1_1", "tumour_pixels": 2}),
     ):
-        write_csv(folder / f"{name}.csv", [row], OF_EXTERNAL[name].names)
+        write_csv(folder / f"{name}.csv", [row], EXTERNAL_TABLES[name].names)
     rows = collect(study, JOBS, ["nn"])
     assert [(r["variant"], r["seed"], r["status"]) for r in rows[4:]] == [
         ("nn", 44, "external"),

@@ -26,7 +26,7 @@ from brainseg.errors import StorageError
 from brainseg.model.model_file import load_model
 from study.spec.resources import TrialResources
 from study.spec.trial_job import TrialJob
-from study.storage.schema import OF_TRIALS
+from study.storage.schema import TRIAL_TABLES
 from study.storage.sync import StudySync
 from study.storage.trial_folder import TrialFolder
 from study.tune.cluster import start_cluster
@@ -103,7 +103,7 @@ def test_trials_that_share_a_process_have_the_bits_of_trials_alone(
     assert len({*pids, seen["strong"]["pid"]}) == 3
     for name in ("strong", "again"):
         here, there = (f / "trials" / f"{name}-fold0-seed44" for f in (shared, alone))
-        for table in (*(f"{table}.csv" for table in OF_TRIALS), "probabilities.npz"):
+        for table in (*(f"{table}.csv" for table in TRIAL_TABLES), "probabilities.npz"):
             assert (here / table).read_bytes() == (there / table).read_bytes()
         weights = [load_model(path / "model.safetensors")[0] for path in (here, there)]
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
