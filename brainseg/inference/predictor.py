@@ -19,7 +19,7 @@ from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.errors import CheckpointError, ConfigError, DataError
 from brainseg.inference.mask_metrics import keep_components
-from brainseg.model.device import Compute
+from brainseg.model.device import Compute, computes_in_float16
 from brainseg.model.model_file import ModelHeader, Tensors, load_model
 from brainseg.model.networks import build_network, infer_logits, limit_weights, names_code
 from brainseg.training.epoch import is_tumour
@@ -270,9 +270,12 @@ class Predictor:
     def _checked(self, logits: torch.Tensor) -> torch.Tensor:
         """Return logits that are numbers: no comparison with NaN would ever find tumour."""
         if not torch.isfinite(logits).all():
+            reason = "its training diverged, or its model file is damaged"
+            if computes_in_float16(self._device):
+                reason = f"they exceed float16 of this GPU (give --device cpu), or {reason}"
             raise CheckpointError(
                 f"the network {self.experiment.network} gives values that are infinite or NaN: "
-                "its training diverged, or its model file is damaged"
+                f"{reason}"
             )
         return logits
 

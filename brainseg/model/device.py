@@ -65,8 +65,12 @@ def fix_algorithms(device: torch.device) -> None:
 
 def build_scaler(device: torch.device) -> torch.amp.GradScaler:
     """Return a gradient scaler for float16, else a disabled one: bfloat16 has float32's range."""
-    scaled = device.type == "cuda" and cuda_dtype() == torch.float16
-    return torch.amp.GradScaler("cuda", enabled=scaled)
+    return torch.amp.GradScaler("cuda", enabled=computes_in_float16(device))
+
+
+def computes_in_float16(device: torch.device) -> bool:
+    """Return whether `mixed_precision` computes in float16, where 65,504 is the largest number."""
+    return device.type == "cuda" and cuda_dtype() == torch.float16
 
 
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -23,6 +23,7 @@ from brainseg.errors import CheckpointError, DataError
 from brainseg.inference.evaluation import PLAIN, evaluate_model
 from brainseg.inference.predictor import Predictor
 from brainseg.metrics import count_pixels, dice
+from brainseg.model import device
 from brainseg.model.device import Compute
 from brainseg.model.model_file import ModelHeader, load_model, save_model
 from brainseg.model.networks import build_model
@@ -261,3 +262,14 @@ def test_a_threshold_moves_the_mask_and_flips_average(model_file: Path, data: Sl
     averaged = predictor.predict([image], tta=True)[0].probabilities
     assert np.allclose(averaged, np.mean(maps, axis=0), atol=1e-5)
     assert not np.array_equal(averaged, plain.probabilities)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_infinite_values_on_a_gpu_without_bfloat16_name_the_cpu(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(predictor, "_device", torch.device("cuda"))
+    monkeypatch.setattr(device, "cuda_dtype", lambda: dtype)
+    with pytest.raises(CheckpointError, match=r"NaN: .*its training diverged") as error:
+        predictor._checked(torch.tensor([torch.inf]))
+    assert ("give --device cpu" in str(error.value)) == (dtype == torch.float16)
