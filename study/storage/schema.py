@@ -18,7 +18,7 @@ import numpy as np
 from brainseg.config import NUM_FOLDS
 from brainseg.errors import DataError
 from brainseg.metrics import COUNT_NAMES, dice
-from brainseg.storage.files import read_cells
+from brainseg.storage.files import LARGEST_TABLE, read_cells
 from study.spec.study_spec import SCORE
 
 Row = dict[str, Any]
@@ -458,7 +458,7 @@ def read_table(path: Path, table: Table) -> list[Row]:
     if not path.exists():
         return []
     try:
-        return _check(table, *read_cells(path), is_whole=_ends_with_line(path))
+        return _check(table, *read_cells(path, LARGEST_TABLE), is_whole=_ends_with_line(path))
     except _CellError as error:
         raise DataError(
             f"{path}, {error}. The table was changed or cut: put back what the study wrote"

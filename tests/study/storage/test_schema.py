@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from brainseg.errors import DataError
+from brainseg.storage import files
 from study.storage.schema import (
     SCORE_TABLE,
     SLICES,
@@ -74,4 +76,19 @@ def test_a_table_of_several_faults_names_the_first_line(tmp_path: Path) -> None:
     rows = [f"v,0,1,P,S{n},3,1,1,11,{score},,,,4," for n, score in enumerate(("0.75", "2", "3"))]
     path.write_text("\n".join([",".join(SLICES.names_in([])), *rows, ""]))
     with pytest.raises(ValueError, match=re.escape("line 3, column Dice: found '2'")):
+        read_table(path, SLICES)
+
+
+def test_a_large_studys_slices_are_read_and_a_table_without_end_is_not(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small / SLICES.file
+    row = path.read_bytes().splitlines(keepends=True)[1]
+    assert (
+        1_000 * 50 * 2 * 30 * len(row) < files.LARGEST_TABLE
+    )  # patients, variants, seeds, slices
+    monkeypatch.setattr(files, "_LARGEST", 100)
+    assert read_table(path, SLICES)
+    monkeypatch.setattr("study.storage.schema.LARGEST_TABLE", 100)
+    with pytest.raises(DataError, match="at most 0 are read"):
         read_table(path, SLICES)
