@@ -18,7 +18,7 @@ from brainseg.document import Block, Bullets, Document, Paragraph, Section, to_h
 from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import write_csv, write_text
 from brainseg.storage.urls import Location
-from study.analysis.scores import Floats, ScoreMatrix
+from study.analysis.scores import Floats, ScoreMatrix, count_ends
 from study.analysis.selection import patients_of
 from study.cli import build_console
 from study.report.build import print_rows
@@ -196,7 +196,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
     x, y = one.results.matrix, other.results.matrix
     patients = tuple(sorted(set(x.patients) & set(y.patients)))
     # Without a common seed nothing pairs the trainings: each study's mean stands for one.
-    seeds = tuple(sorted(set(x.seeds) & set(y.seeds)))
+    seeds = _common_seeds(one, other)
     scores = [_select(matrix, seeds, patients) for matrix in (x, y)]
     a, b = (study.spec.experiment.data.spacing_mm for study in (one, other))
     folds = _folds(x, patients)
@@ -227,6 +227,7 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
             for row in trials
             if row["status"] not in (TRIAL_FINISHED, EXTERNAL)
         ),
+        ends=count_ends(trials),
     )
     origins = [str(study.results.about["weights"]) for study in (one, other)]
     return StudyResults(
@@ -246,7 +247,23 @@ def _join(one: _Study, other: _Study, folder: Path) -> StudyResults:
         slices=pd.DataFrame(),
         history=pd.DataFrame(),
         matrix=matrix,
+        averaged=() if seeds else tuple(len(_seeds_of(study)) for study in (one, other)),
+        diagonal=max(study.results.diagonal for study in (one, other)),
+        experiments={
+            f"{study.name}/{variant}": experiment
+            for study in (one, other)
+            for variant, experiment in study.results.experiments.items()
+        },
     )
+
+
+def _seeds_of(study: _Study) -> tuple[int, ...]:
+    """Return the seeds with which a training of the study has scores."""
+    return study.results.matrix.scored_seeds(study.results.external)
+
+
+def _common_seeds(one: _Study, other: _Study) -> tuple[int, ...]:
+    return tuple(sorted(set(_seeds_of(one)) & set(_seeds_of(other))))
 
 
 def _select(matrix: ScoreMatrix, seeds: Sequence[int], patients: Sequence[str]) -> ScoreMatrix:
@@ -275,7 +292,7 @@ def _describe(one: _Study, other: _Study) -> list[Block]:
     commits = [study.results.about["starts"][-1]["commit"] for study in (one, other)]
     if commits[0] != commits[1]:
         lines.append(f"commit of the code: {commits[0]} -> {commits[1]}")
-    seeds = sorted(set(one.results.matrix.seeds) & set(other.results.matrix.seeds))
+    seeds = _common_seeds(one, other)
     paired = (
         f"Trainings are paired by seed ({', '.join(map(str, seeds))}); other seeds are left out."
         if seeds

@@ -191,7 +191,8 @@ def estimate(
     Args:
         statistic: Computes the score of each resample.
         draws: Resamples.
-        num_patients: Patients that have the score; fewer than 2 have no interval.
+        num_patients: Patients that have the score; fewer than 2 have no interval, nor has a score
+            at a bound.
         bounds: Lowest and highest possible score; the highest may be inf.
     """
     point = float(statistic(draws.observed())[0])
@@ -240,9 +241,13 @@ def _draw_group(num_patients: int, num_seeds: int) -> Draws:
 
 
 def _interval(point: float, half: float, lowest: float, highest: float) -> tuple[float, float]:
-    """Return an interval whose width is 2 * half to first order, within the bounds."""
-    if point <= lowest or point >= highest:  # the scale is infinite there
-        return max(point - half, lowest), min(point + half, highest)
+    """Return an interval whose width is 2 * half to first order, within the bounds.
+
+    A score at a bound has none: all patients have that score, so that resamples do not differ,
+    although other patients may.
+    """
+    if point <= lowest or point >= highest:
+        return np.nan, np.nan
     if np.isinf(highest):
         factor = float(np.exp(half / (point - lowest)))
         return lowest + (point - lowest) / factor, lowest + (point - lowest) * factor

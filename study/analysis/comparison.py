@@ -38,15 +38,15 @@ POOLED = {
 """Name -> score of the counts of all patients together, in which large tumours weigh most."""
 
 MEASURED = {
-    "HD95": ("hd95", np.inf),
-    "HD95, worst case": ("hd95_worst", np.inf),
-    "NSD": ("nsd", 1.0),
-    "volume similarity": ("volume_similarity", 1.0),
-    "HD95, mm": ("hd95_mm", np.inf),
-    "HD95, worst case, mm": ("hd95_worst_mm", np.inf),
-    "NSD, mm": ("nsd_mm", 1.0),
+    "HD95": "hd95",
+    "HD95, worst case": "hd95_worst",
+    "NSD": "nsd",
+    "volume similarity": "volume_similarity",
+    "HD95, mm": "hd95_mm",
+    "HD95, worst case, mm": "hd95_worst_mm",
+    "NSD, mm": "nsd_mm",
 }
-"""Name -> measure of each patient, averaged over patients, and its highest possible value."""
+"""Name -> measure of each patient, averaged over patients."""
 
 LEVEL = 0.05
 """Level of significance, two-sided."""
@@ -181,6 +181,7 @@ def compare(
     factors: Mapping[str, Mapping[str, str]] | None = None,
     seed: int = 44,
     external: Collection[str] = (),
+    diagonal: float = np.inf,
 ) -> Comparison:
     """Compare the variants of a study by Dice/patient.
 
@@ -192,6 +193,7 @@ def compare(
         seed: Seed of the resamples and sign flips; equal seeds give equal numbers.
         external: Variants that were not trained here. They do not count in the variance
             components, because their training runs are not known.
+        diagonal: Of a slice, in pixels: the highest possible distance.
     """
     if not matrix.patients:
         nothing = tuple(VariantScores(variant, 0, {}, ()) for variant in matrix.variants)
@@ -211,11 +213,11 @@ def compare(
         for couple, own, p in zip(couples, values, p_values, strict=True)
     ]
     corrected = correct_by_holm(p_values)
+    highest = {name: _highest(matrix, name, diagonal) for name in MEASURED.values()}
+    variants = [_variant(matrix, v, draws, ranks.get(v, ()), highest) for v in order]
     variants = [
-        _on_shared(_variant(matrix, v, draws, ranks.get(v, ())), matrix, shared, draws)
-        if v in ranked
-        else _variant(matrix, v, draws, ())
-        for v in order
+        _on_shared(item, matrix, shared, draws) if matrix.index(item.variant) in ranked else item
+        for item in variants
     ]
     return Comparison(
         variants=tuple(variants),
@@ -273,17 +275,38 @@ def _rank_probabilities(
     return found
 
 
-def _variant(matrix: ScoreMatrix, v: int, draws: Draws, ranks: tuple[float, ...]) -> VariantScores:
+def _highest(matrix: ScoreMatrix, measure: str, diagonal: float) -> float:
+    """Return the highest possible value of a measure; inf if it is not known."""
+    if not measure.startswith("hd95"):
+        return 1.0
+    values = matrix.measures.get(measure)
+    if values is None or np.isnan(values).all():
+        return diagonal
+    if measure.endswith("_mm"):
+        pixels = matrix.measures[measure.removesuffix("_mm")]
+        per_pixel = np.divide(values, pixels, out=np.zeros_like(values), where=pixels > 0)
+        diagonal *= float(np.nanmax(per_pixel, initial=0)) or np.inf
+    # A slice that is not square has a longer diagonal than a square one of its area.
+    return max(diagonal, float(np.nanmax(values)))
+
+
+def _variant(
+    matrix: ScoreMatrix,
+    v: int,
+    draws: Draws,
+    ranks: tuple[float, ...],
+    highest: Mapping[str, float],
+) -> VariantScores:
     name, num_patients = matrix.variants[v], int(matrix.tested[v].any(axis=0).sum())
     if not num_patients:
         return VariantScores(name, 0, {}, ())
     scores = {"Dice/patient": estimate_mean(matrix.dice[v], draws)}
     for label, score in POOLED.items():
         scores[label] = estimate(of_summed_counts(matrix.counts[v], score), draws, num_patients)
-    for label, (measure, highest) in MEASURED.items():
+    for label, measure in MEASURED.items():
         values = matrix.measures.get(measure, np.full(1, np.nan))
         if not np.isnan(values[v : v + 1]).all():
-            scores[label] = estimate_mean(values[v], draws, (0, highest))
+            scores[label] = estimate_mean(values[v], draws, (0, highest[measure]))
     return VariantScores(name, num_patients, scores, ranks)
 
 

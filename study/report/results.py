@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from study.analysis.subgroups import (
 )
 from study.spec.grid import LEAKY
 from study.spec.trial_job import trial_name
-from study.storage.schema import EXAMPLES, Row
+from study.storage.schema import EXAMPLES, FINISHED, Row
 from study.storage.study_folder import read_split, read_study
 from study.storage.tables import read_tables
 from study.storage.trial_folder import TrialFolder
@@ -64,6 +64,8 @@ class StudyResults:
         leaks: What the leaky variants are worth.
         averaged: Of two compared studies that share no seed: the number of seeds over which the
             scores of each were averaged.
+        diagonal: Of the largest slice, in pixels: the worst distance. inf if it is not known.
+        experiments: Variant -> experiment of its first finished trial.
     """
 
     folder: Path
@@ -79,11 +81,14 @@ class StudyResults:
     matrix: ScoreMatrix
     leaks: Sequence[Leak] = ()
     averaged: tuple[int, ...] = ()
+    diagonal: float = math.inf
+    experiments: Mapping[str, Experiment] = field(default_factory=dict)
 
     @cached_property
     def comparison(self) -> Comparison:
         """The comparison of the variants."""
-        return compare(self.matrix, self.about.get("factors"), external=self.external)
+        factors, external = self.about.get("factors"), self.external
+        return compare(self.matrix, factors, external=external, diagonal=self.diagonal)
 
     @cached_property
     def rankings(self) -> list[Ranking]:
@@ -187,11 +192,7 @@ class StudyResults:
             DataError: If the file in the trial's folder holds something else.
             ConfigError: If there is no such file, and study.json holds a key that does not exist.
         """
-        trial = self.folder_of(row)
-        if (trial.path / "experiment.yaml").exists():
-            return trial.read_experiment()
-        shared = Experiment.model_validate(self.about["experiment"])
-        return shared.replaced(self.about["variants"].get(row["variant"], {}), "study.json")
+        return _experiment_of(self.folder, self.about, row)
 
 
 def format_estimate(estimate: Estimate | None, style: str = ".3f") -> str:
@@ -234,6 +235,9 @@ def read_results(folder: Path) -> StudyResults:
     about = read_study(folder)
     tables = read_tables(folder)
     honest = {name: _without_leaky(tables[name]) for name in tables.keys() - {"patients"}}
+    slices = read_slices(honest["slices"])
+    finished = [row for row in honest["trials"] if row["status"] == FINISHED]
+    first = {row["variant"]: row for row in reversed(finished)}
     return StudyResults(
         folder=folder,
         about=about,
@@ -243,13 +247,29 @@ def read_results(folder: Path) -> StudyResults:
         postprocessing=honest["stages"] + honest["ensemble"],
         calibration=honest["calibration"],
         examples=[row for row in honest["examples"] if _has_picture(folder, row["picture"])],
-        slices=read_slices(honest["slices"]),
+        slices=slices,
         history=pd.DataFrame(
             [epoch for row in honest["trials"] for epoch in _read_history(folder, row)]
         ),
         matrix=read_matrix(honest["scores"], honest["trials"]),
         leaks=measure_leaks(tables["scores"], about["variants"]),
+        diagonal=_measure_diagonal(slices),
+        experiments={name: _experiment_of(folder, about, row) for name, row in first.items()},
     )
+
+
+def _measure_diagonal(slices: pd.DataFrame) -> float:
+    """Return the diagonal of the largest slice, taken as square: its sides are in no table."""
+    pixels = slices[["TP", "FP", "FN", "TN"]].sum(axis=1)
+    return math.sqrt(2 * pixels.max()) if len(slices) else math.inf
+
+
+def _experiment_of(study: Path, about: Mapping[str, Any], row: Row) -> Experiment:
+    trial = _folder_of(study, row)
+    if (trial.path / "experiment.yaml").exists():
+        return trial.read_experiment()
+    shared = Experiment.model_validate(about["experiment"])
+    return shared.replaced(about["variants"].get(row["variant"], {}), "study.json")
 
 
 def _has_picture(folder: Path, name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -156,12 +157,11 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         "was tested once, after training, with the weights of its lowest validation loss. "
         "Intervals come from resampling patients and seeds."
     )
-    if any(
-        key.startswith("loss.")
-        for keys in results.about.get("variants", {}).values()
-        for key in keys
-    ):
-        yield Paragraph("The variants have different losses: their val losses do not compare.")
+    differing = [name for name, values in _val_loss_settings(results).items() if len(values) > 1]
+    if differing:
+        yield Paragraph(
+            f"The variants differ in {' and '.join(differing)}: their val losses do not compare."
+        )
     if results.trials:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         yield Table(caption, ranked_rows(results))
@@ -205,6 +205,16 @@ def _scores(results: StudyResults) -> Iterator[Block]:
                 for item in results.comparison.variants
             ],
         )
+
+
+def _val_loss_settings(results: StudyResults) -> dict[str, set[Any]]:
+    """Return what a val loss depends on -> its values in the variants that were trained here."""
+    trained = results.experiments.values()
+    return {
+        "loss": {experiment.loss for experiment in trained},
+        "batch size": {experiment.optimizer.batch_size for experiment in trained},
+        "size of the slices": {experiment.data.size for experiment in trained},
+    }
 
 
 def _outline_rows(results: StudyResults) -> Iterator[dict[str, str]]:
@@ -390,7 +400,7 @@ def _ranks(results: StudyResults, figures: FigureWriter) -> Iterator[Block]:
         yield Table("Probability of each rank.", rows)
         yield Figure(
             figures.rankings(),
-            "Grid of ranks: a row per metric and way of ranking, a column per variant",
+            "Grid of ranks: of each variant, by each metric and way of ranking",
             "Ranks by other metrics and in other ways of ranking; the study's own is on top. Dark "
             "is first.",
         )

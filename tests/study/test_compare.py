@@ -85,7 +85,25 @@ def test_studies_without_a_common_seed_are_averaged(
     about = json.loads((other / "study.json").read_text())
     _edit(other, experiment=about["experiment"] | {"seed": about["experiment"]["seed"] + 10})
     assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == FINISHED
-    assert "share no seed" in (tmp_path / "out" / "comparison.md").read_text()
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "share no seed" in page
+    assert "with means over 2 and 2 seeds, not paired, " in page
+    assert "with 1 seed" not in page
+    assert "One seed:" not in page
+
+
+def test_seeds_without_scores_pair_nothing(small: Path, other: Path, tmp_path: Path) -> None:
+    """A planned seed whose trainings failed was taken for one that both studies have."""
+    for name in ("scores", "slices", "stages", "calibration"):
+        path = small / f"{name}.csv"
+        rows = read_csv(path)
+        write_csv(path, [row for row in rows if row["seed"] != "45"], tuple(rows[0]))
+    rows = read_csv(small / "trials.csv")
+    failed = [row | {"status": "failed"} if row["seed"] == "45" else row for row in rows]
+    write_csv(small / "trials.csv", failed, tuple(rows[0]))
+    assert compare([str(small), str(other), "--out", str(tmp_path / "out")]) == FINISHED
+    page = (tmp_path / "out" / "comparison.md").read_text()
+    assert "paired by seed (44); other seeds are left out" in page
 
 
 @pytest.mark.parametrize(

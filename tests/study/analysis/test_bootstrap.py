@@ -90,8 +90,15 @@ def test_intervals_enclose_the_point_and_keep_to_the_bounds() -> None:
 
 
 def test_the_interval_of_a_constant_is_a_point() -> None:
-    for value in (0.0, 0.5, 1.0):
-        assert _estimate(np.full((2, 5), value)) == Estimate(value, value, value)
+    assert _estimate(np.full((2, 5), 0.5)) == Estimate(0.5, 0.5, 0.5)
+
+
+def test_a_score_at_a_bound_has_no_interval() -> None:
+    """No false alarm on five patients does not say that there is none on others."""
+    for value in (0.0, 1.0):
+        ours = _estimate(np.full((2, 5), value))
+        assert ours.point == value
+        assert np.isnan([ours.low, ours.high]).all()
 
 
 def test_one_patient_has_no_interval() -> None:

@@ -77,7 +77,8 @@ def test_empty_masks_by_hand() -> None:
         assert scores[name].point == 0
     nothing = replace(matrix_of([[[1.0, 1.0]]]), counts=np.zeros((1, 1, 2, 4)))
     for found in compare(nothing).variants[0].scores.values():
-        assert found == Estimate(1, 1, 1)
+        assert found.point == 1
+        assert np.isnan([found.low, found.high]).all()  # at a bound
 
 
 def test_distances_are_averaged_where_they_are_defined() -> None:
@@ -448,3 +449,18 @@ def test_an_external_variant_does_not_unrank_those_that_were_trained() -> None:
     assert [item.variant for item in found.variants] == ["a", "b"]
     assert all(item.ranks for item in found.variants)
     assert np.isnan(found.variance["variant"])  # one trained variant is left
+
+
+def test_an_interval_of_distances_ends_at_the_diagonal() -> None:
+    dice = draw_dice(2, 1, 5)
+    distances = np.array([20.0, 40.0, 90.0, 200.0, 362.0])
+    measures = {"hd95_worst": np.stack([[distances], [distances / 2]])}
+    measures["hd95_worst_mm"] = measures["hd95_worst"] / 2
+    matrix = replace(matrix_of(dice), measures=measures)
+    diagonal = 256 * np.sqrt(2)
+    for highest, name in ((diagonal, "HD95, worst case"), (diagonal / 2, "HD95, worst case, mm")):
+        bounded, free = (
+            max(item.scores[name].high for item in compare(matrix, diagonal=end).variants)
+            for end in (diagonal, np.inf)
+        )
+        assert bounded < highest < free

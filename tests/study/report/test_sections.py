@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_means_over_different_trainings_do_not_stand_side_by_side_unsaid(
     section = _sections(read_results(small))["scores"]
     assert "Dice/patient, shared" not in _table(section).rows[0]
     assert not any("do not compare" in b.text for b in section.blocks if hasattr(b, "text"))
+
+
+def test_val_losses_of_all_trained_variants_are_compared(small: Path) -> None:
+    words = "The variants differ in loss and batch size: their val losses do not compare."
+    assert Paragraph(words) not in _sections(read_results(small))["scores"].blocks
+    results = read_results(small)
+    experiment = results.experiments["raw-lite0"]
+    # As a search's winner, whose changes study.json does not name among the variants.
+    changed = experiment.replaced({"loss.dice_weight": 0.25, "optimizer.batch_size": 4})
+    other = replace(results, experiments={**results.experiments, "winner-c0001": changed})
+    assert Paragraph(words) in _sections(other)["scores"].blocks
 
 
 def test_ties_share_the_first_rank(small: Path) -> None:
