@@ -350,7 +350,8 @@ def _draw_slices(data: SliceStore, indices: Sequence[int]) -> Figure:
         _show(axis, draw_outlines(data.image(index), (data.mask(index) > 0, TRUE)))
         number = item.name.removeprefix(item.patient).lstrip("_").rpartition("_")[2]
         area = f"{item.tumour_pixels:,} px" if item.tumour_pixels else "no tumour"
-        axis.set_title(f"{item.patient}\nslice {number}: {area}", fontsize=7)
+        patient = item.patient.replace("$", r"\$")  # between two of these it would be a formula
+        axis.set_title(f"{patient}\nslice {number}: {area}", fontsize=7)
     return figure
 
 

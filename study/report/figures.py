@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito, which colour-blind readers can tell apart."""
+_OTHERS = "0.72"
+"""The grey of variants that have no colour of their own."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -33,7 +35,8 @@ STYLE: Any = {
     "svg.hashsalt": "brainseg",  # the same figure gives the same bytes
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_WIDTH = 7.2
+_MOST_COLOURED = 12
+_WIDTH, _LEGEND_ROW = 7.2, 0.19  # inches
 _DOTS_PER_INCH = 144
 _MOST_NAMES = 40
 _MOST_PAIRS, _MOST_OF_BEST = 60, 200
@@ -59,22 +62,22 @@ class FigureWriter:
 
     def __init__(self, results: StudyResults) -> None:
         self._results = results
-        self._styles = {
-            variant: {"color": _COLOURS[n % len(_COLOURS)], "marker": _MARKERS[n % len(_MARKERS)]}
-            for n, variant in enumerate(results.matrix.variants)
-        }
+        self._styles = _choose_styles(results)
+        self._grey = [name for name, style in self._styles.items() if style["color"] == _OTHERS]
 
     def learning_curves(self) -> str:
         """Draw val loss and val Dice per epoch: the mean over trials and the spread of seeds."""
         history = self._results.history
         last_frozen = np.nan_to_num(history["step"][history["stage"] == 1].max())
         titles = {"val_loss": "validation loss", "val_dice": "validation Dice (global)"}
-        with self._draw("learning_curves", 3.4, columns=2) as (figure, axes):
+        trained = [name for name in self._styles if name in set(history["variant"])]
+        with self._draw("learning_curves", 3.4, columns=2, legend=trained) as (_, axes):
             for axis, (key, title) in zip(axes, titles.items(), strict=True):
-                for variant, style in self._styles.items():
+                for variant in trained:
+                    style = self._styles[variant]
                     own = history[history["variant"] == variant]
                     mean = own.groupby("step")[key].mean()
-                    axis.plot(mean, label=variant if len(own) else None, markersize=3, **style)
+                    axis.plot(mean, label=self._label(variant, trained), markersize=3, **style)
                     unit = "seed" if own["seed"].nunique() > 1 else "fold"
                     spread = own.groupby([unit, "step"])[key].mean().groupby("step")
                     band = spread.min(), spread.max()
@@ -82,7 +85,6 @@ class FigureWriter:
                 axis.axvspan(0.5, last_frozen + 0.5, color="0.93", zorder=0)
                 axis.set(title=title, xlabel="epoch (shaded: encoder frozen)")
                 axis.xaxis.get_major_locator().set_params(integer=True)
-            _add_legend(figure, axes[0])
         return "figures/learning_curves.png"
 
     def scores(self) -> str:
@@ -144,13 +146,19 @@ class FigureWriter:
         """Draw the ranks by each metric and way of ranking as a grid."""
         rankings = self._results.rankings
         names = [item.variant for item in self._results.comparison.variants if item.ranks]
+        ways = [f"{ranking.metric}: {ranking.way}" for ranking in rankings]
         ranks = np.array([ranking.ranks for ranking in rankings])
-        with self._draw("rankings", 1.6 + 0.22 * len(rankings)) as (_, (axis,)):
-            axis.imshow(ranks, cmap="Greys_r", vmin=1 - 0.3 * len(names), aspect="auto")
-            axis.set_yticks(range(len(rankings)), [f"{r.metric}: {r.way}" for r in rankings])
-            axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+        rows, columns = ways, names
+        if len(names) > _MOST_COLOURED:  # a page is higher than wide
+            ranks, rows, columns = ranks.T, names, ways
+        with self._draw("rankings", 1.6 + 0.22 * len(rows)) as (_, (axis,)):
+            darkest = 1 - 0.3 * len(names)
+            axis.imshow(ranks, cmap="Greys_r", vmin=darkest, vmax=len(names), aspect="auto")
+            axis.set_yticks(range(len(rows)), rows)
+            axis.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
             for row, column in np.ndindex(ranks.shape):
-                ink = "white" if ranks[row, column] <= len(names) / 2 else "black"
+                shade = (ranks[row, column] - darkest) / (len(names) - darkest)
+                ink = "white" if shade < 0.55 else "black"
                 text = str(ranks[row, column])
                 axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
             axis.grid(False)
@@ -173,31 +181,34 @@ class FigureWriter:
         num_patients = len(matrix.patients)
         means = pd.DataFrame(matrix.dice.reshape(-1, num_patients)).mean()
         order = means.argsort(kind="stable")
-        with self._draw("patients", 4.2) as (figure, (axis,)):
+        names = list(self._styles)
+        with self._draw("patients", 4.2, legend=names) as (_, (axis,)):
             for variant, style in self._styles.items():
                 values = pd.DataFrame(matrix.dice[matrix.index(variant)]).mean()[order].to_numpy()
-                axis.plot(values, linestyle="", markersize=4, alpha=0.8, label=variant, **style)
+                label = self._label(variant, names)
+                axis.plot(values, linestyle="", markersize=4, alpha=0.8, label=label, **style)
             axis.set(ylim=(-0.02, 1.02), ylabel="Dice/patient, mean over seeds")
             axis.set_xlabel("test patients, the hardest first")
             axis.set_xticks([])
             if len(order) <= _MOST_NAMES:
-                names = [matrix.patients[p] for p in order]
-                axis.set_xticks(range(len(order)), names, rotation=90, fontsize=7)
-            _add_legend(figure, axis)
+                # Between two dollars a name would be read as a formula, and may be none.
+                patients = [matrix.patients[p].replace("$", r"\$") for p in order]
+                axis.set_xticks(range(len(order)), patients, rotation=90, fontsize=7)
         return "figures/patients.png"
 
     def calibration(self) -> str:
         """Draw the reliability diagram and the number of pixels of each of its points."""
-        with self._draw("calibration", 3.4, columns=2) as (figure, (left, right)):
+        names = [item.variant for item in self._results.calibrations]
+        with self._draw("calibration", 3.4, columns=2, legend=names) as (_, (left, right)):
             left.plot([0, 1], [0, 1], color="0.5", linestyle=":")
             for item in self._results.calibrations:
                 style = self._styles[item.variant] | {"markersize": 4}
-                left.plot(item.predicted, item.observed, label=item.variant, **style)
+                label = self._label(item.variant, names)
+                left.plot(item.predicted, item.observed, label=label, **style)
                 right.plot(item.predicted, item.pixels, **style)
             left.set(xlabel="predicted probability", ylabel="share that is tumour")
             left.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
             right.set(yscale="log", xlabel="predicted probability", ylabel="test pixels")
-            _add_legend(figure, left)
         return "figures/calibration.png"
 
     def save(self, figure: Figure, name: str) -> str:
@@ -214,21 +225,66 @@ class FigureWriter:
         return f"figures/{name}.png"
 
     @contextmanager
-    def _draw(self, name: str, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
-        """Open a figure and its axes, side by side, and save it."""
+    def _draw(
+        self, name: str, height: float, columns: int = 1, legend: Sequence[str] = ()
+    ) -> Iterator[tuple[Figure, Any]]:
+        """Open a figure and its axes, side by side, and save it.
+
+        Args:
+            name: Of its file.
+            height: Of its axes, in inches.
+            columns: Number of axes.
+            legend: Variants that the legend above the first axes names.
+        """
         from matplotlib import rc_context
         from matplotlib.figure import Figure
 
+        labels = {self._label(variant, legend) for variant in legend} - {None}
+        height += _LEGEND_ROW * math.ceil(max(len(labels) - 4, 0) / 2)
         with rc_context(STYLE):
             figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-            yield figure, figure.subplots(1, columns, squeeze=False)[0]
+            axes = figure.subplots(1, columns, squeeze=False)[0]
+            yield figure, axes
+            handles, names = axes[0].get_legend_handles_labels()
+            if legend and handles:
+                figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
             self.save(figure, name)
 
+    def _label(self, variant: str, drawn: Sequence[str]) -> str | None:
+        """Return a variant's name in the legend; the first grey one's stands for all of them."""
+        grey = [name for name in self._grey if name in drawn]
+        if variant not in grey:
+            return variant
+        return _count_others(len(grey)) if variant == grey[0] else None
 
-def _add_legend(figure: Figure, axis: Axes) -> None:
-    handles, names = axis.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside upper center", ncols=2, fontsize=8)
+
+def _count_others(number: int) -> str:
+    return f"{number} other variants, grey" if number > 1 else "1 other variant, grey"
+
+
+def _choose_styles(results: StudyResults) -> dict[str, dict[str, Any]]:
+    """Return variant -> its colour and marker in every figure.
+
+    Of more than 12 variants only the best have colours, one each, and come first. Fewer all have
+    one; those of one colour differ in their markers.
+    """
+    variants = results.matrix.variants
+    if len(variants) <= _MOST_COLOURED:
+        return {
+            variant: {
+                "color": _COLOURS[n % len(_COLOURS)],
+                "marker": _MARKERS[(n + n // len(_COLOURS)) % len(_MARKERS)],
+                "zorder": 2.5,
+            }
+            for n, variant in enumerate(variants)
+        }
+    best = zip(results.variants, _COLOURS, _MARKERS, strict=False)
+    styles: dict[str, dict[str, Any]] = {
+        variant: {"color": colour, "marker": marker, "zorder": 2.5}
+        for variant, colour, marker in best
+    }
+    grey = {"color": _OTHERS, "marker": ".", "linewidth": 0.7, "zorder": 1.5}  # below the others
+    return styles | {variant: grey for variant in variants if variant not in styles}
 
 
 def _draw_forest(

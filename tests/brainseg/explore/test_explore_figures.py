@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from io import BytesIO
+
 from brainseg.data.slice_store import SliceStore
 from brainseg.explore.figures import draw_samples
 
@@ -10,3 +13,8 @@ def test_the_same_seed_shows_the_same_samples(data: SliceStore) -> None:
 
     assert names(44) == names(44)
     assert names(44) != names(45)
+
+
+def test_a_patients_name_is_no_formula(data: SliceStore) -> None:
+    slices = tuple(replace(item, patient="P_$x_$") for item in data.slices)
+    draw_samples(replace(data, slices=slices), 44).savefig(BytesIO())

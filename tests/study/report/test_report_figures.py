@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from matrices import matrix_of
+from PIL import Image
 
 from study.analysis.comparison import compare
 from study.report.figures import FigureWriter, shown_pairs
-from study.report.results import read_results
+from study.report.results import StudyResults, read_results
 
 NAMES = (
     *("calibration", "differences", "learning_curves", "patients", "postprocessing"),
@@ -50,3 +51,42 @@ def test_a_variant_keeps_its_colour_in_every_figure(generated: Path) -> None:
     assert list(styles) == list(read_results(generated).matrix.variants)
     assert len({style["color"] for style in styles.values()}) == len(styles)
     assert len({style["marker"] for style in styles.values()}) == len(styles)
+
+
+def _with_variants(results: StudyResults, number: int) -> StudyResults:
+    """Return results with variants of invented scores, the first the best."""
+    matrix = results.matrix
+    dice = np.repeat(matrix.dice[:1], number, axis=0)
+    dice = dice - np.linspace(0, 0.2, number)[:, None, None]
+    counts = np.repeat(matrix.counts[:1], number, axis=0)
+    names = tuple(f"v{n}" for n in range(number))
+    return replace(
+        results, matrix=replace(matrix, variants=names, dice=dice, counts=counts, measures={})
+    )
+
+
+def test_up_to_twelve_variants_differ_in_colour_or_marker(small: Path) -> None:
+    styles = FigureWriter(_with_variants(read_results(small), 12))._styles
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == 12
+
+
+def test_of_many_variants_the_best_have_colours_and_the_legend_fits(small: Path) -> None:
+    results = _with_variants(read_results(small), 13)
+    writer = FigureWriter(results)
+    coloured = [name for name in writer._styles if name not in writer._grey]
+    assert coloured == results.variants[:7]
+    assert len(writer._grey) == 6
+    labels = [writer._label(name, list(writer._styles)) for name in writer._styles]
+    assert [label for label in labels if label] == [*coloured, "6 other variants, grey"]
+    few, many = (
+        Image.open(small / FigureWriter(of).patients()).height
+        for of in (_with_variants(results, 2), results)
+    )
+    assert many > few
+
+
+def test_a_patients_name_is_no_formula(small: Path) -> None:
+    results = _with_variants(read_results(small), 2)
+    patients = ("P_$x_$", *results.matrix.patients[1:])
+    FigureWriter(replace(results, matrix=replace(results.matrix, patients=patients))).patients()
+    assert "P_$x_$" in (small / "figures" / "patients.svg").read_text()
