@@ -24,7 +24,7 @@ from study.cli import build_console
 from study.report.build import print_rows
 from study.report.figures import FigureWriter
 from study.report.results import StudyResults, read_results
-from study.report.sections import describe_findings, ranked_rows
+from study.report.sections import describe_findings, describe_means, ranked_rows
 from study.spec.grid import LEAKY
 from study.spec.study_spec import StudySpec
 from study.spec.trial_job import trial_name
@@ -112,7 +112,8 @@ def _compare(args: argparse.Namespace) -> int:
     write_text(folder / "comparison.md", to_markdown(document))
     write_csv(folder / "comparison.csv", _pair_rows(results), COMPARISON.names)
     console = build_console()
-    print_rows(ranked_rows(results), title, document.facts, console)
+    note = f"{document.facts}\n{describe_means(results)}".strip()
+    print_rows(ranked_rows(results), title, note, console)
     console.print(document.sentence, "", sep="\n")
     console.print(f"comparison: {folder / 'comparison.html'}")
     return FINISHED

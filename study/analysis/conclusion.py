@@ -319,7 +319,7 @@ def _can_show(num_patients: int, num_tests: int) -> bool:
 def _describe_new(choice: Choice, pair: Pair | None) -> str:
     """Say that the patients that are new to the first variant's settings show no difference."""
     if pair is None or pair.num_patients == 0:
-        return "Its settings were chosen with these patients: none is new to them."
+        return "Its settings were chosen with these patients: no other tested both variants."
     found = f"{pair.second}: {_format(pair.difference)}"
     return (
         f"Its settings were chosen with {choice.num_patients - len(choice.new)} of these "

@@ -21,7 +21,7 @@ from study.report.people import describe_people
 from study.report.provenance import describe_provenance, describe_study, published_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
-from study.report.sections import IN_MM, SHARED, describe_findings, ranked_rows
+from study.report.sections import IN_MM, SHARED, describe_findings, describe_means, ranked_rows
 from study.storage.schema import SCORE_TABLE
 from study.storage.study_folder import read_study
 from study.storage.sync import StudySync
@@ -50,9 +50,8 @@ def publish(sync: StudySync, console: Console) -> None:
     with console.status("writing the report"):
         results = write_report(sync.folder)
         sync.commit()
-    print_rows(
-        ranked_rows(results), "Test scores, by Dice/patient", describe_study(about), console
-    )
+    note = f"{describe_study(about)}\n{describe_means(results)}".strip()
+    print_rows(ranked_rows(results), "Test scores, by Dice/patient", note, console)
     published = published_rows(results)
     if published:
         note = "Published by others on another split, not measured here; Dice is the global one."
@@ -99,6 +98,7 @@ def write_report(folder: Path) -> StudyResults:
     ]
     units = "pixels and millimetres" if any(IN_MM in row for row in rows) else "pixels"
     caption = f"Test scores with 95 % intervals; HD95 in {units}. {facts}."
+    caption = f"{caption} {describe_means(results)}".strip()
     write_text(folder / "report.html", to_html(document, folder))
     write_text(folder / "report.md", to_markdown(document))
     write_text(folder / "table.tex", to_latex(Table(caption, rows), results.labels))

@@ -203,7 +203,7 @@ def _describe_choice(choice: Choice) -> Section:
     blocks: list[Block] = [
         Paragraph(
             "The grid names the patients by whom settings were chosen before this study. Scores "
-            "on these patients are too high by an unknown amount."
+            "on these patients can be too high by an unknown amount."
         )
     ]
     for variant in choice.variants:

@@ -108,6 +108,17 @@ def ranked_rows(results: StudyResults) -> list[dict[str, str]]:
     return rows
 
 
+def describe_means(results: StudyResults) -> str:
+    """Say over which patients the means of the ranking are, if these differ."""
+    if not _is_partial(results):
+        return ""
+    return (
+        "Some trainings have no scores. Each variant's means are over the patients and seeds that "
+        f"tested it, so they do not compare. {SHARED}, is the mean over the "
+        f"{results.comparison.num_shared} patients that all ranked variants share, and ranks them."
+    )
+
+
 def _is_partial(results: StudyResults) -> bool:
     """Return whether a ranked variant was tested on more than what all of them share."""
     return any(
@@ -166,12 +177,7 @@ def _scores(results: StudyResults) -> Iterator[Block]:
         caption = "Test scores with 95 % intervals, best first. HD95 in pixels: lower is better."
         yield Table(caption, ranked_rows(results))
     if _is_partial(results):
-        patients = results.comparison.num_shared
-        yield Paragraph(
-            "Some trainings have no scores. Each variant's means are over the patients and seeds "
-            f"that tested it, so they do not compare. {SHARED}, is the mean over the {patients} "
-            "patients that all ranked variants share, and ranks them."
-        )
+        yield Paragraph(describe_means(results))
     rows = list(_outline_rows(results))
     if rows:
         yield Paragraph(
