@@ -161,6 +161,11 @@ def format_number(value: float, decimals: int = 3) -> str:
     return NONE if math.isnan(value) else f"{value:.{decimals}f}"
 
 
+def plain(name: str) -> str:
+    """Return a name as matplotlib draws it: between two dollars it would read a formula."""
+    return name.replace("$", r"\$")
+
+
 def format_p(p: float) -> str:
     """Return a p-value; `< 0.001` for smaller ones and a dash for NaN.
 

@@ -17,6 +17,7 @@ from brainseg.data.augment import Augmenter
 from brainseg.data.preprocess import apply_filters
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS
+from brainseg.document import plain
 from brainseg.explore.covariates import Covariate
 from brainseg.explore.measurements import AIR, Measurements, Row
 from brainseg.inference.overlay import TRUE, draw_outlines
@@ -47,7 +48,7 @@ def draw_patients(patients: pd.DataFrame) -> Figure:
     for site, colour in _colours_of(patients).items():
         own = np.flatnonzero(ordered["site"] == site)
         heights = ordered["tumour_slices"].iloc[own]
-        label = f"{site or 'unknown'} ({len(own)})"
+        label = f"{plain(site) or 'unknown'} ({len(own)})"
         axis.bar(own, heights, color=colour, width=0.85, label=label)
     axis.set(
         xlabel="patients, by site", ylabel="slices", xticks=[], xlim=(-0.8, len(ordered) - 0.2)
@@ -71,7 +72,7 @@ def draw_areas(found: Measurements, patients: pd.DataFrame) -> Figure:
     for site, colour in _colours_of(patients).items():
         own = ordered[ordered["site"] == site]
         shares = 100 * own["tumour_share"]
-        right.scatter(own.index, shares, color=colour, s=14, label=site or "unknown")
+        right.scatter(own.index, shares, color=colour, s=14, label=plain(site) or "unknown")
     right.set(xlabel="patients, by size of tumour", ylabel="tumour, % of all pixels", xticks=[])
     right.legend(fontsize=8)
     return figure
@@ -350,8 +351,7 @@ def _draw_slices(data: SliceStore, indices: Sequence[int]) -> Figure:
         _show(axis, draw_outlines(data.image(index), (data.mask(index) > 0, TRUE)))
         number = item.name.removeprefix(item.patient).lstrip("_").rpartition("_")[2]
         area = f"{item.tumour_pixels:,} px" if item.tumour_pixels else "no tumour"
-        patient = item.patient.replace("$", r"\$")  # between two of these it would be a formula
-        axis.set_title(f"{patient}\nslice {number}: {area}", fontsize=7)
+        axis.set_title(f"{plain(item.patient)}\nslice {number}: {area}", fontsize=7)
     return figure
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from brainseg.document import plain
 from brainseg.storage.files import write_bytes
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import Comparison, Pair
@@ -192,7 +193,7 @@ class FigureWriter:
             axis.set_xticks([])
             if len(order) <= _MOST_NAMES:
                 # Between two dollars a name would be read as a formula, and may be none.
-                patients = [matrix.patients[p].replace("$", r"\$") for p in order]
+                patients = [plain(matrix.patients[p]) for p in order]
                 axis.set_xticks(range(len(order)), patients, rotation=90, fontsize=7)
         return "figures/patients.png"
 
