@@ -11,7 +11,7 @@ from brainseg.document import format_p
 from study.analysis.bootstrap import Estimate
 from study.analysis.comparison import LEVEL, Comparison, Pair, VariantScores, smallest_p
 from study.analysis.leak import Leak
-from study.analysis.robustness import Ranking, other_winners
+from study.analysis.rankings import Ranking, other_winners
 from study.analysis.scores import ScoreMatrix
 from study.analysis.selection import NEW, Choice
 from study.storage.schema import FAILURES

@@ -16,9 +16,9 @@ from brainseg.storage.files import write_csv, write_text
 from study.report.checklist import describe_checklists
 from study.report.figures import FigureWriter
 from study.report.model_cards import write_model_cards
-from study.report.numbers import describe_numbers, score_rows
-from study.report.people import describe_people
+from study.report.patients import describe_study_patients
 from study.report.provenance import describe_provenance, describe_study, published_rows
+from study.report.report_json import describe_numbers, score_rows
 from study.report.results import StudyResults, read_results
 from study.report.search_section import describe_search
 from study.report.sections import IN_MM, SHARED, describe_findings, describe_means, ranked_rows
@@ -80,7 +80,7 @@ def write_report(folder: Path) -> StudyResults:
     sections = [
         *describe_findings(results, figures),
         *describe_search(results, figures),
-        *describe_people(results),
+        *describe_study_patients(results),
         *describe_provenance(results),
     ]
     document = Document(

@@ -30,7 +30,7 @@ from brainseg.document import (
     to_markdown,
 )
 from brainseg.storage.files import write_text
-from study.report.people import known_facts
+from study.report.patients import known_facts
 from study.report.provenance import check_split, describe_study
 from study.report.results import StudyResults
 from study.storage.schema import ENSEMBLE_STEP

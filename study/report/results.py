@@ -20,7 +20,7 @@ from study.analysis.comparison import Comparison, compare
 from study.analysis.conclusion import Conclusion, conclude
 from study.analysis.leak import Leak, measure_leaks
 from study.analysis.postprocessing import PostprocessingEffect, compare_postprocessing
-from study.analysis.robustness import Ranking, rank_otherwise
+from study.analysis.rankings import Ranking, rank_by_other_metrics
 from study.analysis.scores import ScoreMatrix, read_matrix, read_slices
 from study.analysis.selection import Choice, find_choices
 from study.analysis.subgroups import (
@@ -94,7 +94,7 @@ class StudyResults:
     def rankings(self) -> list[Ranking]:
         """The ranks by other metrics and in other ways, the study's own ranking first."""
         slices = {variant: found.point for variant, found in self.slice_dice.items()}
-        return rank_otherwise(self.matrix, self.comparison, slices)
+        return rank_by_other_metrics(self.matrix, self.comparison, slices)
 
     @cached_property
     def conclusion(self) -> Conclusion:

@@ -11,7 +11,7 @@ import pytest
 from brainseg.data.about import LGG, About
 from study.report.build import write_report
 from study.report.checklist import AUTHOR, NOT_APPLICABLE, REPORTED, find_facts, read_guidelines
-from study.report.people import describe_people
+from study.report.patients import describe_study_patients
 from study.report.results import read_results
 
 PARTS = {"3": 3, "5": 2, "6": 3, "8": 3, "9": 3, "12": 7, "18": 6, "20": 3, "23": 2, "27": 3}
@@ -56,7 +56,7 @@ def test_an_item_is_answered_in_one_way_and_in_short_sentences() -> None:
 def test_whatever_an_item_needs_can_be_there(generated: Path) -> None:
     results = read_results(generated)
     page = (generated / "report.html").read_text(encoding="utf-8")
-    facts = find_facts(results, describe_people(results)) | set(About.model_fields)
+    facts = find_facts(results, describe_study_patients(results)) | set(About.model_fields)
     anchors = set(re.findall(r'id="([\w-]+)"', page)) | {"reference"}
     for guideline in read_guidelines().values():
         for number, item in guideline.items.items():

@@ -10,11 +10,11 @@ from scipy import stats
 
 from study.analysis.comparison import compare
 from study.analysis.conclusion import conclude
-from study.analysis.robustness import (
-    PRIMARY,
+from study.analysis.rankings import (
+    OWN_RANKING,
     Ranking,
     other_winners,
-    rank_otherwise,
+    rank_by_other_metrics,
     signed_rank_tests,
 )
 from study.analysis.scores import ScoreMatrix
@@ -23,7 +23,7 @@ NAN = np.nan
 
 
 def _rankings(matrix: ScoreMatrix, **slices: float) -> dict[tuple[str, str], Ranking]:
-    found = rank_otherwise(matrix, compare(matrix), slices)
+    found = rank_by_other_metrics(matrix, compare(matrix), slices)
     return {(ranking.metric, ranking.way): ranking for ranking in found}
 
 
@@ -36,8 +36,8 @@ def _skewed() -> ScoreMatrix:
 
 
 def test_the_studys_own_ranking_comes_first_and_agrees_with_itself() -> None:
-    first = rank_otherwise(_skewed(), compare(_skewed()), {})[0]
-    assert (first.metric, first.way) == PRIMARY
+    first = rank_by_other_metrics(_skewed(), compare(_skewed()), {})[0]
+    assert (first.metric, first.way) == OWN_RANKING
     assert first.ranks == (1, 2)
     assert first.tau == 1
 
@@ -65,7 +65,7 @@ def test_a_clear_winner_is_one_by_every_choice() -> None:
     dice = rng.uniform(0.4, 0.8, (3, 2, 20)) + np.array([0.0, 0.19, 0.1])[:, None, None]
     matrix = matrix_of(dice)
     measures = {"nsd": dice * 0.9, "hd95_worst": 100 * (1 - dice)}
-    rankings = rank_otherwise(replace(matrix, measures=measures), compare(matrix), {})
+    rankings = rank_by_other_metrics(replace(matrix, measures=measures), compare(matrix), {})
     assert {ranking.metric for ranking in rankings} == {
         *("Dice/patient", "NSD", "HD95, worst case", "global Dice")
     }
@@ -91,13 +91,13 @@ def test_slices_that_not_all_variants_tested_rank_nothing() -> None:
 def test_a_patient_with_fewer_seeds_weighs_as_much_in_global_dice() -> None:
     """By sums over seeds the second patient, on whom b is better, would weigh half."""
     found = _rankings(matrix_of([[[0.8, 0.5], [0.8, NAN]], [[0.74, 0.6], [0.74, NAN]]]))
-    assert found["global Dice", "mean"].ranks == found[PRIMARY].ranks == (1, 2)
+    assert found["global Dice", "mean"].ranks == found[OWN_RANKING].ranks == (1, 2)
 
 
 @pytest.mark.parametrize("dice", [[[[0.5, 0.6]]], [[[0.5]], [[0.6]]]])
 def test_what_is_not_ranked_is_not_ranked_otherwise(dice: list[list[list[float]]]) -> None:
     matrix = matrix_of(dice)
-    assert rank_otherwise(matrix, compare(matrix), {}) == []
+    assert rank_by_other_metrics(matrix, compare(matrix), {}) == []
 
 
 def test_equal_variants_tie_and_have_no_tau() -> None:

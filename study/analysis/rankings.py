@@ -20,7 +20,7 @@ from study.analysis.comparison import LEVEL, Comparison, correct_by_holm
 from study.analysis.scores import Floats, ScoreMatrix
 
 MEAN, MEDIAN, MEAN_RANK, WINS = "mean", "median", "mean rank", "significant wins"
-PRIMARY = ("Dice/patient", MEAN)
+OWN_RANKING = ("Dice/patient", MEAN)
 _DIGITS = 12  # equal means can differ in their last bits
 _EXACT = 50  # differences up to which sign flips are counted, as in scipy without ties
 
@@ -50,7 +50,7 @@ class Ranking:
         return tuple(n for n, rank in enumerate(self.ranks) if rank == 1)
 
 
-def rank_otherwise(
+def rank_by_other_metrics(
     matrix: ScoreMatrix, comparison: Comparison, slice_dice: Mapping[str, float]
 ) -> list[Ranking]:
     """Rank the variants of a comparison by every metric and way; the study's own ranking is first.
@@ -84,7 +84,7 @@ def rank_otherwise(
     # Means over other slices than those that all of them tested would compare patients.
     if all(name in slice_dice for name in names) and (chosen.tested == shared).all():
         found.append(("Dice/slice", MEAN, np.array([slice_dice[name] for name in names])))
-    primary = next(merit for *key, merit in found if tuple(key) == PRIMARY)
+    primary = next(merit for *key, merit in found if tuple(key) == OWN_RANKING)
     return [
         Ranking(metric, way, _ranks(merit), _tau(primary, merit)) for metric, way, merit in found
     ]

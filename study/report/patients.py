@@ -50,7 +50,7 @@ _SPLITS = {
 }
 
 
-def describe_people(results: StudyResults) -> list[Section]:
+def describe_study_patients(results: StudyResults) -> list[Section]:
     """Return the sections on the patients and on their outlines; those without data are left out.
 
     Args:

@@ -13,7 +13,7 @@ import pytest
 from brainseg.config import LEAKY_SPLIT
 from brainseg.data.about import LGG
 from brainseg.document import Bullets, Paragraph, Section, Table
-from study.report.people import compare_parts, describe_people
+from study.report.patients import compare_parts, describe_study_patients
 from study.report.results import read_results
 from study.storage.schema import Row
 
@@ -41,7 +41,7 @@ def _rows(**cells: Any) -> dict[str, dict[str, str]]:
 
 
 def _sections(study: Path) -> dict[str, Section]:
-    return {section.name: section for section in describe_people(read_results(study))}
+    return {section.name: section for section in describe_study_patients(read_results(study))}
 
 
 def _change(study: Path, **facts: Any) -> None:
@@ -165,7 +165,7 @@ def test_what_is_known_of_the_dataset_is_printed_with_every_key(small: Path) -> 
 
 def test_without_a_table_of_patients_only_the_flow_is_shown(small: Path) -> None:
     results = dataclasses.replace(read_results(small), patients={}, split={})
-    (people,) = describe_people(results)
+    (people,) = describe_study_patients(results)
     (flow,) = _tables(people)
     assert [row["step"] for row in flow.rows] == [
         "patients found",

@@ -11,7 +11,7 @@ from generated import generate_study
 
 from brainseg.storage.files import read_csv
 from study.report.build import write_report
-from study.report.numbers import UNITS
+from study.report.report_json import UNITS
 from study.report.results import read_results
 from study.report.sections import ranked_rows
 
