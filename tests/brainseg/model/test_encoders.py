@@ -219,8 +219,10 @@ LONG = [pytest.mark.slow, pytest.mark.exhaustive]
 @pytest.mark.parametrize(
     "fault",
     [
-        "404 Not Found",
-        *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("403 Forbidden", "cut")),
+        *(
+            pytest.param(fault, marks=pytest.mark.slow)
+            for fault in ("404 Not Found", "403 Forbidden", "cut")
+        ),
         pytest.param("500 Internal Server Error", marks=LONG),
         pytest.param("cut long", marks=LONG),
     ],

@@ -89,6 +89,7 @@ def test_trainings_that_take_turns_give_the_same_bits(
     assert _losses(alone) != _losses(quiet)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(
     quiet: TrainResult, data: SliceStore, tiny: Experiment
 ) -> None:

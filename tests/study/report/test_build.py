@@ -148,6 +148,7 @@ def test_the_table_compiles_with_booktabs(generated: Path) -> None:
     assert not re.search(r"(?<!\\)[%_#]", "".join(lines[1:]))
 
 
+@pytest.mark.slow
 def test_without_torch_ray_and_opencv_the_report_is_the_same(
     generated: Path, tmp_path: Path
 ) -> None:
