@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from brainseg.config import Name
 from brainseg.data.about import About
-from brainseg.data.layouts import decode, describe_unused, natural_key, show_name
+from brainseg.data.layouts import ImageFiles, decode, describe_unused, natural_key, show_name
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
@@ -111,26 +111,7 @@ class Description(About):
 
 
 @dataclass(frozen=True)
-class Item:
-    """An image, or a volume of slices, and its mask.
-
-    Attributes:
-        name: Name of the image; of a volume's slices, its beginning.
-        patient: Its patient.
-        images: One file, or one per channel.
-        mask: The mask's file.
-        scan: Which of the patient's examinations an image is of; a volume is one of its own.
-    """
-
-    name: str
-    patient: str
-    images: tuple[Path, ...]
-    mask: Path
-    scan: str = ""
-
-
-@dataclass(frozen=True)
-class Files:
+class DatasetFiles:
     """The files of a dataset.
 
     Attributes:
@@ -139,7 +120,7 @@ class Files:
         notes: Sentences on what was not used and what was assumed.
     """
 
-    items: tuple[Item, ...]
+    items: tuple[ImageFiles, ...]
     covariates: Mapping[str, Mapping[str, str]]
     notes: tuple[str, ...]
 
@@ -230,7 +211,7 @@ def _name_channels(folder: Path, rows: Sequence[Row], keys: Sequence[str]) -> li
     return [f"channel {number + 1}" for number in range(count)]
 
 
-def find_files(root: Path, description: Description) -> Files:
+def find_files(root: Path, description: Description) -> DatasetFiles:
     """Pair the images of a dataset with their masks.
 
     Raises:
@@ -257,7 +238,7 @@ def find_files(root: Path, description: Description) -> Files:
             problems.append(f"{shown}: its mask {_fill(description.masks, key)} is missing")
         else:
             images, patient = tuple(one[key] for one in found), _patient(key, description)
-            items.append(Item(key[1] or key[0], patient, images, masks[key], key[0]))
+            items.append(ImageFiles(key[1] or key[0], patient, images, masks[key], key[0]))
     problems += [
         f"{masks[key].relative_to(root)}: its image {_fill(by_channel[0], key)} is missing"
         for key in masks.keys() - set(keys)
@@ -274,7 +255,7 @@ def find_files(root: Path, description: Description) -> Files:
         notes.append("the patterns hold no {patient}: each image is taken as a patient of its own")
     used = {path for item in items for path in (*item.images, item.mask)}
     notes += describe_unused(root, used, _UNUSED)
-    return Files(tuple(_together(items)), {}, tuple(notes))
+    return DatasetFiles(tuple(_together(items)), {}, tuple(notes))
 
 
 Spacing = tuple[float, float]
@@ -299,7 +280,7 @@ class DecodedSlice(NamedTuple):
     spacing: Spacing | None
 
 
-def read_patient(items: Sequence[Item], description: Description) -> list[DecodedSlice]:
+def read_patient(items: Sequence[ImageFiles], description: Description) -> list[DecodedSlice]:
     """Decode and check the slices of one patient.
 
     Values that are not bytes are rescaled, each channel from its 0.5th to its 99.5th percentile
@@ -337,7 +318,7 @@ def is_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
-def _check_affines(item: Item) -> None:
+def _check_affines(item: ImageFiles) -> None:
     """Compare the affines of an item's files; images have none."""
     first, *others = item.images
     if is_volume(first):
@@ -350,7 +331,7 @@ def _read_spacing(path: Path) -> Spacing | None:
     return open_volume(path).spacing if is_volume(path) else None
 
 
-def _read_image(item: Item, description: Description) -> NDArray[Any]:
+def _read_image(item: ImageFiles, description: Description) -> NDArray[Any]:
     """The values of an item, (N, H, W, C)."""
     parts = [read_values(path) for path in item.images]
     if len(parts) > 1:
@@ -461,13 +442,13 @@ def _patient(key: Key, description: Description) -> str:
     return patient
 
 
-def _together(items: Sequence[Item]) -> list[Item]:
+def _together(items: Sequence[ImageFiles]) -> list[ImageFiles]:
     """Sort items so that those of a patient follow each other."""
     order = {patient: n for n, patient in enumerate(dict.fromkeys(i.patient for i in items))}
     return sorted(items, key=lambda item: order[item.patient])
 
 
-def _read_manifest(root: Path, description: Description) -> Files:
+def _read_manifest(root: Path, description: Description) -> DatasetFiles:
     assert description.manifest is not None
     path = root / description.manifest
     columns, cells = read_cells(path)
@@ -483,7 +464,7 @@ def _read_manifest(root: Path, description: Description) -> Files:
     if counted:
         raise DataError(f"{path}, line 1: {counted[0]} is counted here: rename that column")
     problems: list[str] = []
-    items: list[Item] = []
+    items: list[ImageFiles] = []
     covariates: dict[str, dict[str, str]] = {}
     for line, values in cells:
         row = dict(zip(columns, values, strict=True))
@@ -492,7 +473,7 @@ def _read_manifest(root: Path, description: Description) -> Files:
         if not row["patient"]:
             problems.append(f"line {line}: no patient")
         name = Path(files[0].name.removesuffix(".gz")).stem
-        items.append(Item(name, row["patient"], tuple(files), mask))
+        items.append(ImageFiles(name, row["patient"], tuple(files), mask))
         rest = {k: v for k, v in row.items() if k and k not in (*images, "mask", "patient")}
         covariates.setdefault(row["patient"], rest)
     if problems or not items:
@@ -506,10 +487,10 @@ def _read_manifest(root: Path, description: Description) -> Files:
             f"the lines of {description.manifest} are not in the natural order of their files' "
             "names, which is taken for the order of slices"
         )
-    return Files(tuple(_together(ordered)), covariates, tuple(notes))
+    return DatasetFiles(tuple(_together(ordered)), covariates, tuple(notes))
 
 
-def _by_patient(items: Sequence[Item]) -> list[Item]:
+def _by_patient(items: Sequence[ImageFiles]) -> list[ImageFiles]:
     """Return the items with patients in alphabetical order, and those of each in their own."""
     return sorted(items, key=lambda item: item.patient)
 

@@ -60,13 +60,22 @@ cv2.utils.logging.setLogLevel(0)
 
 
 @dataclass(frozen=True, slots=True)
-class SliceFile:
-    """A slice on disk: its name without suffix, its patient, its image and mask files."""
+class ImageFiles:
+    """An image, or a volume of slices, and its mask.
+
+    Attributes:
+        name: Name of the image; of a volume's slices, its beginning.
+        patient: Its patient.
+        images: One file, or one per channel.
+        mask: The mask's file.
+        scan: Which of the patient's examinations an image is of; a volume is one of its own.
+    """
 
     name: str
     patient: str
-    image: Path
+    images: tuple[Path, ...]
     mask: Path
+    scan: str = ""
 
 
 def find_default_root() -> Location | None:
@@ -125,7 +134,7 @@ def find_root(path: Path | str) -> tuple[Path, list[str]]:
     return root, notes
 
 
-def find_slices(root: Path) -> list[SliceFile]:
+def find_slices(root: Path) -> list[ImageFiles]:
     """Pair images with masks by name.
 
     Args:
@@ -147,7 +156,8 @@ def find_slices(root: Path) -> list[SliceFile]:
                 problems.append(f"{name}: its image {Path(image).name} is missing")
                 continue
             folder, stem = Path(image).parent.name, Path(image).stem
-            slices.append(SliceFile(stem, patient_of(folder), root / image, root / name))
+            patient, files = patient_of(folder), (root / image,)
+            slices.append(ImageFiles(stem, patient, files, root / name, folder))
         elif name.removesuffix(".tif") + MASK_SUFFIX not in known:
             problems.append(f"{name}: its mask {Path(name).stem}{MASK_SUFFIX} is missing")
     if problems:
@@ -156,7 +166,7 @@ def find_slices(root: Path) -> list[SliceFile]:
     return slices
 
 
-def read_slice(files: SliceFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def read_slice(files: ImageFiles) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Decode and check a slice of the dataset.
 
     Returns:
@@ -165,9 +175,10 @@ def read_slice(files: SliceFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     Raises:
         DataError: If a file is damaged, or the image is not square.
     """
-    image = read_image(files.image)
+    (path,) = files.images
+    image = read_image(path)
     if image.shape[0] != image.shape[1]:
-        raise DataError(f"{show_name(files.image)}: {_shape(image)}; expected a square")
+        raise DataError(f"{show_name(path)}: {_shape(image)}; expected a square")
     return image, read_mask(files.mask, image)
 
 

@@ -28,16 +28,15 @@ from tqdm import tqdm
 from brainseg.data.about import CHANNELS, LGG, About
 from brainseg.data.description import (
     DESCRIPTION_FILE,
+    DatasetFiles,
     Description,
-    Files,
-    Item,
     Spacing,
     find_files,
     read_description,
     read_patient,
 )
 from brainseg.data.layouts import (
-    SliceFile,
+    ImageFiles,
     describe_unused,
     find_default_root,
     find_namesakes,
@@ -292,14 +291,14 @@ def _is_fetched(name: str) -> bool:
     return name.lower().endswith(_FETCHED) and not any(part[0] == "." for part in name.split("/"))
 
 
-def _find(folder: Path, description: Description | None) -> tuple[Path, Files]:
+def _find(folder: Path, description: Description | None) -> tuple[Path, DatasetFiles]:
     """Return a dataset's root and files; refuse names that no table can hold."""
     if description is None:
         root, notes = find_root(folder)
-        items = tuple(_item_of(item) for item in find_slices(root))
+        items = tuple(find_slices(root))
         used = [path for item in items for path in (*item.images, item.mask)]
         notes += describe_unused(root, used, _UNUSED)
-        files = Files(items, {}, tuple(notes))
+        files = DatasetFiles(items, {}, tuple(notes))
     else:
         root = folder.resolve()
         files = find_files(root, description)
@@ -320,11 +319,7 @@ def _find(folder: Path, description: Description | None) -> tuple[Path, Files]:
     return root, files
 
 
-def _item_of(files: SliceFile) -> Item:
-    return Item(files.name, files.patient, (files.image,), files.mask, files.image.parent.name)
-
-
-def _signature(root: Path, items: Sequence[Item]) -> str:
+def _signature(root: Path, items: Sequence[ImageFiles]) -> str:
     """A hash of the dataset's state, without decoding it: a changed file gives another store."""
     digest = hashlib.sha256(f"{_FORMAT} {root}".encode(errors="surrogateescape"))
     paths = [path for item in items for path in (*item.images, item.mask)]
@@ -367,12 +362,12 @@ Decoded = list[tuple[Slice, NDArray[np.uint8], Spacing | None]]
 """Slices with their pixels, uint8 (H, W, C + 1), and their spacing if it is known."""
 
 
-def _build(folder: Path, items: Sequence[Item], description: Description | None) -> _Table:
+def _build(folder: Path, items: Sequence[ImageFiles], description: Description | None) -> _Table:
     # The lock is held, so these are of processes that died.
     for leftover in folder.parent.glob(f".{folder.name}.*"):
         shutil.rmtree(leftover)
     if description is None:
-        read: Callable[[Sequence[Item]], Decoded] = _read_lgg
+        read: Callable[[Sequence[ImageFiles]], Decoded] = _read_lgg
         units = [[item] for item in items]
     else:
         read = functools.partial(_read_described, description=description)
@@ -417,18 +412,14 @@ def _whole_names(slices: Sequence[Slice], *, described: bool) -> list[str]:
     return names
 
 
-def _first_bytes(items: Sequence[Item]) -> int:
+def _first_bytes(items: Sequence[ImageFiles]) -> int:
     """The bytes of the first slice that can be read, by which the space needed is estimated."""
     for item in items:
         try:
-            return read_slice(_slice_file(item))[1].size * (len(CHANNELS) + 1)
+            return read_slice(item)[1].size * (len(CHANNELS) + 1)
         except DataError:
             continue
     return 0
-
-
-def _slice_file(item: Item) -> SliceFile:
-    return SliceFile(item.name, item.patient, item.images[0], item.mask)
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -440,15 +431,15 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _read_lgg(items: Sequence[Item]) -> Decoded:
+def _read_lgg(items: Sequence[ImageFiles]) -> Decoded:
     """Decode a slice of the LGG layout."""
     (item,) = items
-    image, mask = read_slice(_slice_file(item))
+    image, mask = read_slice(item)
     found = Slice(item.name, item.patient, int(mask.sum()), item.scan)
     return [(found, np.dstack([image, mask]), None)]
 
 
-def _read_described(items: Sequence[Item], description: Description) -> Decoded:
+def _read_described(items: Sequence[ImageFiles], description: Description) -> Decoded:
     """Decode all slices of a patient of a described dataset."""
     return [
         (
@@ -461,14 +452,16 @@ def _read_described(items: Sequence[Item], description: Description) -> Decoded:
 
 
 def _decode_all(
-    units: Sequence[Sequence[Item]], read: Callable[[Sequence[Item]], Decoded], file: BinaryIO
+    units: Sequence[Sequence[ImageFiles]],
+    read: Callable[[Sequence[ImageFiles]], Decoded],
+    file: BinaryIO,
 ) -> _Found:
     """Write the pixels of all slices.
 
     All files are read before the problems of all are raised together.
     """
 
-    def attempt(unit: Sequence[Item]) -> Decoded | str:
+    def attempt(unit: Sequence[ImageFiles]) -> Decoded | str:
         try:
             return read(unit)
         except DataError as error:

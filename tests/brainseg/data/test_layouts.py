@@ -65,7 +65,7 @@ def test_slices_come_in_natural_order_with_patients_from_folder_names(root: Path
 
 
 def test_the_slices_of_a_folder_follow_each_other_whatever_the_folders_names(root: Path) -> None:
-    before = [item.image for item in find_slices(root)]
+    before = [item.images[0] for item in find_slices(root)]
     assert before == sorted(before, key=lambda path: natural_key(str(path)))
     image, mask = _first(root)
     for folder in ("1", "01", "a", "a b", "a-2"):
@@ -73,7 +73,7 @@ def test_the_slices_of_a_folder_follow_each_other_whatever_the_folders_names(roo
         for number in (1, 2, 3):
             shutil.copy(image, root / folder / f"{number}.tif")
             shutil.copy(mask, root / folder / f"{number}_mask.tif")
-    folders = [item.image.parent.name for item in find_slices(root)]
+    folders = [item.scan for item in find_slices(root)]
     runs = [folder for folder, _ in itertools.groupby(folders)]
     assert len(runs) == len(set(runs))
     assert [run for run in runs if run[0] == "a"] == ["a b", "a-2", "a"]  # as by whole paths
