@@ -23,7 +23,14 @@ from pydantic import Field, field_validator, model_validator
 
 from brainseg.config import Name
 from brainseg.data.about import About
-from brainseg.data.layouts import ImageFiles, decode, describe_unused, natural_key, show_name
+from brainseg.data.layouts import (
+    ImageFiles,
+    decode,
+    describe_unused,
+    natural_key,
+    show_name,
+    show_shape,
+)
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
@@ -295,8 +302,8 @@ def read_patient(items: Sequence[ImageFiles], description: Description) -> list[
         values, mask_values = _read_image(item, description), read_values(item.mask)
         if values.shape[:3] != mask_values.shape[:3] or mask_values.ndim != 3:
             raise DataError(
-                f"{item.mask.name}: {_shape(mask_values)} (slices, rows, columns), but its image "
-                f"{_shape(values[..., 0])}"
+                f"{item.mask.name}: {show_shape(mask_values.shape)} (slices, rows, columns), but "
+                f"its image {show_shape(values.shape[:-1])}"
             )
         _check_affines(item)
         mask = _to_mask(mask_values, description.tumour, item.mask.name)
@@ -338,8 +345,8 @@ def _read_image(item: ImageFiles, description: Description) -> NDArray[Any]:
         for path, part in zip(item.images, parts, strict=True):
             if part.ndim != 3 or part.shape != parts[0].shape:
                 raise DataError(
-                    f"{path.name}: {_shape(part)}; expected one channel, "
-                    f"{_shape(parts[0])} as {item.images[0].name} has"
+                    f"{path.name}: {show_shape(part.shape)}; expected one channel, "
+                    f"{show_shape(parts[0].shape)} as {item.images[0].name} has"
                 )
         return np.stack(parts, axis=-1)
     values = parts[0][..., None] if parts[0].ndim == 3 else parts[0]
@@ -502,7 +509,3 @@ def _inside(root: Path, name: str, where: str, problems: list[str]) -> Path:
     elif not path.is_file():
         problems.append(f"{where}: there is no file {show_name(name)}")
     return path
-
-
-def _shape(array: NDArray[Any]) -> str:
-    return "x".join(str(side) for side in array.shape)

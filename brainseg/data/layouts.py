@@ -13,7 +13,7 @@ import re
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def read_slice(files: ImageFiles) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
     (path,) = files.images
     image = read_image(path)
     if image.shape[0] != image.shape[1]:
-        raise DataError(f"{show_name(path)}: {_shape(image)}; expected a square")
+        raise DataError(f"{show_name(path)}: {show_shape(image.shape)}; expected a square")
     return image, read_mask(files.mask, image)
 
 
@@ -194,7 +194,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     image = decode(path)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(
-            f"{show_name(path)}: {_shape(image)} {image.dtype}; expected three channels of uint8"
+            f"{show_name(path)}: {show_shape(image.shape)} {image.dtype}; expected three channels "
+            "of uint8"
         )
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
@@ -215,10 +216,13 @@ def read_mask(path: Path, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     mask = decode(path)
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise DataError(
-            f"{show_name(path)}: {_shape(mask)} {mask.dtype}; expected one channel of uint8"
+            f"{show_name(path)}: {show_shape(mask.shape)} {mask.dtype}; expected one channel of "
+            "uint8"
         )
     if mask.shape != image.shape[:2]:
-        raise DataError(f"{show_name(path)}: {_shape(mask)}, but its image {_shape(image)}")
+        raise DataError(
+            f"{show_name(path)}: {show_shape(mask.shape)}, but its image {show_shape(image.shape)}"
+        )
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
     if not (set(values) <= {0, 255} or set(values) <= {0, 1}):
         shown = ", ".join(str(value) for value in values[:6])
@@ -263,7 +267,7 @@ def decode(path: Path) -> NDArray[np.generic]:
         _check_header(path, raw)
         decoded = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
-        raise DataError(f"{show_name(path)}: cannot be read: {_one_line(error)}") from error
+        raise DataError(f"{show_name(path)}: cannot be read: {show_error(error)}") from error
     if decoded is None:
         raise DataError(f"{show_name(path)}: {len(raw):,} bytes, damaged or truncated")
     return np.asarray(decoded)
@@ -285,7 +289,7 @@ def _check_header(path: Path, raw: bytes) -> None:
     except Image.DecompressionBombError:
         reason = f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; at most {MAX_SIDE} along a side"
     except Exception as error:  # a damaged header may raise anything
-        reason = f"cannot be read, perhaps truncated: {_one_line(error)}"
+        reason = f"cannot be read, perhaps truncated: {show_error(error)}"
     if reason is not None:
         raise DataError(f"{show_name(path)}: {reason}")
 
@@ -336,6 +340,16 @@ def require_file(path: Path) -> int:
 def show_name(name: Path | str) -> str:
     """Return the last part of a path, or a text, with what no terminal shows as escapes."""
     return escape(name.name if isinstance(name, Path) else name)
+
+
+def show_shape(shape: Sequence[int]) -> str:
+    """Return an array's shape as messages give it, such as `256x256x3`."""
+    return "x".join(str(side) for side in shape)
+
+
+def show_error(error: Exception, length: int = 200) -> str:
+    """Return what another library's error says, in one line of at most `length` characters."""
+    return show_name(" ".join(str(error).split()))[:length]
 
 
 def is_writable_name(name: str) -> bool:
@@ -396,10 +410,6 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _one_line(error: Exception) -> str:
-    return show_name(" ".join(str(error).split()))[:200]
-
-
 def _list_patient_files(root: Path) -> dict[str, int]:
     """Relative path -> size in bytes of each .tif in a patient folder; hidden ones are skipped."""
     if not root.is_dir():
@@ -412,7 +422,3 @@ def _list_patient_files(root: Path) -> dict[str, int]:
         if any(f.name.endswith(MASK_SUFFIX) for f in files) or _PATIENT_FOLDER.match(folder.name):
             found |= {f"{folder.name}/{f.name}": f.stat().st_size for f in files}
     return found
-
-
-def _shape(array: NDArray[np.generic]) -> str:
-    return "x".join(str(side) for side in array.shape)

@@ -20,7 +20,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from brainseg.data.about import CHANNELS
-from brainseg.data.layouts import MAX_SIDE, require_file, show_name
+from brainseg.data.layouts import MAX_SIDE, require_file, show_error, show_shape
 from brainseg.data.preprocess import rescale
 from brainseg.errors import DataError
 
@@ -31,6 +31,7 @@ _AXES = ("L", "P", "S")  # the directions in which columns, rows and slices are 
 _MAX_BYTES = 2**30
 _MAX_OFFSET = 2**24  # of the values in the file; extensions of the header lie before them
 _HEADER, _CHUNK = 348, 2**24
+_SHOWN = 120  # characters of another library's error
 _MAX_APART = 0.1  # voxels; headers round, and the grids of two scans differ by more
 
 
@@ -102,8 +103,8 @@ class Volume:
         if data.ndim != 4 or data.shape[3] != len(channels):
             number = "three" if len(channels) == 3 else len(channels)
             raise DataError(
-                f"{self.path.name}: {_shape(data)}; expected {number} sequences on a fourth axis "
-                f"({', '.join(channels)})"
+                f"{self.path.name}: {show_shape(data.shape)}; expected {number} sequences on a "
+                f"fourth axis ({', '.join(channels)})"
             )
         if not rescales:
             return self._turn(_to_uint8(data, self.path.name))
@@ -119,7 +120,9 @@ class Volume:
         """
         data = self._decode()
         if data.dtype.names or data.ndim not in (3, 4):
-            raise DataError(f"{self.path.name}: {_shape(data)}; expected three or four axes")
+            raise DataError(
+                f"{self.path.name}: {show_shape(data.shape)}; expected three or four axes"
+            )
         return self._turn(data)
 
     def read_mask(self, like: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -135,12 +138,12 @@ class Volume:
             DataError: If the file is damaged, has another size, or holds more than two values.
         """
         if self.shape != like.shape[:3]:
-            shape = "x".join(map(str, self.shape))
-            raise DataError(f"{self.path.name}: {shape} slices, its image {_shape(like)}")
+            shape, expected = show_shape(self.shape), show_shape(like.shape)
+            raise DataError(f"{self.path.name}: {shape} slices, its image {expected}")
         data = self._decode()
         values = np.unique(data).tolist() if data.ndim == 3 and not data.dtype.names else None
         if values is None or not (set(values) <= {0, 255} or set(values) <= {0, 1}):
-            shown = _shape(data) if values is None else f"values {values[:6]}"
+            shown = show_shape(data.shape) if values is None else f"values {values[:6]}"
             raise DataError(f"{self.path.name}: {shown}; expected one channel, 0 for no tumour")
         return self._turn(data > 0)
 
@@ -206,7 +209,7 @@ class Volume:
                         raise EOFError("it ends before the values that its header declares")
                     values[start : start + some] = _scaled(np.frombuffer(raw, proxy.dtype), proxy)
         except Exception as error:  # nibabel and the decompressors may raise anything
-            raise DataError(f"{self.path.name}: damaged: {_reason(error)}") from error
+            raise DataError(f"{self.path.name}: damaged: {show_error(error, _SHOWN)}") from error
         if values.dtype.kind == "f" and np.isinf(values).any():
             raise DataError(f"{self.path.name}: holds infinite values")
         return values.reshape(proxy.shape, order="F")
@@ -236,7 +239,7 @@ def open_volume(path: Path) -> Volume:
     except DataError:
         raise
     except Exception as error:  # nibabel and the decompressors may raise anything
-        what = _reason(error) if size else "0 bytes: the file is empty"
+        what = show_error(error, _SHOWN) if size else "0 bytes: the file is empty"
         raise DataError(f"{path.name}: not a NIfTI volume: {what}") from error
     _check_shape(path, image, own)
     _check_bytes(path, image.dataobj, size)
@@ -251,9 +254,9 @@ def open_volume(path: Path) -> Volume:
 
 def _check_shape(path: Path, image: Any, orientation: NDArray[np.float64]) -> None:
     if len(image.shape) < 3 or min(image.shape) < 1 or np.isnan(orientation).any():
-        raise DataError(f"{path.name}: {_shape(image)}; expected slices with an affine")
+        raise DataError(f"{path.name}: {show_shape(image.shape)}; expected slices with an affine")
     if max(image.shape[:3]) > MAX_SIDE:
-        raise DataError(f"{path.name}: {_shape(image)}; at most {MAX_SIDE} along a side")
+        raise DataError(f"{path.name}: {show_shape(image.shape)}; at most {MAX_SIDE} along a side")
     dtype = image.get_data_dtype()
     if dtype.kind not in "uif" and not dtype.names:
         raise DataError(f"{path.name}: values of type {dtype}; expected numbers")
@@ -300,11 +303,3 @@ def _to_uint8(data: NDArray[Any], name: str) -> NDArray[np.uint8]:
             "255, scaled as the training slices are"
         )
     return integers
-
-
-def _shape(array: Any) -> str:
-    return "x".join(str(side) for side in array.shape)
-
-
-def _reason(error: Exception) -> str:
-    return show_name(" ".join(str(error).split()))[:120]

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brainseg.data.description import find_files, is_volume, read_description
-from brainseg.data.layouts import decode, patient_of
+from brainseg.data.layouts import decode, patient_of, show_shape
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.slice_store import SliceStore
 from brainseg.errors import DataError
@@ -177,7 +177,7 @@ def _read_image(
         return
     height, width = data.shapes[index]
     if values.shape != (height, width):
-        shape = "x".join(map(str, values.shape))
+        shape = show_shape(values.shape)
         problems.append(f"{paths[0].name}: {shape}; the slice is {height}x{width}, one channel")
     elif not _is_mask(values):
         problems.append(f"{paths[0].name}: {_show(values)}; expected 0 and one other")
@@ -211,7 +211,7 @@ def _read_volume(
         problems.append(str(error))
         return
     if len(shapes) > 1 or values.shape != (len(members), *data.shapes[members[0]]):
-        found = "x".join(map(str, values.shape))
+        found = show_shape(values.shape)
         expected = " and ".join(f"{height}x{width}" for height, width in sorted(shapes))
         problems.append(f"{paths[0].name}: {found}; expected {len(members)} slices of {expected}")
     elif not _is_mask(values):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from brainseg.data.inputs import StoreInputs, Volume
+from brainseg.data.layouts import show_shape
 from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
@@ -224,7 +225,7 @@ class Predictor:
         num_channels = len(self.header.channels)
         for image in images:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != num_channels:
-                shape = "x".join(map(str, image.shape))
+                shape = show_shape(image.shape)
                 raise DataError(
                     f"a slice is {shape} {image.dtype}; expected HxWx{num_channels} of uint8, "
                     f"channels {', '.join(self.header.channels)}"
