@@ -23,14 +23,8 @@ from pydantic import Field, field_validator, model_validator
 
 from brainseg.config import Name
 from brainseg.data.about import About
-from brainseg.data.layouts import (
-    ImageFiles,
-    decode,
-    describe_unused,
-    natural_key,
-    show_name,
-    show_shape,
-)
+from brainseg.data.image_files import decode, show_name, show_shape
+from brainseg.data.layouts import ImageFiles, describe_unused, natural_key
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError

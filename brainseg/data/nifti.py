@@ -20,7 +20,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from brainseg.data.about import CHANNELS
-from brainseg.data.layouts import MAX_SIDE, require_file, show_error, show_shape
+from brainseg.data.image_files import MAX_SIDE, require_file, show_error, show_shape
 from brainseg.data.preprocess import rescale
 from brainseg.errors import DataError
 

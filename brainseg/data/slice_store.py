@@ -35,6 +35,7 @@ from brainseg.data.description import (
     read_description,
     read_patient,
 )
+from brainseg.data.image_files import is_writable_name, show_name
 from brainseg.data.layouts import (
     ImageFiles,
     describe_unused,
@@ -42,9 +43,7 @@ from brainseg.data.layouts import (
     find_namesakes,
     find_root,
     find_slices,
-    is_writable_name,
     read_slice,
-    show_name,
 )
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
 from brainseg.errors import DataError

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from brainseg.data.image_files import show_shape
 from brainseg.data.inputs import StoreInputs, Volume
-from brainseg.data.layouts import show_shape
 from brainseg.data.loader import Batches
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of

@@ -20,17 +20,14 @@ from numpy.typing import NDArray
 
 from brainseg.data.about import CHANNELS
 from brainseg.data.description import read_values, to_bytes
-from brainseg.data.layouts import (
+from brainseg.data.image_files import (
     MAX_SIDE,
-    describe_unused,
     is_writable_name,
-    natural_key,
-    path_key,
-    patient_of,
     read_image,
     read_mask,
     show_name,
 )
+from brainseg.data.layouts import describe_unused, natural_key, path_key, patient_of
 from brainseg.data.nifti import VOLUME_SUFFIXES, Volume, open_volume
 from brainseg.errors import DataError
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from s3 import Store
 
-from brainseg.data.layouts import find_default_root, find_slices, read_image, read_slice
+from brainseg.data.image_files import read_image
+from brainseg.data.layouts import find_default_root, find_slices, read_slice
 from brainseg.data.slice_store import SliceStore, checksum, open_dataset
 from brainseg.errors import DataError
 from brainseg.storage.files import cache_folder
