@@ -20,8 +20,14 @@ from filelock import FileLock
 from brainseg.config import EDGES, Experiment
 from brainseg.data import inputs, preprocess
 from brainseg.data.inputs import Image, StoreInputs
-from brainseg.data.slice_store import SliceStore, checksum
-from brainseg.storage.files import cache_folder, hash_file, write_atomically, write_text
+from brainseg.data.slice_store import SliceStore
+from brainseg.storage.files import (
+    cache_folder,
+    damage_checksum,
+    hash_file,
+    write_atomically,
+    write_text,
+)
 
 _KEPT = 8
 """Stores besides the newest: as many as the largest grid has inputs."""
@@ -75,7 +81,7 @@ def _is_whole(path: Path, size: int) -> bool:
     """Whether a store is there, of its size and with the checksum beside it."""
     try:
         known = _sum_of(path).read_bytes()
-        return path.stat().st_size == size and checksum(path).encode() == known
+        return path.stat().st_size == size and damage_checksum(path).encode() == known
     except OSError:
         return False
 
@@ -95,7 +101,7 @@ def _build(path: Path, direct: StoreInputs, count: int) -> None:
         for start in range(0, count, _AHEAD):
             chunk = range(start, min(start + _AHEAD, count))
             file.writelines(image.tobytes() for image in pool.map(direct.prepare, chunk))
-    write_text(_sum_of(path), checksum(path))
+    write_text(_sum_of(path), damage_checksum(path))
 
 
 def _drop_old(newest: Path) -> None:

@@ -6,24 +6,17 @@ cache folder (`BRAINSEG_CACHE` moves it), never beside the data.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import itertools
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
-from tqdm import tqdm
+from pydantic import ValidationError
 
 from brainseg.data.about import CHANNELS, LGG, About
 from brainseg.data.description import (
@@ -33,7 +26,6 @@ from brainseg.data.description import (
     Spacing,
     find_files,
     read_description,
-    read_patient,
 )
 from brainseg.data.image_files import is_writable_name, show_name
 from brainseg.data.layouts import (
@@ -43,20 +35,21 @@ from brainseg.data.layouts import (
     find_namesakes,
     find_root,
     find_slices,
-    read_slice,
 )
 from brainseg.data.phantom import MARKER, VERSION, generate_phantom
+from brainseg.data.store_builder import (
+    FORMAT,
+    PIXELS_FILE,
+    TABLE_FILE,
+    Slice,
+    StoreTable,
+    build_store,
+)
 from brainseg.errors import DataError
-from brainseg.storage.files import FAR_WAITS, cache_folder, retry_storage, write_folder, write_text
+from brainseg.storage.files import FAR_WAITS, cache_folder, damage_checksum, retry_storage
 from brainseg.storage.remote import RemoteFolder, pull, require_store
 from brainseg.storage.urls import Location, is_url
 
-_FORMAT = 6
-_PIXELS, _TABLE = "slices.bin", "table.json"
-_AHEAD = 32
-_BLOCK, _SUMMED = 2**20, 2**32
-_FILLED = 0.5
-"""The share of a slice above which its mask is taken for an inverted one."""
 _UNUSED = (
     "are not used (a slice is NAME.tif with NAME_mask.tif beside it, in a folder per patient; "
     "another layout needs a dataset.yaml, see docs/data.md)"
@@ -68,28 +61,6 @@ _FETCHED = (
     *(".tif", ".tiff", ".png", ".jpg", ".jpeg", ".nii", ".nii.gz"),
     *(".csv", MARKER, DESCRIPTION_FILE),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """A slice of the store.
-
-    Attributes:
-        name: Its name.
-        patient: Its patient.
-        tumour_pixels: Number of its tumour pixels.
-        scan: Which of the patient's examinations it is of.
-    """
-
-    name: str
-    patient: str
-    tumour_pixels: int
-    scan: str = ""
-
-    @property
-    def volume(self) -> tuple[str, str]:
-        """Patient and scan, which slices of one volume share."""
-        return self.patient, self.scan
 
 
 @dataclass(frozen=True)
@@ -130,7 +101,7 @@ class SliceStore:
     @cached_property
     def flat(self) -> NDArray[np.uint8]:
         """All slices one after the other, uint8, read-only: (H, W, C + 1) each, the mask last."""
-        return np.memmap(self.folder / _PIXELS, np.uint8, mode="r")
+        return np.memmap(self.folder / PIXELS_FILE, np.uint8, mode="r")
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -183,17 +154,6 @@ class SliceStore:
         return {key: value for key, value in self.__dict__.items() if key != "flat"}
 
 
-class _Table(BaseModel):
-    """What is stored beside the pixels, after a line with its own SHA-256."""
-
-    fingerprint: str
-    checksum: str
-    slices: tuple[Slice, ...]
-    shapes: tuple[tuple[int, int], ...]
-    notes: tuple[str, ...] = ()
-    spacings: tuple[Spacing, ...] = ()
-
-
 def open_dataset(path: Location) -> SliceStore:
     """Open the slice store of a dataset; check the dataset and build the store if there is none.
 
@@ -215,7 +175,7 @@ def open_dataset(path: Location) -> SliceStore:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     store = cache_folder("slices") / signature
     with FileLock(f"{store}.lock"):
-        table = _read_table(store) or _build(store, files.items, description)
+        table = _read_table(store) or build_store(store, files.items, description)
     slices = tuple(table.slices)
     return SliceStore(
         folder=store,
@@ -236,22 +196,6 @@ def open_dataset(path: Location) -> SliceStore:
         spacings=table.spacings,
         described=description is not None,
     )
-
-
-def checksum(path: Path) -> str:
-    """Return a hash of the sums of a file's blocks of 1 MiB, which takes 0.04 s for 1 GiB.
-
-    Each changed bit and each missing block changes it, up to 4 GiB; of a larger file every second,
-    third, ... block is read. It finds damage, not malice.
-    """
-    raw = np.memmap(path, np.uint8, mode="r") if path.stat().st_size else np.zeros(0, np.uint8)
-    whole = raw.size // 8 * 8
-    words, length = raw[:whole].view(np.uint64), _BLOCK // 8
-    step = length * max(1, -(-raw.size // _SUMMED))
-    starts = range(0, len(words), step)
-    sums = np.array([words[start : start + length].sum() for start in starts], np.uint64)
-    content = f"{raw.size} ".encode() + sums.tobytes() + raw[whole:].tobytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 def open_default(path: Location | None) -> SliceStore:
@@ -320,7 +264,7 @@ def _find(folder: Path, description: Description | None) -> tuple[Path, DatasetF
 
 def _signature(root: Path, items: Sequence[ImageFiles]) -> str:
     """A hash of the dataset's state, without decoding it: a changed file gives another store."""
-    digest = hashlib.sha256(f"{_FORMAT} {root}".encode(errors="surrogateescape"))
+    digest = hashlib.sha256(f"{FORMAT} {root}".encode(errors="surrogateescape"))
     paths = [path for item in items for path in (*item.images, item.mask)]
     description = root / DESCRIPTION_FILE
     if description.exists():  # its manifest may give other names and patients to the same files
@@ -335,262 +279,13 @@ def _signature(root: Path, items: Sequence[ImageFiles]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _read_table(folder: Path) -> _Table | None:
+def _read_table(folder: Path) -> StoreTable | None:
     """The table of a store, or None if there is no store or it is damaged."""
     try:
-        digest, _, text = (folder / _TABLE).read_bytes().partition(b"\n")
+        digest, _, text = (folder / TABLE_FILE).read_bytes().partition(b"\n")
         if digest.decode("latin-1") != hashlib.sha256(text).hexdigest():
             return None
-        table = _Table.model_validate_json(text)
-        return table if checksum(folder / _PIXELS) == table.checksum else None
+        table = StoreTable.model_validate_json(text)
+        return table if damage_checksum(folder / PIXELS_FILE) == table.checksum else None
     except (OSError, ValidationError):
         return None
-
-
-class _Found(NamedTuple):
-    """All slices of a dataset: their sizes, the hashes of their pixels and of their images."""
-
-    slices: list[Slice]
-    shapes: list[tuple[int, int]]
-    hashes: list[str]
-    images: list[str]
-    spacings: list[Spacing | None]
-
-
-Decoded = list[tuple[Slice, NDArray[np.uint8], Spacing | None]]
-"""Slices with their pixels, uint8 (H, W, C + 1), and their spacing if it is known."""
-
-
-def _build(folder: Path, items: Sequence[ImageFiles], description: Description | None) -> _Table:
-    # The lock is held, so these are of processes that died.
-    for leftover in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(leftover)
-    if description is None:
-        read: Callable[[Sequence[ImageFiles]], Decoded] = _read_lgg
-        units = [[item] for item in items]
-    else:
-        read = functools.partial(_read_described, description=description)
-        units = [list(own) for _, own in itertools.groupby(items, key=lambda i: i.patient)]
-    with write_folder(folder) as aside:
-        _check_space(aside, 0 if description else len(items) * _first_bytes(items))
-        with (aside / _PIXELS).open("wb") as file:
-            decoded = _decode_all(units, read, file)
-        _check_masks(decoded, description)
-        if description is None:
-            _check_sizes(decoded)
-        names = _whole_names(decoded.slices, described=description is not None)
-        lines = "".join(f"{name} {h}\n" for name, h in zip(names, decoded.hashes, strict=True))
-        table = _Table(
-            fingerprint=hashlib.sha256(lines.encode()).hexdigest(),
-            checksum=checksum(aside / _PIXELS),
-            slices=tuple(decoded.slices),
-            shapes=tuple(decoded.shapes),
-            notes=(*_find_copies(decoded), *_note_spacing(decoded)),
-            spacings=_common_spacings(decoded),
-        )
-        text = table.model_dump_json()
-        write_text(aside / _TABLE, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-        shutil.rmtree(folder, ignore_errors=True)
-    return table
-
-
-def _whole_names(slices: Sequence[Slice], *, described: bool) -> list[str]:
-    """Return names that identify slices across patients and scans.
-
-    A slice of the LGG dataset is called after its folder; one of a described dataset has its
-    patient before its name, and its scan where the patient has several.
-    """
-    scans = Counter(patient for patient, _ in {item.volume for item in slices})
-    names = []
-    for item in slices:
-        parts = [item.patient, item.name] if described else [item.name]
-        needed = scans[item.patient] > 1 or not described
-        if needed and not item.name.startswith(f"{item.scan}_"):
-            parts.insert(-1, item.scan)
-        names.append("/".join(parts))
-    return names
-
-
-def _first_bytes(items: Sequence[ImageFiles]) -> int:
-    """The bytes of the first slice that can be read, by which the space needed is estimated."""
-    for item in items:
-        try:
-            return read_slice(item)[1].size * (len(CHANNELS) + 1)
-        except DataError:
-            continue
-    return 0
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DataError(
-            f"the slice store needs {needed / 1e9:.1f} GB in {folder.parent}, "
-            f"which has {free / 1e9:.1f} GB free; set BRAINSEG_CACHE to a larger disk"
-        )
-
-
-def _read_lgg(items: Sequence[ImageFiles]) -> Decoded:
-    """Decode a slice of the LGG layout."""
-    (item,) = items
-    image, mask = read_slice(item)
-    found = Slice(item.name, item.patient, int(mask.sum()), item.scan)
-    return [(found, np.dstack([image, mask]), None)]
-
-
-def _read_described(items: Sequence[ImageFiles], description: Description) -> Decoded:
-    """Decode all slices of a patient of a described dataset."""
-    return [
-        (
-            Slice(one.name, items[0].patient, int(one.mask.sum()), one.scan),
-            np.dstack([one.image, one.mask]),
-            one.spacing,
-        )
-        for one in read_patient(items, description)
-    ]
-
-
-def _decode_all(
-    units: Sequence[Sequence[ImageFiles]],
-    read: Callable[[Sequence[ImageFiles]], Decoded],
-    file: BinaryIO,
-) -> _Found:
-    """Write the pixels of all slices.
-
-    All files are read before the problems of all are raised together.
-    """
-
-    def attempt(unit: Sequence[ImageFiles]) -> Decoded | str:
-        try:
-            return read(unit)
-        except DataError as error:
-            return f"{unit[0].images[0].parent.name}/{error}"
-
-    found = _Found([], [], [], [], [])
-    problems: list[str] = []
-    total = sum(len(unit) for unit in units)
-    with (
-        ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=total, desc="checking slices", unit="slice", disable=None) as bar,
-    ):
-        # A few at a time: what is decoded faster than it is written would fill the memory.
-        for start in range(0, len(units), _AHEAD):
-            chunk = units[start : start + _AHEAD]
-            for unit, decoded in zip(chunk, pool.map(attempt, chunk), strict=True):
-                bar.update(len(unit))
-                if isinstance(decoded, str):
-                    problems.append(decoded)
-                    continue
-                for item, pixels, spacing in decoded:
-                    content = pixels.tobytes()
-                    file.write(content)
-                    found.slices.append(item)
-                    found.shapes.append((pixels.shape[0], pixels.shape[1]))
-                    found.hashes.append(hashlib.blake2b(content, digest_size=16).hexdigest())
-                    found.images.append(_hash_image(pixels[:, :, :-1]))
-                    found.spacings.append(spacing)
-    if problems:
-        what = "slices" if total == len(units) else "patients"
-        raise DataError(f"{len(problems)} of {len(units)} {what} cannot be used", problems)
-    return found
-
-
-def _hash_image(image: NDArray[np.uint8]) -> str:
-    """A hash of an image alone; empty for one without content, which many patients may have."""
-    if (image == image[0, 0]).all():
-        return ""
-    return hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
-
-
-def _check_masks(found: _Found, description: Description | None) -> None:
-    """Refuse masks that are all empty, or inverted.
-
-    A slice of a described dataset may be mostly tumour, such as one cut around it.
-    """
-    sizes = [height * width for height, width in found.shapes]
-    shares = [item.tumour_pixels / n for item, n in zip(found.slices, sizes, strict=True)]
-    values = description.tumour if description else None
-    if not any(shares):
-        named = f"the values {', '.join(map(str, values))}" if values else "tumour"
-        raise DataError(
-            f"none of the {len(shares)} masks holds {named}: are these the masks of these images?"
-        )
-    filled = [
-        f"{item.name}: {share:.0%} of its mask is tumour; is it inverted?"
-        for item, share in zip(found.slices, shares, strict=True)
-        if share > _FILLED
-    ]
-    if 2 * len(filled) > len(shares) and values is None:
-        raise DataError(
-            f"{len(filled)} of {len(shares)} masks are mostly tumour, so they seem to be "
-            "inverted: 0 stands for no tumour, 255 or 1 for tumour. If they are right, name "
-            "tumour: [255] in a dataset.yaml (docs/data.md)"
-        )
-    if filled and description is None:
-        raise DataError(f"{len(filled)} of {len(shares)} slices cannot be used", filled)
-
-
-def _check_sizes(found: _Found) -> None:
-    """Refuse slices of the LGG layout that are not of the size that most have."""
-    usual = Counter(found.shapes).most_common(1)[0][0]
-    problems = [
-        f"{item.name}: {shape[0]} pixels wide; most slices are {usual[0]}"
-        for item, shape in zip(found.slices, found.shapes, strict=True)
-        if shape != usual
-    ]
-    if problems:
-        raise DataError(f"{len(problems)} of {len(found.slices)} slices cannot be used", problems)
-
-
-def _common_spacings(found: _Found) -> tuple[Spacing, ...]:
-    """Return the spacing of every slice; none if some slices have none."""
-    known = [spacing for spacing in found.spacings if spacing is not None]
-    return tuple(known) if len(known) == len(found.slices) else ()
-
-
-def _note_spacing(found: _Found) -> list[str]:
-    missing = found.spacings.count(None)
-    if missing in (0, len(found.slices)):
-        return []
-    return [
-        f"{missing} of {len(found.slices)} slices have no spacing in their file's header: no "
-        "distance is given in millimetres, unless data.spacing_mm is set"
-    ]
-
-
-def _find_copies(found: _Found) -> list[str]:
-    """Return sentences on slices that are there twice.
-
-    Raises:
-        DataError: If a slice with tumour is there of two patients: it could be in training and in
-            test.
-    """
-    owners: dict[str, list[Slice]] = {}
-    for item, digest in zip(found.slices, found.images, strict=True):
-        if digest:
-            owners.setdefault(digest, []).append(item)
-    shared: list[str] = []
-    foreign: list[str] = []
-    own: list[str] = []
-    for first, *others in owners.values():
-        with_tumour = any(item.tumour_pixels for item in (first, *others))
-        for item in others:
-            if item.patient == first.patient:
-                own.append(f"{item.name} is {first.name}")
-            else:
-                words = f"{item.name}: the same pixels as {first.name}, of another patient"
-                (shared if with_tumour else foreign).append(words)
-    if shared:
-        raise DataError(f"{len(shared)} slices belong to two patients", shared)
-    notes = []
-    if foreign:
-        notes.append(
-            f"{len(foreign)} slices without tumour belong to two patients, who may be one: "
-            f"{', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}"
-        )
-    if own:
-        notes.append(
-            f"{len(own)} slices are copies of another slice of their patient, which then counts "
-            f"twice; remove them: {', '.join(own[:3])}{' ...' if own[3:] else ''}"
-        )
-    return notes

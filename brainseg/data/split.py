@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from brainseg.config import LEAKY_SPLIT, NUM_FOLDS, NUM_INNER_FOLDS, DataConfig, Experiment
 from brainseg.data.patients import site_of
-from brainseg.data.slice_store import Slice
+from brainseg.data.store_builder import Slice
 from brainseg.errors import ConfigError, DataError
 from brainseg.storage.files import user_path
 from brainseg.storage.values import Checked, Line, read_yaml, validated

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from brainseg.config import Experiment
 from brainseg.data.description import Spacing
 from brainseg.data.patients import missing_in
-from brainseg.data.slice_store import Slice, SliceStore
+from brainseg.data.slice_store import SliceStore
+from brainseg.data.store_builder import Slice
 from brainseg.inference.mask_metrics import (
     LesionCounts,
     Mask,

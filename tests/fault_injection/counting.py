@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 COUNTED: dict[str, dict[str, Callable[..., object]]] = {
-    "brainseg.data.slice_store": {"read_slice": lambda files: files.name},
+    "brainseg.data.store_builder": {"read_slice": lambda files: files.name},
     "brainseg.data.preprocess": {
         "apply_filters": lambda image, config: ",".join(config.filters) or "none"
     },

@@ -15,7 +15,7 @@ from s3 import Store
 
 from brainseg.data.image_files import read_image
 from brainseg.data.layouts import find_default_root, find_slices, read_slice
-from brainseg.data.slice_store import SliceStore, checksum, open_dataset
+from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.errors import DataError
 from brainseg.storage.files import cache_folder
 from brainseg.storage.remote import local_files
@@ -113,25 +113,6 @@ def test_a_damaged_store_is_built_anew(
         assert again.slices == data.slices
         assert np.array_equal(again.pixels, data.pixels)
         assert [f.name for f in folder.parent.iterdir() if f.is_dir()] == [folder.name]
-
-
-def test_a_checksum_covers_each_byte_and_the_order_of_blocks(tmp_path: Path) -> None:
-    raw = bytearray(np.random.default_rng(0).bytes(3 * 2**20 + 5))
-    known = {_checksum(tmp_path, raw)}
-    for position in (0, 2**20, len(raw) // 2, len(raw) - 1):
-        changed = bytearray(raw)
-        changed[position] ^= 1
-        known.add(_checksum(tmp_path, changed))
-    known.add(_checksum(tmp_path, raw[2**20 : 2**21] + raw[: 2**20] + raw[2**21 :]))
-    known.add(_checksum(tmp_path, raw[:-1]))
-    known.add(_checksum(tmp_path, b""))
-    assert len(known) == 8
-    assert _checksum(tmp_path, raw) in known
-
-
-def _checksum(folder: Path, content: bytes | bytearray) -> str:
-    (folder / "a").write_bytes(content)
-    return checksum(folder / "a")
 
 
 def test_the_real_slices_are_counted(real_data: SliceStore) -> None:

@@ -6,8 +6,9 @@ from pydantic import ValidationError
 from sklearn.model_selection import StratifiedGroupKFold
 
 from brainseg.config import Experiment
-from brainseg.data.slice_store import Slice, SliceStore
+from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import PARTS, Split, assign_folds, check_share, split_by_patient, split_of
+from brainseg.data.store_builder import Slice
 from brainseg.errors import DataError
 
 

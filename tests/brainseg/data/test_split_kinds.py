@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from brainseg.config import Experiment
-from brainseg.data.slice_store import Slice
 from brainseg.data.split import PARTS, Split, count_rotations, split_of
+from brainseg.data.store_builder import Slice
 from brainseg.errors import ConfigError, DataError
 
 PATIENTS = [f"TCGA_{site}_{n}" for site, count in (("AA", 8), ("BB", 7), ("CC", 2), ("DD", 1))

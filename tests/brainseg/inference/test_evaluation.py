@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from brainseg.config import Experiment
-from brainseg.data.slice_store import Slice, SliceStore
+from brainseg.data.slice_store import SliceStore
+from brainseg.data.store_builder import Slice
 from brainseg.errors import CheckpointError
 from brainseg.inference.evaluation import (
     FLIPS,

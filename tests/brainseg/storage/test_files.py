@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brainseg.errors import ConfigError, StorageError
 from brainseg.storage import files
 from brainseg.storage.files import (
     cache_folder,
+    damage_checksum,
     new_folder,
     read_csv,
     retry_storage,
@@ -135,3 +137,22 @@ def test_the_cache_is_where_the_environment_says(
     monkeypatch.setenv("BRAINSEG_CACHE", str(tmp_path / "cache"))
     assert cache_folder("slices") == tmp_path / "cache" / "slices"
     assert (tmp_path / "cache" / "slices").is_dir()
+
+
+def test_a_checksum_covers_each_byte_and_the_order_of_blocks(tmp_path: Path) -> None:
+    raw = bytearray(np.random.default_rng(0).bytes(3 * 2**20 + 5))
+    known = {_checksum(tmp_path, raw)}
+    for position in (0, 2**20, len(raw) // 2, len(raw) - 1):
+        changed = bytearray(raw)
+        changed[position] ^= 1
+        known.add(_checksum(tmp_path, changed))
+    known.add(_checksum(tmp_path, raw[2**20 : 2**21] + raw[: 2**20] + raw[2**21 :]))
+    known.add(_checksum(tmp_path, raw[:-1]))
+    known.add(_checksum(tmp_path, b""))
+    assert len(known) == 8
+    assert _checksum(tmp_path, raw) in known
+
+
+def _checksum(folder: Path, content: bytes | bytearray) -> str:
+    (folder / "a").write_bytes(content)
+    return damage_checksum(folder / "a")

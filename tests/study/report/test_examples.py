@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from brainseg.config import Experiment
-from brainseg.data.slice_store import Slice, SliceStore
+from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_by_patient
+from brainseg.data.store_builder import Slice
 from brainseg.inference.evaluation import (
     FLIPS,
     LARGEST,

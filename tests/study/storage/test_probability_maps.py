@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brainseg.config import Experiment
-from brainseg.data.slice_store import Slice
+from brainseg.data.store_builder import Slice
 from brainseg.inference.evaluation import PLAIN, Evaluation, PartEvaluation
 from brainseg.metrics import Counts
 from brainseg.storage.files import read_csv, write_text
