@@ -36,7 +36,7 @@ _MAX_APART = 0.1  # voxels; headers round, and the grids of two scans differ by 
 
 
 @dataclass(frozen=True)
-class Volume:
+class NiftiVolume:
     """A NIfTI file whose header is read; slices and mask are decoded on demand.
 
     Attributes:
@@ -147,7 +147,7 @@ class Volume:
             raise DataError(f"{self.path.name}: {shown}; expected one channel, 0 for no tumour")
         return self._turn(data > 0)
 
-    def check_affine(self, like: Volume) -> None:
+    def check_affine(self, like: NiftiVolume) -> None:
         """Check that the voxels of this volume lie where those of another of its size do.
 
         How the files' own axes run may differ: both are compared as they are cut into slices.
@@ -219,7 +219,7 @@ class Volume:
         return np.ascontiguousarray(np.moveaxis(turned, (0, 1, 2), (2, 1, 0)))
 
 
-def open_volume(path: Path) -> Volume:
+def open_volume(path: Path) -> NiftiVolume:
     """Read the header of a NIfTI file.
 
     Raises:
@@ -249,7 +249,7 @@ def open_volume(path: Path) -> Volume:
         int(image.shape[np.flatnonzero(to_slices[:, 0] == axis)[0]]) for axis in (2, 1, 0)
     )
     to_file = orientations.ornt_transform(known, own[:3])
-    return Volume(path, (slices, rows, columns), image, to_slices, to_file)
+    return NiftiVolume(path, (slices, rows, columns), image, to_slices, to_file)
 
 
 def _check_shape(path: Path, image: Any, orientation: NDArray[np.float64]) -> None:

@@ -28,7 +28,7 @@ from brainseg.data.image_files import (
     show_name,
 )
 from brainseg.data.layouts import describe_unused, natural_key, path_key, patient_of
-from brainseg.data.nifti import VOLUME_SUFFIXES, Volume, open_volume
+from brainseg.data.nifti import VOLUME_SUFFIXES, NiftiVolume, open_volume
 from brainseg.errors import DataError
 
 IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -84,7 +84,7 @@ class Slices:
 
     images: list[NDArray[np.uint8]]
     masks: list[NDArray[np.bool_]] | None
-    volume: Volume | None = None
+    volume: NiftiVolume | None = None
 
 
 def find_scans(paths: Iterable[Path]) -> tuple[list[Scan], list[str]]:
