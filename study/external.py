@@ -16,7 +16,7 @@ import numpy as np
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.split import split_of
 from brainseg.inference.evaluation import evaluate_masks, patient_rows, slice_rows
-from brainseg.inference.external import read_external
+from brainseg.inference.predicted_masks import read_predicted_masks
 from brainseg.metrics import summarise
 from brainseg.storage.files import write_csv
 from study.spec.study_spec import StudySpec
@@ -54,7 +54,7 @@ def score_external(name: str, folder: Path, spec: StudySpec, data: SliceStore) -
 
     Args:
         name: Of the variant.
-        folder: Of the masks, see `read_external`.
+        folder: Of the masks, see `read_predicted_masks`.
         spec: The study.
         data: Its dataset.
 
@@ -65,7 +65,9 @@ def score_external(name: str, folder: Path, spec: StudySpec, data: SliceStore) -
     for fold in range(spec.folds):
         split = split_of(spec.experiment.replaced({"fold": fold}), data.slices)
         test_of[fold] = split.indices(data.slices, "test").tolist()
-    masks = read_external(folder, data, [i for indices in test_of.values() for i in indices])
+    masks = read_predicted_masks(
+        folder, data, [i for indices in test_of.values() for i in indices]
+    )
     tables: dict[str, list[Row]] = {table: [] for table in EXTERNAL_TABLES}
     for fold, indices in test_of.items():
         predicted = [masks[index] for index in indices]

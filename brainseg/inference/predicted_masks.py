@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from brainseg.data.image_files import decode, show_shape
 from brainseg.data.layouts import patient_of
 from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
 from brainseg.data.slice_store import SliceStore
+from brainseg.data.store_builder import Slice
 from brainseg.errors import DataError
 
 _IMAGE_SUFFIXES = (".png", ".tif", ".tiff")
@@ -33,9 +34,13 @@ _MASK = "_mask"
 _NOT_MASKS = ("_outline", "_stack")
 _SHOWN = 20
 Mask = NDArray[np.bool_]
+ScanKey = tuple[str, str]
+"""A patient and one of its examinations, see `Slice.volume`."""
 
 
-def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dict[int, Mask]:
+def read_predicted_masks(
+    folder: Path, data: SliceStore, indices: Sequence[int]
+) -> dict[int, Mask]:
     """Read the predicted masks of some slices.
 
     Args:
@@ -51,38 +56,28 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
         DataError: If the folder has no masks, a mask is missing, belongs to no slice, has another
             size, affine or more than two values; `problems` lists every file and slice.
     """
-    images, volumes = _find(folder)
-    own: dict[tuple[str, str], list[int]] = defaultdict(list)
+    images, volumes = _list_files(folder)
+    members_of: dict[ScanKey, list[int]] = defaultdict(list)
     for index, item in enumerate(data.slices):
-        own[item.volume].append(index)
-    patients = Counter(patient for patient, _ in own)
-    scans = Counter(scan for _, scan in own)
+        members_of[item.volume].append(index)
     shared = _shared_names(data)
+    names = _volume_names(data, members_of, shared)
     masks: dict[int, Mask] = {}
     problems: list[str] = []
     used: set[Path] = set()
     wanted, likes = set(indices), _image_volumes(data) if volumes else {}
-    for (patient, scan), members in own.items():
-        needed = [index for index in members if index in wanted]
-        keys = {_of_volume(data.slices[index].name) for index in members} - shared
-        names = [patient if patients[patient] == 1 else f"{patient}_{scan}"]
-        names += [scan] if scans[scan] == 1 else []
-        names += keys if len(keys) == 1 else []
-        volume = next((volumes[name] for name in names if name in volumes), ())
+    for key, members in members_of.items():
+        volume = next((volumes[name] for name in names[key] if name in volumes), [])
         if volume:
             used.update(volume)
-            if needed:
-                like = likes.get((patient, scan))
-                _read_volume(volume, data, members, masks, problems, like)
+            if not wanted.isdisjoint(members):
+                _read_volume(volume, data, members, masks, problems, likes.get(key))
             continue
         for index in members:
-            name = data.slices[index].name
-            # A pattern may have the patient in the file's name; the slice is called by the rest.
-            whole = images.get(f"{patient}_{name}", [])
-            found = whole or _choose(images.get(name, []), patient, is_shared=name in shared)
+            found = _find_image(images, data.slices[index], shared)
             used.update(found)
             if index in wanted:
-                _read_image(found, data, index, masks, problems, names[0])
+                _read_image(found, data, index, masks, problems, names[key][0])
     everything = {path for paths in (*images.values(), *volumes.values()) for path in paths}
     for path in sorted(everything - used):
         problems.append(f"{path.relative_to(folder)}: belongs to no slice of {data.root}")
@@ -94,7 +89,7 @@ def read_external(folder: Path, data: SliceStore, indices: Sequence[int]) -> dic
     return {index: masks[index] for index in indices}
 
 
-def _find(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+def _list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     """Return the images and the volumes below a folder, by their names without `_mask`."""
     images: dict[str, list[Path]] = defaultdict(list)
     volumes: dict[str, list[Path]] = defaultdict(list)
@@ -116,7 +111,7 @@ def _find(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
     return images, volumes
 
 
-def _image_volumes(data: SliceStore) -> dict[tuple[str, str], Path]:
+def _image_volumes(data: SliceStore) -> dict[ScanKey, Path]:
     """Return the NIfTI volume, that of the first channel, of each patient's scan that has one."""
     description = read_description(data.root) if data.described else None
     if description is None:
@@ -139,19 +134,47 @@ def _of_volume(name: str) -> str:
     return re.sub(r"_\d+$", "", name)
 
 
-def _choose(paths: Sequence[Path], patient: str, *, is_shared: bool) -> list[Path]:
-    """Return the masks of a patient's slice among the files of its name.
+def _volume_names(
+    data: SliceStore, members_of: Mapping[ScanKey, Sequence[int]], shared: Collection[str]
+) -> dict[ScanKey, list[str]]:
+    """Return the names that the volume of each scan may have, the one to name first.
 
     Args:
-        paths: The files.
-        patient: The patient.
-        is_shared: Whether another patient has a slice of this name.
+        data: The dataset.
+        members_of: Scan -> its slices.
+        shared: Names that two patients share.
     """
+    patients = Counter(patient for patient, _ in members_of)
+    scans = Counter(scan for _, scan in members_of)
+    names = {}
+    for (patient, scan), members in members_of.items():
+        own = [patient if patients[patient] == 1 else f"{patient}_{scan}"]
+        own += [scan] if scans[scan] == 1 else []
+        cut = {_of_volume(data.slices[index].name) for index in members}.difference(shared)
+        own += cut if len(cut) == 1 else []
+        names[patient, scan] = own
+    return names
+
+
+def _find_image(
+    images: Mapping[str, list[Path]], item: Slice, shared: Collection[str]
+) -> list[Path]:
+    """Return the files that may hold a slice's mask; one, if all is well.
+
+    Args:
+        images: Name -> the files of that name.
+        item: The slice.
+        shared: Names that two patients share.
+    """
+    # A pattern may have the patient in the file's name; the slice is called by the rest.
+    if whole := images.get(f"{item.patient}_{item.name}"):
+        return whole
+    paths, is_shared = images.get(item.name, []), item.name in shared
     if len(paths) < 2 and not is_shared:
-        return list(paths)
-    own = [path for path in paths if patient in (path.parent.name, patient_of(path.parent.name))]
+        return paths
+    own = [p for p in paths if item.patient in (p.parent.name, patient_of(p.parent.name))]
     if not own and not is_shared:
-        own = list(paths)
+        own = paths
     # An input image may lie beside its mask.
     return [path for path in own if path.stem.endswith(_MASK)] or own
 

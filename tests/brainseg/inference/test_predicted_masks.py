@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from brainseg.data.slice_store import SliceStore, open_dataset
 from brainseg.errors import DataError
-from brainseg.inference.external import read_external
+from brainseg.inference.predicted_masks import read_predicted_masks
 
 
 def _write(path: Path, mask: NDArray[np.bool_], tumour: int = 255) -> None:
@@ -50,7 +50,7 @@ def test_masks_are_found_in_every_layout(tmp_path: Path, data: SliceStore, layou
             affine = np.diag([-1.0, -1.0, 1.0, 1.0])
             nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
     wanted = [0, 2, len(masks) - 1]
-    found = read_external(tmp_path, data, wanted)
+    found = read_predicted_masks(tmp_path, data, wanted)
     assert list(found) == wanted
     for index in wanted:
         assert np.array_equal(found[index], masks[index])
@@ -70,21 +70,21 @@ def test_volumes_of_a_patient_with_two_scans_are_named_after_both(
         volume = np.stack(own).transpose(2, 1, 0).astype(np.uint8)
         affine = np.diag([-1.0, -1.0, 1.0, 1.0])
         nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
-    found = read_external(tmp_path, two, range(len(masks)))
+    found = read_predicted_masks(tmp_path, two, range(len(masks)))
     assert all(np.array_equal(found[n], mask) for n, mask in enumerate(masks))
     (tmp_path / f"{scans[1]}.nii.gz").unlink()
     with pytest.raises(DataError) as error:
-        read_external(tmp_path, two, range(len(masks)))
+        read_predicted_masks(tmp_path, two, range(len(masks)))
     assert f"expected s{len(masks) - 1}.png or P_{scans[1]}.nii.gz" in error.value.problems[-1]
 
 
 def test_everything_wrong_is_listed_at_once(tmp_path: Path, data: SliceStore) -> None:
     masks, names = _masks(data), [item.name for item in data.slices]
     with pytest.raises(DataError, match="no such folder"):
-        read_external(tmp_path / "nowhere", data, [0])
+        read_predicted_masks(tmp_path / "nowhere", data, [0])
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(DataError, match="no masks; expected PNG, TIFF or NIfTI"):
-        read_external(tmp_path, data, [0])
+        read_predicted_masks(tmp_path, data, [0])
     _write(tmp_path / f"{names[0]}.png", masks[0][:-2])
     cv2.imwrite(
         str(tmp_path / f"{names[1]}.png"),
@@ -95,7 +95,7 @@ def test_everything_wrong_is_listed_at_once(tmp_path: Path, data: SliceStore) ->
     _write(tmp_path / "stranger.png", masks[0])
     (tmp_path / f"{names[3]}.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="6 problems") as caught:
-        read_external(tmp_path, data, [0, 1, 2, 3, 4])
+        read_predicted_masks(tmp_path, data, [0, 1, 2, 3, 4])
     text = "\n".join(caught.value.problems)
     for words in (
         "the slice is",
@@ -115,10 +115,10 @@ def test_slices_of_one_name_are_told_apart_by_their_patients_folder(
     _write(tmp_path / item.patient / f"{item.name}.png", mask)
     _write(tmp_path / "elsewhere" / f"{item.name}.png", ~mask)
     with pytest.raises(DataError) as caught:
-        read_external(tmp_path, data, [0])
+        read_predicted_masks(tmp_path, data, [0])
     assert "elsewhere" in "".join(caught.value.problems)
     (tmp_path / "elsewhere" / f"{item.name}.png").unlink()
-    assert np.array_equal(read_external(tmp_path, data, [0])[0], mask)
+    assert np.array_equal(read_predicted_masks(tmp_path, data, [0])[0], mask)
 
 
 def test_a_mask_is_never_taken_for_another_patients(tmp_path: Path) -> None:
@@ -149,19 +149,19 @@ def test_a_mask_is_never_taken_for_another_patients(tmp_path: Path) -> None:
             volume = np.ones((40, 32, 3), np.uint8)
             nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), folder / kind)
         with pytest.raises(DataError) as caught:
-            read_external(folder, data, everything)
+            read_predicted_masks(folder, data, everything)
         assert sum(": no mask" in text for text in caught.value.problems) == (
             6 if name == "one" else 9
         )
     for item in data.slices:
         _write(tmp_path / "joined" / f"{item.patient}_{item.name}_mask.png", np.eye(32, 40) > 0)
-    assert len(read_external(tmp_path / "joined", data, everything)) == 9
+    assert len(read_predicted_masks(tmp_path / "joined", data, everything)) == 9
     for patient in ("A", "B", "C"):
         volume = rng.integers(0, 2, (40, 32, 3), np.uint8) * 2
         path = tmp_path / "own" / f"{patient}.nii.gz"
         path.parent.mkdir(exist_ok=True)
         nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), path)
-    assert len(read_external(tmp_path / "own", data, everything)) == 9
+    assert len(read_predicted_masks(tmp_path / "own", data, everything)) == 9
 
 
 def test_a_volume_of_masks_with_another_affine_than_the_image_is_refused(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_volume_of_masks_with_another_affine_than_the_image_is_refused(tmp_pat
     )
     data = open_dataset(root)
     with pytest.raises(DataError, match="2 problems") as caught:
-        read_external(masks, data, range(9))
+        read_predicted_masks(masks, data, range(9))
     assert "B.nii.gz: its affine (the identity, which tools write" in caught.value.problems[0]
-    found = read_external(masks, data, range(3))
+    found = read_predicted_masks(masks, data, range(3))
     assert all(np.array_equal(found[n], data.mask(n) > 0) for n in range(3))
