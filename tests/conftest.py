@@ -29,8 +29,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest file, which one process would otherwise run alone at the end."""
-    items.sort(key=lambda item: item.path.name != "test_whole_study.py")
+    """Begin with the longest files, which one process would otherwise run alone at the end."""
+    first = "test_whole_study.py"
+    items.sort(key=lambda item: (item.path.name != first, item.path.parent.name != "whole"))
 
 
 REAL_DATA = os.environ.get("BRAINSEG_DATA", "")
