@@ -123,6 +123,7 @@ def _volumes(root: Path) -> dict[str, Any]:
     }
 
 
+SLOW = pytest.mark.slow
 KINDS: dict[str, tuple[Write, int, int]] = {
     "png pairs": (_pairs, 1, 30),
     "jpeg of several sizes": (_jpegs, 3, 30),
@@ -140,7 +141,13 @@ def _write(root: Path, write: Write, **changes: Any) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("manifest", "nifti of nnU-Net") else pytest.param(kind, marks=SLOW)
+        for kind in KINDS
+    ],
+)
 def test_a_described_dataset_is_opened_trained_and_evaluated(
     kind: str, tmp_path: Path, tiny: Experiment
 ) -> None:
@@ -432,9 +439,9 @@ def test_the_check_describes_a_dataset_and_lists_what_is_wrong(
 @pytest.mark.parametrize(
     ("write", "sizes"),
     [
-        (_jpegs, 3),
-        pytest.param(_pairs, 1, marks=pytest.mark.slow),
-        pytest.param(_volumes, 1, marks=pytest.mark.slow),
+        pytest.param(_jpegs, 3, marks=SLOW),
+        pytest.param(_pairs, 1, marks=SLOW),
+        pytest.param(_volumes, 1, marks=SLOW),
     ],
 )
 def test_a_dataset_of_any_layout_is_explored(write: Write, sizes: int, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_page_shows_the_masks_of_predict_and_of_the_evaluation(
             assert text in html
 
 
+@pytest.mark.slow
 def test_two_models_stand_side_by_side(handlers: Handlers, files: list[str]) -> None:
     image = next(name for name in files if "_mask" not in name)
     html = handlers.outline_slice(image, None, "steady", "lucky")
