@@ -48,7 +48,7 @@ exit codes:
   0  the comparison is written
   1  a study is missing, damaged or unfinished, or the two cannot be compared
   2  usage: a flag or value is wrong, or the folder holds other things
-  130  stopped by Ctrl-C
+  130  stopped by Ctrl-C or SIGTERM
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from brainseg.cli import FINISHED, build_parser, result_folder, run_command, say, store_url
 from brainseg.errors import ConfigError, StudyError
 from brainseg.storage.files import retry_storage, write_text
-from brainseg.storage.remote import RemoteFolder, pull
+from brainseg.storage.remote import RemoteFolder, local_files, pull
 from study.storage.sync import is_report_file
 
 _STOPPED = "stopped; the same command fetches the rest"
@@ -34,7 +34,7 @@ exit codes:
   0  everything is here
   1  the URL holds no study, the store does not answer, or the disk refuses
   2  usage: a flag or the URL is wrong, or DIR is there and holds something else
-  130  stopped by Ctrl-C; the same command continues
+  130  stopped by Ctrl-C or SIGTERM; the same command continues
 """
 
 
@@ -65,7 +65,10 @@ def _fetch(args: argparse.Namespace) -> int:
     if remote.entry("study.json") is None:
         raise StudyError(f"{url} holds no study.json, so it is not a study: correct the URL")
     folder.mkdir(parents=True, exist_ok=True)
-    fetched = set(_read_marker(folder)[1:]) | {n for n in remote.list() if is_report_file(n)}
+    fetched = {name for name in remote.list() if is_report_file(name)}
+    marker = _read_marker(folder)
+    # The marker once held the URL alone; the folder was the copy then.
+    fetched |= set(local_files(folder) if len(marker) == 1 else marker[1:])
     write_text(folder / _MARKER, "\n".join([url, *sorted(fetched)]) + "\n")
     before = _times(folder)
     # If a running study changes a file between listing and download, both are repeated.
@@ -96,7 +99,7 @@ def _check_folder(url: str, folder: Path) -> None:
 def _read_marker(folder: Path) -> list[str]:
     """Return the URL from which a folder was fetched, then the names of the files that were."""
     marker = folder / _MARKER
-    return marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else []
+    return marker.read_text(encoding="utf-8").strip().split("\n") if marker.is_file() else []
 
 
 def _times(folder: Path) -> dict[Path, int]:

@@ -165,8 +165,11 @@ class NiftiVolume:
         axes = ["".join(orientations.aff2axcodes(one._image.affine)) for one in (self, like)]
         is_identity = np.allclose(self._image.affine, np.eye(4))
         dropped = " (the identity, which tools write that drop affines)" if is_identity else ""
+        other_name = like.path.name
+        if other_name == self.path.name:
+            other_name = f"{like.path.parent.name}/{other_name}"
         raise DataError(
-            f"{self.path.name}: its affine{dropped} is not that of {like.path.name}: axes "
+            f"{self.path.name}: its affine{dropped} is not that of {other_name}: axes "
             f"{axes[0]} and {axes[1]}, corners up to {voxels:.3g} voxels apart, so it would be "
             "read mirrored, turned or shifted; save it with that file's affine, if its voxels are "
             "in that order, else resample it"

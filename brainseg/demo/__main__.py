@@ -168,7 +168,7 @@ give the name in the address bar as --public-host. The command needs, in the che
   pip install -e ".[demo]"
 
 exit codes:
-  0  ended by Ctrl-C
+  0  ended by Ctrl-C or SIGTERM
   1  a model file or dataset is missing or cannot be used
   2  a flag or value is wrong, or a package is missing
 """

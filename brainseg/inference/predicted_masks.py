@@ -112,12 +112,18 @@ def _list_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Pat
 
 
 def _image_volumes(data: SliceStore) -> dict[ScanKey, Path]:
-    """Return the NIfTI volume, that of the first channel, of each patient's scan that has one."""
+    """Return the NIfTI volume, that of the first channel, of each patient's scan that has one.
+
+    A volume of one slice is an image of its scan; of several such, none is its scan's volume.
+    """
     description = read_description(data.root) if data.described else None
     if description is None:
         return {}
     items = find_files(data.root, description).items
-    return {(i.patient, i.name): i.images[0] for i in items if is_volume(i.images[0])}
+    volumes = [item for item in items if is_volume(item.images[0])]
+    of_scan = Counter((item.patient, item.scan) for item in volumes)
+    single = {(i.patient, i.scan): i.images[0] for i in volumes if of_scan[i.patient, i.scan] == 1}
+    return single | {(item.patient, item.name): item.images[0] for item in volumes}
 
 
 def _shared_names(data: SliceStore) -> set[str]:

@@ -177,8 +177,8 @@ class CheckpointFolder:
         except ValidationError as error:  # the checksums hold: these are the bytes that were saved
             raise CheckpointError(
                 f"{folder} was written by another version of brainseg: "
-                f"{explain(error).rstrip('.')}. Continue with that version, or delete "
-                f"{self._folder} to train from the start"
+                f"{explain(error).rstrip('.')}; that version continues it, another folder begins "
+                "anew"
             ) from error
         ours = self._experiment
         if _is_path(ours) and _is_path(theirs):

@@ -75,7 +75,7 @@ def conclude(
         matrix: The scores that were compared.
         comparison: The comparison of these scores.
         synthetic: Whether the data are generated phantoms.
-        choices: By whom the settings of some variants were chosen.
+        choices: On which patients the settings of some variants were chosen.
         rankings: The variants' ranks by other metrics and in other ways.
         leaks: What leaky variants, which are not ranked, gain over honest ones.
         external: Variants that other tools trained.
@@ -317,13 +317,14 @@ def _can_show(num_patients: int, num_tests: int) -> bool:
 
 
 def _describe_new(choice: Choice, pair: Pair | None) -> str:
-    """Say that the patients that are new to the first variant's settings show no difference."""
+    """Say that the patients new to the first variant's settings do not show it to be better."""
     if pair is None or pair.num_patients == 0:
         return "Its settings were chosen with these patients: no other tested both variants."
-    found = f"{pair.second}: {_format(pair.difference)}"
+    used, new = choice.num_patients - len(choice.new), len(choice.new)
+    shown = f"{pair.second} scored better" if _is_worse(pair) else "no difference is shown"
     return (
-        f"Its settings were chosen with {choice.num_patients - len(choice.new)} of these "
-        f"patients. On the {len(choice.new)} new to them no difference is shown ({found})."
+        f"Its settings were chosen with {used} of these patients. On the {new} new to them "
+        f"{shown} ({pair.first} - {pair.second}: {_format(pair.difference)})."
     )
 
 

@@ -49,14 +49,14 @@ def find_choices(
     chosen_on: Mapping[str, Sequence[str]] | None = None,
     external: Collection[str] = (),
 ) -> list[Choice]:
-    """Return by whom the settings of a study's variants were chosen.
+    """Return on which patients the settings of a study's variants were chosen.
 
     Args:
         matrix: Test scores.
         comparison: The comparison of these scores.
         searched: The inner splits of the study's searches: patients by part, `train` and `val`.
-        chosen_on: By whom the settings of some `variants` were chosen before this study, if its
-            grid says it: patients that `judged` candidates, and those that only `trained` them.
+        chosen_on: Patients on which the settings of some `variants` were chosen before this
+            study: those that `judged` candidates, and those that only `trained` them.
         external: Variants that other tools trained.
 
     Returns:

@@ -112,7 +112,7 @@ class StudyResults:
 
     @cached_property
     def choices(self) -> list[Choice]:
-        """By whom the settings of some variants were chosen."""
+        """On which patients the settings of some variants were chosen."""
         searched, chosen_on = self.split.get("search", ()), self.about.get("chosen_on")
         return find_choices(self.matrix, self.comparison, searched, chosen_on, self.external)
 

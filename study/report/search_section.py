@@ -202,7 +202,7 @@ def _describe_choice(choice: Choice) -> Section:
     """Compare variants whose settings were chosen before this study on the new patients."""
     blocks: list[Block] = [
         Paragraph(
-            "The grid names the patients by whom settings were chosen before this study. Scores "
+            "The grid names the patients on which settings were chosen before this study. Scores "
             "on these patients can be too high by an unknown amount."
         )
     ]

@@ -33,8 +33,9 @@ FAILURES = ("failed", "diverged")
 unfinished trial has not ended."""
 
 ALL_SEEDS = "all"
-ENSEMBLE_STEP = "ensemble"  # in the column "stage"
 """The seed of an ensemble's rows."""
+ENSEMBLE_STEP = "ensemble"
+"""The post-processing step of an ensemble's rows."""
 
 _KINDS = {
     "text": re.compile(r"[^\0]*", re.DOTALL),

@@ -74,11 +74,11 @@ class Failures:
         handle, process = Trial.handle_error, TuneController._process_trial_failure
         fail = RayActorManager._actor_task_failed
 
-        def handle_error(trial: Trial, error: Any = None) -> None:
+        def handle_error(trial: Trial, exc: Any = None) -> None:
             before = trial.num_failures
-            handle(trial, error)
-            self._latest[trial.trial_id] = error
-            if is_lost_node(error):
+            handle(trial, exc)
+            self._latest[trial.trial_id] = exc
+            if is_lost_node(exc):
                 self._lost[trial.trial_id] += 1
                 over = self._limit is not None and self._lost[trial.trial_id] > self._limit
                 trial.run_metadata.num_failures = trial.max_failures + 1 if over else before

@@ -226,7 +226,7 @@ def hidden_errors_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except tune.TuneError as error:
-        if re.search("^BrokenPipeError", str(error), re.MULTILINE):
+        if str(error).strip().rpartition("\n")[2].startswith("BrokenPipeError"):
             raise BrokenPipeError from error
         reason = _hidden_reason(str(error), folder)
         if reason is None:
@@ -260,6 +260,8 @@ def stop_signals() -> Iterator[list[int]]:
     def stop(number: int, frame: Any) -> None:
         stopped.append(number)
         restore(*watched)
+        if len(stopped) > 1:  # Tune puts this handler back
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGUSR1)  # the signal that Tune itself listens to
 
     def end(number: int, frame: Any) -> None:

@@ -70,5 +70,8 @@ def test_fetching_refuses_what_it_would_overwrite_and_what_is_no_study(
     assert fetch([url, str(tmp_path / "new")]) == FINISHED
     names = {path.name for path in (tmp_path / "new").iterdir()}
     assert names == {".fetched-from", "notes.csv", "study.json"}
+    (tmp_path / "new" / ".fetched-from").write_text(f"{url}\n")  # as it once was
+    assert fetch([url, str(tmp_path / "new")]) == FINISHED
+    assert not (tmp_path / "new" / "notes.csv").exists()
     assert fetch([store.url("another"), str(tmp_path / "new")]) == USAGE
     assert "was fetched from s3://" in capsys.readouterr().err

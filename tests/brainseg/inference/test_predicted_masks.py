@@ -164,13 +164,16 @@ def test_a_mask_is_never_taken_for_another_patients(tmp_path: Path) -> None:
     assert len(read_predicted_masks(tmp_path / "own", data, everything)) == 9
 
 
-def test_a_volume_of_masks_with_another_affine_than_the_image_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_volume_of_masks_with_another_affine_than_the_image_is_refused(
+    depth: int, tmp_path: Path
+) -> None:
     rng, affine = np.random.default_rng(4), np.diag([-1.0, -1.0, 2.0, 1.0])
     root, masks = tmp_path / "data", tmp_path / "masks"
     for folder in (root / "images", root / "labels", masks):
         folder.mkdir(parents=True)
     for patient in ("A", "B", "C"):
-        values = rng.integers(0, 255, (40, 32, 3), np.uint8)
+        values = rng.integers(0, 255, (40, 32, depth), np.uint8)
         for name, stored in (("images", values), ("labels", np.uint8(values > 200))):
             path = root / name / f"{patient}.nii.gz"
             nibabel.save(nibabel.Nifti1Image(stored, affine), path)
@@ -182,7 +185,7 @@ def test_a_volume_of_masks_with_another_affine_than_the_image_is_refused(tmp_pat
     )
     data = open_dataset(root)
     with pytest.raises(DataError, match="2 problems") as caught:
-        read_predicted_masks(masks, data, range(9))
+        read_predicted_masks(masks, data, range(3 * depth))
     assert "B.nii.gz: its affine (the identity, which tools write" in caught.value.problems[0]
-    found = read_predicted_masks(masks, data, range(3))
-    assert all(np.array_equal(found[n], data.mask(n) > 0) for n in range(3))
+    found = read_predicted_masks(masks, data, range(depth))
+    assert all(np.array_equal(found[n], data.mask(n) > 0) for n in range(depth))

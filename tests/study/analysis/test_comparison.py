@@ -381,6 +381,17 @@ def test_patients_needed_are_those_of_the_tables(effect: float, expected: int) -
     assert patients_needed(-differences) == expected
 
 
+@pytest.mark.parametrize(
+    ("effect", "pairs", "expected"), [(6.0, 28, 5), (3.0, 190, 8), (0.8, 435, 42), (1.0, 1225, 33)]
+)
+def test_more_pairs_need_more_patients(effect: float, pairs: int, expected: int) -> None:
+    """Where scipy's noncentral t is NaN. Expected: the power by quadrature over the spread."""
+    differences = effect + np.array([-1.0, 1.0]) / np.sqrt(2)
+    assert patients_needed(differences, 0.05 / pairs) == expected
+    needed = [patients_needed(differences, 0.05 / count) for count in (1, 10, 100, 1000)]
+    assert needed == sorted(needed)
+
+
 def test_patients_needed_at_the_edges() -> None:
     assert patients_needed(np.array([-0.1, 0.1])) == np.inf
     assert np.isnan(patients_needed(np.array([0.1])))

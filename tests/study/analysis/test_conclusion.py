@@ -297,6 +297,12 @@ def test_a_variant_chosen_on_the_test_patients_is_not_surely_the_best() -> None:
     assert (
         "On the 1 new to them no difference is shown" in dict(found.answers)["How sure is that?"]
     )
+    dice[1, :, :30] += 0.2
+    dice[1, :, 30:] -= 0.3
+    matrix = replace(matrix, measures=matrix_of(dice.clip(0, 1), 10).measures)
+    worse = _after_choice(matrix, chosen_on=chosen | {"judged": names[:30], "trained": []})
+    answer = dict(worse.answers)["How sure is that?"]
+    assert "On the 10 new to them raw scored better (winner-c0003 - raw: -0." in answer
     other = chosen | {"variants": ["raw"]}  # what scores too high is not the best
     answer = dict(_after_choice(matrix, chosen_on=other).answers)["How sure is that?"]
     assert answer.startswith("Sure: ")

@@ -202,6 +202,27 @@ def test_a_closed_pipe_is_not_blamed_on_tunes_folder(tmp_path: Path) -> None:
         raise tune.TuneError(text)
 
 
+def test_a_store_that_closes_the_connection_is_named(tmp_path: Path) -> None:
+    text = (
+        "BrokenPipeError: [Errno 32] Broken pipe\n\nThe above exception was the direct cause\n\n"
+        "brainseg.errors.StorageError: s3://bucket/lite does not answer\n"
+    )
+    with pytest.raises(StorageError, match="s3://bucket/lite"), hidden_errors_named(tmp_path):
+        raise tune.TuneError(text)
+
+
+def test_a_second_signal_ends_the_run_at_once() -> None:
+    """Tune's handler of the first one puts back the handler that it found."""
+    ours: list[Any] = []
+    with pytest.raises(KeyboardInterrupt), stop_signals() as stopped:
+        ours.append(signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGUSR1, lambda *_: signal.signal(signal.SIGINT, ours[0]))
+        signal.raise_signal(signal.SIGINT)
+        assert stopped == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+    assert len(stopped) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_tune_listens_ends_the_run(number: signal.Signals) -> None:
     """Also where Tune's handler of an earlier run is still there, which nothing reads any more."""
