@@ -208,7 +208,7 @@ FILES: dict[str, tuple[Damage, str]] = {
     "semicolons": (lambda p, li: p.write_text("".join(li).replace(",", ";")), "line 1: no column"),
     "a folder": (_replace_by(FOLDER), "is a folder; expected a file"),
     "a pipe": (_replace_by(PIPE), "is a pipe, socket or device; expected a file"),
-    "a terabyte": (_replace_by(HUGE), "at most 2,147 are read"),
+    "a terabyte": (_replace_by(HUGE), "at most 1,074 are read"),
 }
 
 
