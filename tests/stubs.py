@@ -93,7 +93,7 @@ def _stub_epochs(
     """A curve to the final score; what history.csv has is replayed."""
     experiment = job.experiment
     known = len(folder.read_history())
-    frozen, total = experiment.stages[0].epochs, sum(s.epochs for s in experiment.stages)
+    frozen, total = experiment.stages[0].epochs, experiment.num_epochs
     best = 0.0
     for step in range(1, total + 1):
         is_replayed = step <= known

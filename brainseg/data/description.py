@@ -25,7 +25,7 @@ from brainseg.config import Name
 from brainseg.data.about import About
 from brainseg.data.image_files import decode, show_name, show_shape
 from brainseg.data.layouts import ImageFiles, describe_unused, natural_key
-from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
+from brainseg.data.nifti import VOLUME_SUFFIXES, is_volume, open_volume
 from brainseg.data.preprocess import rescale
 from brainseg.errors import ConfigError, DataError
 from brainseg.plugins import LAYOUT_GROUP, describe_error, load_function
@@ -312,11 +312,6 @@ def read_patient(items: Sequence[ImageFiles], description: Description) -> list[
         for image, (name, _, mask, spacing) in zip(images, slices, strict=True):
             found.append(DecodedSlice(name, scan, image, mask, spacing))
     return found
-
-
-def is_volume(path: Path) -> bool:
-    """Return whether a file is a NIfTI volume, by its name."""
-    return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
 def _check_affines(item: ImageFiles) -> None:

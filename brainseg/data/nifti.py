@@ -222,6 +222,11 @@ class NiftiVolume:
         return np.ascontiguousarray(np.moveaxis(turned, (0, 1, 2), (2, 1, 0)))
 
 
+def is_volume(path: Path) -> bool:
+    """Return whether a file is a NIfTI volume, by its name."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
 def open_volume(path: Path) -> NiftiVolume:
     """Read the header of a NIfTI file.
 

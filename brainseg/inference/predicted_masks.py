@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brainseg.data.description import find_files, is_volume, read_description
+from brainseg.data.description import find_files, read_description
 from brainseg.data.image_files import decode, show_shape
 from brainseg.data.layouts import patient_of
-from brainseg.data.nifti import VOLUME_SUFFIXES, open_volume
+from brainseg.data.nifti import VOLUME_SUFFIXES, is_volume, open_volume
 from brainseg.data.slice_store import SliceStore
 from brainseg.data.store_builder import Slice
 from brainseg.errors import DataError

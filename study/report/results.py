@@ -14,6 +14,7 @@ import pandas as pd
 from brainseg.config import Experiment
 from brainseg.document import NONE, Table
 from brainseg.errors import DataError
+from brainseg.metrics import COUNT_NAMES
 from study.analysis.bootstrap import Estimate
 from study.analysis.calibration import Calibration, calibrate
 from study.analysis.comparison import Comparison, compare
@@ -260,7 +261,7 @@ def read_results(folder: Path) -> StudyResults:
 
 def _measure_diagonal(slices: pd.DataFrame) -> float:
     """Return the diagonal of the largest slice, taken as square: its sides are in no table."""
-    pixels = slices[["TP", "FP", "FN", "TN"]].sum(axis=1)
+    pixels = slices[list(COUNT_NAMES)].sum(axis=1)
     return math.sqrt(2 * pixels.max()) if len(slices) else math.inf
 
 
